@@ -15,12 +15,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 from pydantic import PositiveFloat, PositiveInt
 
 from models.base import Cost, Init, Mixer, MixerConfig, State
 from models.errors import UserError
-from models.layers import Linear, RMSNorm, lift, rope
+from models.layers import Linear, RMSNorm, rope
+from models.packing import Position
 
 QUERY_BLOCK = 64  # queries per block; more where a sequence would have over MAX_BLOCKS of them
 MAX_BLOCKS = 16
@@ -116,19 +117,18 @@ class SoftmaxAttention(Mixer):
         self.q_norm = RMSNorm(d_head, init=init) if config.qk_norm else None
         self.k_norm = RMSNorm(d_head, init=init) if config.qk_norm else None
 
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        q, k, v = self._heads(x, jnp.arange(x.shape[1]))
+    def __call__(
+        self, x: Float[Array, "b t d"], position: Position = None
+    ) -> Float[Array, "b t d"]:
+        q, k, v = self._heads(x, jnp.arange(x.shape[1]) if position is None else position[:, None])
         blocks = list(self.config.spans(x.shape[1]))
         attend = jax.checkpoint(_attend) if len(blocks) == MAX_BLOCKS else _attend
         outs = []
         for start, end, first in blocks:
-            t, s = jnp.arange(start, end)[:, None], jnp.arange(first, end)
-            seen = (s[None] <= t) & (t - s[None] < (self.config.window or end))
-            outs.append(
-                attend(
-                    q[:, :, start:end], k[:, :, first:end], v[:, :, first:end], lift(seen, q[None])
-                )
-            )
+            place = None if position is None else position[:, start:end]
+            t, s = jnp.arange(start, end), jnp.arange(first, end)
+            seen = _seen(t, s, self.config.window, place)
+            outs.append(attend(q[:, :, start:end], k[:, :, first:end], v[:, :, first:end], seen))
         return self.out(rearrange(jnp.concatenate(outs, axis=2), "b h t k -> b t (h k)"))
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:
@@ -164,6 +164,19 @@ class SoftmaxAttention(Mixer):
             q = rope(q, positions, self.config.rope_base)
             k = rope(k, positions, self.config.rope_base)
         return q, k, v
+
+
+def _seen(
+    t: Int[Array, " t"], s: Int[Array, " s"], window: int | None, position: Position
+) -> Bool[Array, "*b t s"]:
+    """Whether query t may look at key s: not ahead, within the window, in the same segment."""
+    back = t[:, None] - s[None]
+    seen = back >= 0
+    if window is not None:
+        seen = seen & (back < window)
+    if position is None:
+        return seen[None, None, None]
+    return (seen[None] & (back[None] <= position[..., None]))[:, None, None]
 
 
 def _attend(

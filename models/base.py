@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny
 
 from models.errors import UserError
+from models.packing import Position
 
 State = Any  # a pytree of arrays whose leading axis is the batch
 Aux = dict[str, Array]  # scalars a channel mixer reports beside its output
@@ -121,7 +122,10 @@ class MixerConfig(Tagged):
 class Mixer(nnx.Module):
     """Mixes along time. `step` has the signature of `lax.scan`'s body: the oracle is scan(step)."""
 
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    def __call__(
+        self, x: Float[Array, "b t d"], position: Position = None
+    ) -> Float[Array, "b t d"]:
+        """The whole sequence at once; `position` restarts it (models/packing.py)."""
         raise TypeError(f"{type(self).__name__} has no parallel form")
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:
