@@ -149,6 +149,15 @@ class ChannelConfig(Tagged):
         """`tokens` mixed in one call (all sequences of a batch: experts share their dispatch)."""
         raise TypeError(f"{type(self).__name__} has no cost")
 
+    def touched_params(self, d_model: int, tokens: int) -> float:
+        """Weights that `tokens` tokens of one call read, in expectation at uniform routing."""
+        return self.cost(d_model, tokens).params
+
+    @property
+    def causal(self) -> bool:
+        """Whether no token's output depends on a later token; a property of every mixer."""
+        return True
+
 
 class Channel(nnx.Module):
     """Mixes channels of each token; reports scalars (`balance`, `router_z`, `dropped`) beside."""
@@ -171,6 +180,10 @@ class Matrix(nnx.Param):
 
 class Embedding(nnx.Param):
     """A look-up table: its own learning rate, independent of width."""
+
+
+class Steered(nnx.Param):
+    """A value that moves by the sign of its gradient at its own rate, outside clipping and Adam."""
 
 
 class Init:

@@ -89,6 +89,25 @@ class ModelConfig(Config):
         )
 
     @property
+    def causal(self) -> bool:
+        """Whether no token's logits depend on a later token: else a loss is no language model's."""
+        return all(block.channel is None or block.channel.causal for block in self.blocks)
+
+    def touched_params(self, tokens: int) -> float:
+        """Weights that a decoded token of each of `tokens` sequences reads, in expectation.
+
+        An embedding that is no head too is looked up, not read: one row of it for each token.
+        """
+        table = 0 if self.tie_embeddings else self.vocab_size * self.d_model
+        idle = sum(
+            block.channel.cost(self.d_model, 1).params
+            - block.channel.touched_params(self.d_model, tokens)
+            for block in self.blocks
+            if block.channel is not None
+        )
+        return self.cost(1).params - table + min(tokens * self.d_model, table) - idle
+
+    @property
     def embedding_params(self) -> int:
         """Embedding and head: what 'non-embedding' counts leave out."""
         return self.vocab_size * self.d_model * (1 if self.tie_embeddings else 2)
