@@ -4,27 +4,28 @@
 
 Vaswani et al. 2017 (1706.03762, §3.2); grouped queries: Ainslie et al. 2023 (2305.13245); rotary
 positions: Su et al. 2021 (2104.09864); QK-norm: Henry et al. 2020 (2010.04245) with RMSNorm as in
-Qwen3; sliding window: Beltagy et al. 2020 (2004.05150). Not included: dropout, biases, sinks.
+Qwen3; sliding window: Beltagy et al. 2020 (2004.05150). The parallel form goes by tiles
+(models/tiled.py). Not included: dropout, biases, sinks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 from pydantic import PositiveFloat, PositiveInt
 
+from models import tiled
 from models.base import Cost, Init, Mixer, MixerConfig, State
 from models.errors import UserError
 from models.layers import Linear, RMSNorm, rope
 from models.packing import Position
 
-QUERY_BLOCK = 64  # queries per block; more where a sequence would have over MAX_BLOCKS of them
-MAX_BLOCKS = 16
+TILE, WIDE_TILE = 64, 256  # sides of a tile for up to LONG tokens, and beyond
+LONG = 1024
 
 
 class Attention(MixerConfig):
@@ -35,6 +36,9 @@ class Attention(MixerConfig):
     window: PositiveInt | None = None  # keys seen by a query, itself included; None: all
     rope_base: PositiveFloat | None = 10_000.0  # None: no positions
     qk_norm: bool = False
+    chunk: PositiveInt | None = (
+        None  # side of a tile; None: 64 tokens, or 256 beyond 1024, or window
+    )
 
     @property
     def kv_heads(self) -> int:
@@ -69,7 +73,8 @@ class Attention(MixerConfig):
 
     def cost(self, d_model: int, seq_len: int) -> Cost:
         per_pair = self.n_heads * self.head_size(d_model) * 4
-        pairs = sum((end - start) * (end - first) for start, end, first in self.spans(seq_len))
+        tile = self.tile(seq_len)
+        pairs = tiled.count(seq_len, tile, self.window) * tile**2
         weights = self._projections(d_model)
         params = weights + 2 * self.head_size(d_model) * self.qk_norm
         return Cost(
@@ -98,12 +103,10 @@ class Attention(MixerConfig):
         """Keys a cache for `context` tokens holds: all of them, or a ring of `window`."""
         return min(context, self.window or context)
 
-    def spans(self, seq_len: int) -> Iterator[tuple[int, int, int]]:
-        """(first query, end, first key) of each block: what the parallel form computes."""
-        block = max(QUERY_BLOCK, -(-seq_len // MAX_BLOCKS))
-        for start in range(0, seq_len, block):
-            first = max(0, start + 1 - self.window) if self.window else 0
-            yield start, min(start + block, seq_len), first
+    def tile(self, seq_len: int) -> int:
+        """Side of the parallel form's tiles of scores."""
+        side = TILE if seq_len <= LONG else WIDE_TILE
+        return min(self.chunk or min(side, self.window or side), seq_len)
 
 
 class SoftmaxAttention(Mixer):
@@ -121,15 +124,8 @@ class SoftmaxAttention(Mixer):
         self, x: Float[Array, "b t d"], position: Position = None
     ) -> Float[Array, "b t d"]:
         q, k, v = self._heads(x, jnp.arange(x.shape[1]) if position is None else position[:, None])
-        blocks = list(self.config.spans(x.shape[1]))
-        attend = jax.checkpoint(_attend) if len(blocks) == MAX_BLOCKS else _attend
-        outs = []
-        for start, end, first in blocks:
-            place = None if position is None else position[:, start:end]
-            t, s = jnp.arange(start, end), jnp.arange(first, end)
-            seen = _seen(t, s, self.config.window, place)
-            outs.append(attend(q[:, :, start:end], k[:, :, first:end], v[:, :, first:end], seen))
-        return self.out(rearrange(jnp.concatenate(outs, axis=2), "b h t k -> b t (h k)"))
+        out = tiled.attend(q, k, v, position, self.config.tile(x.shape[1]), self.config.window)
+        return self.out(rearrange(out, "b h t k -> b t (h k)"))
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:
         shape = (batch, self.config.kv_heads, self.config.slots(context), self.d_head)
@@ -164,19 +160,6 @@ class SoftmaxAttention(Mixer):
             q = rope(q, positions, self.config.rope_base)
             k = rope(k, positions, self.config.rope_base)
         return q, k, v
-
-
-def _seen(
-    t: Int[Array, " t"], s: Int[Array, " s"], window: int | None, position: Position
-) -> Bool[Array, "*b t s"]:
-    """Whether query t may look at key s: not ahead, within the window, in the same segment."""
-    back = t[:, None] - s[None]
-    seen = back >= 0
-    if window is not None:
-        seen = seen & (back < window)
-    if position is None:
-        return seen[None, None, None]
-    return (seen[None] & (back[None] <= position[..., None]))[:, None, None]
 
 
 def _attend(
