@@ -140,10 +140,11 @@ class SoftmaxAttention(Mixer):
         position = state["position"]
         # every sequence has its own position, so sequences stand in as the time axis' batch
         q, k, v = jax.vmap(lambda x, p: self._heads(x[None, None], p[None]))(x, position)
-        slots = state["k"].shape[2]
-        write = jax.vmap(lambda cache, new, at: cache.at[:, at].set(new))
-        keys = write(state["k"], k[:, 0, :, 0], position % slots)
-        values = write(state["v"], v[:, 0, :, 0], position % slots)
+        batch, groups, slots, _ = state["k"].shape
+        # one write for each head: XLA's CPU code copies a whole cache around a write of all of them
+        slot = jnp.arange(batch)[:, None], jnp.arange(groups)[None], position[:, None] % slots
+        keys = state["k"].at[slot].set(k[:, 0, :, 0])
+        values = state["v"].at[slot].set(v[:, 0, :, 0])
         seen = jnp.arange(slots)[None] <= position[:, None]
         out = _attend(q[:, 0], keys, values, seen[:, None, None, None])
         out = self.out(rearrange(out, "b h 1 k -> b (h k)"))
