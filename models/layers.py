@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from models.base import Init, Matrix
+from models.packing import Position
 
 
 def lift(vector: ArrayLike, x: Array) -> Array:
@@ -47,14 +48,15 @@ class RMSNorm(nnx.Module):
 
 
 def rope(
-    x: Float[Array, "b h t k"], positions: Int[Array, " t"], base: float
+    x: Float[Array, "b h t k"], positions: Int[Array, "*segments t"], base: float
 ) -> Float[Array, "b h t k"]:
     """Rotary positions (Su et al. 2021, 2104.09864), halves rotated as Llama does.
 
     Channel pair p of 2·P turns by position · base^(−p/P); relative offsets alone enter q·k.
     """
     half = x.shape[-1] // 2
-    angles = jnp.outer(positions, base ** (-jnp.arange(half, dtype=jnp.float32) / half))
+    rates = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions[..., None] * lift(rates, positions[..., None])
     cos, sin = lift(jnp.cos(angles), x), lift(jnp.sin(angles), x)
     x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1).astype(x.dtype)
@@ -73,9 +75,11 @@ class ShortConv(nnx.Module):
         self.bias = nnx.Param(init.full((channels,), 0.0)) if bias else None
         self.width, self.channels = width, channels
 
-    def __call__(self, x: Float[Array, "b t i"]) -> Float[Array, "b t i"]:
+    def __call__(
+        self, x: Float[Array, "b t i"], position: Position = None
+    ) -> Float[Array, "b t i"]:
         history = jnp.zeros((x.shape[0], self.width - 1, self.channels), x.dtype)
-        return self._mix(jnp.concatenate([history, x], axis=1), x.shape[1])
+        return self._mix(jnp.concatenate([history, x], axis=1), x.shape[1], position)
 
     def init_state(self, batch: int, dtype: Any) -> Float[Array, "b w i"]:
         return jnp.zeros((batch, self.width - 1, self.channels), dtype)
@@ -86,9 +90,15 @@ class ShortConv(nnx.Module):
         window = jnp.concatenate([state, x[:, None]], axis=1)
         return window[:, 1:], self._mix(window, 1)[:, 0]
 
-    def _mix(self, padded: Float[Array, "b p i"], length: int) -> Float[Array, "b t i"]:
+    def _mix(
+        self, padded: Float[Array, "b p i"], length: int, position: Position = None
+    ) -> Float[Array, "b t i"]:
         kernel = self.kernel.astype(padded.dtype)
         taps = [padded[:, w : w + length] * lift(kernel[w], padded) for w in range(self.width)]
+        if position is not None:
+            back = range(self.width - 1, -1, -1)
+            inside = ((position >= w)[..., None] for w in back)
+            taps = [jnp.where(i, tap, 0) for i, tap in zip(inside, taps, strict=True)]
         out = functools.reduce(jnp.add, taps)
         return out if self.bias is None else out + lift(self.bias.astype(padded.dtype), out)
 
