@@ -49,6 +49,7 @@ class ModelConfig(Config):
     blocks: tuple[Block, ...]
     tie_embeddings: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; weights are fp32
+    remat: bool | None = None  # keep only blocks' inputs for the backward pass; None: if scanned
 
     @model_validator(mode="after")
     def _blocks_fit(self) -> ModelConfig:
@@ -62,7 +63,11 @@ class ModelConfig(Config):
         return LM(self, init=init)
 
     def cost(self, seq_len: int, batch: int = 1) -> Cost:
-        """Forward pass over `batch` sequences; parameters are counted once."""
+        """Forward pass over `batch` sequences; parameters are counted once.
+
+        The backward pass takes twice that. With `remat` a block's forward pass runs again in it, in
+        exchange for memory: that is time, and no count of work includes it.
+        """
         tokens = batch * seq_len
         parts = [
             _times(block.mixer.cost(self.d_model, seq_len), batch)
@@ -185,7 +190,8 @@ class LM(nnx.Module):
         if len(self.config.blocks) // period < SCAN_FROM:
             aux = []
             for block in self.blocks:
-                x, scalars = block(x, position)
+                run = jax.checkpoint(block.__call__) if self.config.remat else block
+                x, scalars = run(x, position)
                 aux.append(scalars)
         else:
             x, aux = self._scan(x, position, period)
@@ -207,7 +213,8 @@ class LM(nnx.Module):
                 aux.append(scalars)
             return x, aux
 
-        return jax.lax.scan(jax.checkpoint(body), x, stacked)
+        keep = self.config.remat is False
+        return jax.lax.scan(body if keep else jax.checkpoint(body), x, stacked)
 
     def logits(self, hidden: Float[Array, "*batch d"]) -> Float[Array, "*batch w"]:
         if self.head is None:
