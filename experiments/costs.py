@@ -3,7 +3,7 @@
 Exact, from the configs: parameters, training FLOPs per token at several lengths under every
 convention, and for one decoded token its FLOPs, the bytes it reads and the state it needs, at 2
 bytes for a weight or an element of the state. The README's table is made of these rows by
-`python -m experiments.costs README.md`.
+`python -m experiments.readme README.md`.
 
 Command:   isoflop run costs --conventions executed causal
 Duration:  seconds; nothing is trained or timed
@@ -13,20 +13,16 @@ Expected:  equal active parameters; attention's FLOPs grow with the length, and 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from experiments import pick
 from experiments.families import model
-from experiments.text import si
 from models import zoo
 from sim.flops import CONVENTIONS, param_counts, step_flops
 from sim.hardware import decode
 
 STATE_BYTES = 2
-BEGIN, END = "<!-- costs: python -m experiments.costs README.md -->", "<!-- /costs -->"
 
 
 def measure(
@@ -68,25 +64,3 @@ def _row(
         "decode_bytes": token.bytes,
         **{f"state_bytes_at_{t}": STATE_BYTES * config.state_size(t) for t in contexts},
     }
-
-
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as a table of the README, three digits of each number."""
-    names = [name for name in rows[0] if name != "convention"]
-    heads = [name.replace("_", " ") for name in names]
-    lines = [heads, ["---", *["---:"] * (len(names) - 1)]]
-    for row in rows:
-        lines.append([f"`{row['family']}`", *(si(row[name]) for name in names[1:])])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def insert(text: str) -> str:
-    """The README with its table made anew."""
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n\n{markdown(measure(conventions=('executed',)))}\n\n{END}{after}"
-
-
-if __name__ == "__main__":
-    readme = Path(sys.argv[1])
-    readme.write_text(insert(readme.read_text(encoding="utf-8")), encoding="utf-8")

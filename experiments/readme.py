@@ -28,7 +28,7 @@ def cost_table() -> str:
 
 
 def ladder_table() -> str:
-    """Each family's best loss, its gains over dense, and what its law foretells; from study.json."""
+    """Each family's best loss, its gains over dense, and what its law foretells."""
     study = json.loads(STUDY.read_text(encoding="utf-8"))
     gains = {
         convention: {item["arm"]: item for item in study["gains"][convention]}
@@ -69,7 +69,7 @@ def markdown(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-PARTS: dict[str, Callable[[], str]] = {"costs": cost_table, "ladder": ladder_table}
+PARTS: dict[str, Callable[[], str]] = {"costs": cost_table}
 
 
 def insert(text: str) -> str:

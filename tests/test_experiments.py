@@ -9,8 +9,10 @@ import experiments
 from experiments import families, ladder, quickstart, ruler
 from figures import lr_transfer
 from models.errors import UserError
-from sim.records import Record, Row
+from sim.laws import PowerLaw
+from sim.records import Record, Row, read_rows
 from sim.spec import Optim
+from sim.train import train
 
 TRAINING = {name: e for name, e in experiments.discover().items() if e.trains}
 
@@ -60,6 +62,29 @@ def test_every_family_of_the_quickstart_has_a_tuned_rate_inside_its_sweep():
         tried = sorted(map(float, detail["loss"][widest]))
         assert tried[0] < table["rates"][family] < tried[-1]
     assert len({tuple(d["trials"].items()) for d in table["families"].values()}) == 1
+
+
+def the_ruler_covers_the_entropy(rows: list[Row]) -> None:
+    records = [row.record for row in rows]
+    assert all(record.loss > record.entropy for record in records)
+    columns = {"C": [r.tokens for r in records], "loss": [r.loss for r in records]}
+    fit = PowerLaw.fit(columns, draws=300)
+    low, high = fit.interval["E"]
+    assert fit.ok
+    assert low <= records[0].entropy <= high
+
+
+def test_the_fitted_E_of_the_committed_ruler_covers_the_entropy():
+    rows = read_rows(families.RATES.parent / "ruler.jsonl")
+    assert {row.record.key for row in rows} == {cell.run.key for cell in ruler.cells()}
+    the_ruler_covers_the_entropy(rows)
+
+
+@pytest.mark.slow
+def test_the_ruler_trained_anew_covers_the_entropy():
+    cells = ruler.cells()
+    records = [record for record, _ in train([cell.run for cell in cells])]
+    the_ruler_covers_the_entropy([Row(record=record) for record in records])
 
 
 def test_an_untuned_family_is_refused_with_the_remedy():
