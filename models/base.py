@@ -102,6 +102,10 @@ class MixerConfig(Tagged):
     def check(self, d_model: int) -> None:
         """Raise UserError if this mixer cannot have width `d_model`."""
 
+    def resolved(self, d_model: int) -> MixerConfig:
+        """The same mixer with the sizes that it takes from `d_model` written out."""
+        return self
+
     def build(self, d_model: int, *, init: Init) -> Mixer:
         raise TypeError(f"{type(self).__name__} has no build")
 

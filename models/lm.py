@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
-from pydantic import PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from models.base import AnyChannel, AnyMixer, Aux, Config, Cost, Embedding, Init, State
 from models.layers import Linear, RMSNorm
@@ -47,6 +47,9 @@ class ModelConfig(Config):
     vocab_size: PositiveInt
     blocks: tuple[Block, ...]
     tie_embeddings: bool = False
+    norm_eps: PositiveFloat = 1e-6
+    embed_scale: PositiveFloat = 1.0  # multiplies what the embedding gives
+    logit_cap: PositiveFloat | None = None  # logits ← cap · tanh(logits / cap)
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; weights are fp32
 
     @model_validator(mode="after")
@@ -107,12 +110,12 @@ def _times(cost: Cost, batch: int) -> Cost:
 
 
 class BlockModule(nnx.Module):
-    def __init__(self, config: Block, d_model: int, *, init: Init):
-        mixer, channel = config.mixer, config.channel
-        self.mixer_norm = RMSNorm(d_model, init=init) if mixer else None
-        self.mixer = mixer.build(d_model, init=init) if mixer else None
-        self.channel_norm = RMSNorm(d_model, init=init) if channel else None
-        self.channel = channel.build(d_model, init=init) if channel else None
+    def __init__(self, config: Block, model: ModelConfig, *, init: Init):
+        mixer, channel, d = config.mixer, config.channel, model.d_model
+        self.mixer_norm = RMSNorm(d, model.norm_eps, init=init) if mixer else None
+        self.mixer = mixer.build(d, init=init) if mixer else None
+        self.channel_norm = RMSNorm(d, model.norm_eps, init=init) if channel else None
+        self.channel = channel.build(d, init=init) if channel else None
 
     def __call__(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], Aux]:
         if self.mixer is not None and self.mixer_norm is not None:
@@ -138,8 +141,8 @@ class LM(nnx.Module):
         d, v = config.d_model, config.vocab_size
         scale = d**-0.5 if config.tie_embeddings else 1.0
         self.embed = Embedding(init.normal((v, d), scale))
-        self.blocks = nnx.List([BlockModule(block, d, init=init) for block in config.blocks])
-        self.norm = RMSNorm(d, init=init)
+        self.blocks = nnx.List([BlockModule(block, config, init=init) for block in config.blocks])
+        self.norm = RMSNorm(d, config.norm_eps, init=init)
         self.head = None if config.tie_embeddings else Linear(d, v, init=init)
 
     def __call__(self, tokens: Int[Array, "b t"]) -> tuple[Float[Array, "b t w"], Aux]:
@@ -149,7 +152,7 @@ class LM(nnx.Module):
 
     def hidden(self, tokens: Int[Array, "b t"]) -> tuple[Float[Array, "b t d"], Aux]:
         """The normed activations that the head reads."""
-        x = self.embed[...][tokens].astype(self.config.dtype)
+        x = self._embed(tokens)
         period = _period(self.config.blocks)
         if len(self.config.blocks) // period < SCAN_FROM:
             aux = []
@@ -178,8 +181,14 @@ class LM(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*batch d"]) -> Float[Array, "*batch w"]:
         if self.head is None:
-            return (hidden @ self.embed[...].T.astype(hidden.dtype)).astype(jnp.float32)
-        return self.head(hidden).astype(jnp.float32)
+            logits = hidden @ self.embed[...].T.astype(hidden.dtype)
+        else:
+            logits = self.head(hidden)
+        logits, cap = logits.astype(jnp.float32), self.config.logit_cap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+    def _embed(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch d"]:
+        return (self.embed[...][tokens] * self.config.embed_scale).astype(self.config.dtype)
 
     def init_state(self, batch: int, context: int) -> list[State]:
         return [
@@ -191,7 +200,7 @@ class LM(nnx.Module):
         self, state: list[State], tokens: Int[Array, " b"]
     ) -> tuple[list[State], Float[Array, "b w"]]:
         """Decode one token of each sequence: the next state and the next token's logits."""
-        x = self.embed[...][tokens].astype(self.config.dtype)
+        x = self._embed(tokens)
         after = []
         for block, before in zip(self.blocks, state, strict=True):
             before, x = block.step(before, x)

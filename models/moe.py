@@ -32,6 +32,7 @@ class Moe(ChannelConfig):
     top_k: PositiveInt
     d_expert: PositiveInt
     n_shared: NonNegativeInt = 0  # experts that serve every token, each of d_expert
+    shared_gate: bool = False  # what the shared experts give is gated by σ(x w), as in Qwen2-MoE
     capacity_factor: PositiveFloat | None = None  # None: dropless
     gate: Literal["softmax", "sigmoid"] = "softmax"
     renormalize: bool = True  # the chosen gates sum to 1 (Mixtral); else as the router gave them
@@ -45,6 +46,8 @@ class Moe(ChannelConfig):
             raise UserError(
                 f"top_k={self.top_k} must be at most n_experts={self.n_experts}; lower top_k"
             )
+        if self.shared_gate and not self.n_shared:
+            raise UserError("shared_gate gates shared experts and n_shared=0; set n_shared")
         return self
 
     def build(self, d_model: int, *, init: Init) -> RoutedExperts:
@@ -61,7 +64,7 @@ class Moe(ChannelConfig):
     def cost(self, d_model: int, tokens: int) -> Cost:
         expert = 3 * d_model * self.d_expert
         router = d_model * self.n_experts
-        shared = self.n_shared * expert
+        shared = self.n_shared * expert + self.shared_gate * d_model
         blocks, rows = self.layout(tokens)
         return Cost(
             matmul_flops=2 * tokens * (router + shared) + 2 * blocks * rows * expert,
@@ -80,6 +83,7 @@ class RoutedExperts(Channel):
         self.down = Matrix(init.normal((e, f, d), f**-0.5))
         shared = SwiGLU(d_ff=max(1, config.n_shared) * f)
         self.shared = shared.build(d, init=init) if config.n_shared else None
+        self.shared_gate = Linear(d, 1, init=init) if config.shared_gate else None
 
     def __call__(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], Aux]:
         config = self.config
@@ -100,7 +104,9 @@ class RoutedExperts(Channel):
         weighted = back * gates.reshape(-1, 1).astype(x.dtype)
         y = rearrange(weighted, "(t k) d -> t k d", k=config.top_k).sum(1).reshape(x.shape)
         if self.shared is not None:
-            y = y + self.shared(x)[0]
+            served = self.shared(x)[0]
+            gate = 1.0 if self.shared_gate is None else jax.nn.sigmoid(self.shared_gate(x))
+            y = y + gate * served
         return y, self._aux(logits, chosen, kept)
 
     def _choose(self, logits: Float[Array, "t e"]):
