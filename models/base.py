@@ -142,6 +142,10 @@ class ChannelConfig(Tagged):
     def check(self, d_model: int) -> None:
         """Raise UserError if this channel mixer cannot have width `d_model`."""
 
+    def resolved(self, d_model: int) -> ChannelConfig:
+        """The same with the sizes that it takes from `d_model` written out."""
+        return self
+
     def build(self, d_model: int, *, init: Init) -> Channel:
         raise TypeError(f"{type(self).__name__} has no build")
 

@@ -1,0 +1,230 @@
+"""Equal to the published implementations, for random small models of every family: `make parity`.
+
+Each model is made by transformers, saved by it, read by us, and written again by us.
+"""
+
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from models import interop
+from models.base import Init
+from models.translation import essence
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
+LENGTH, PROMPT, WRITTEN = 83, 19, 32  # a length that no chunk or block divides
+
+SMALL = {"vocab_size": 97, "num_hidden_layers": 2, "hidden_size": 48, "pad_token_id": None}
+HEADS = SMALL | {"intermediate_size": 56, "num_attention_heads": 6, "num_key_value_heads": 2}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+CASES = {
+    "llama-gqa": ("llama", HEADS),
+    "llama-odd-tied": (
+        "llama",
+        HEADS
+        | {"num_attention_heads": 3, "num_key_value_heads": 1, "tie_word_embeddings": True}
+        | {"attention_bias": True, "mlp_bias": True, "rope_parameters": LLAMA3},
+    ),
+    "llama-linear-rope": (
+        "llama",
+        HEADS
+        | {"num_key_value_heads": 6, "head_dim": 10, "rms_norm_eps": 1e-3}
+        | {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 1e4}},
+    ),
+    "mistral-window": ("mistral", HEADS | {"sliding_window": 7}),
+    "mistral-odd": (
+        "mistral",
+        HEADS | {"num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 8},
+    ),
+    "mistral-tied": ("mistral", HEADS | {"sliding_window": None, "tie_word_embeddings": True}),
+    "qwen2": ("qwen2", HEADS),
+    "qwen3": ("qwen3", HEADS | {"head_dim": 8}),
+    "qwen3-odd-tied": (
+        "qwen3",
+        HEADS
+        | {"num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 6}
+        | {"tie_word_embeddings": True, "attention_bias": True},
+    ),
+    "qwen3-some-windows": (
+        "qwen3",
+        HEADS
+        | {"num_hidden_layers": 3, "head_dim": 12, "max_window_layers": 1}
+        | {"use_sliding_window": True, "sliding_window": 9},
+    ),
+    "mixtral": ("mixtral", HEADS | {"num_local_experts": 4}),
+    "mixtral-window-tied": (
+        "mixtral",
+        HEADS
+        | {"num_attention_heads": 3, "num_key_value_heads": 3, "num_local_experts": 5}
+        | {"sliding_window": 11, "num_experts_per_tok": 3, "tie_word_embeddings": True},
+    ),
+    "mixtral-one-of-many": (
+        "mixtral",
+        HEADS | {"num_local_experts": 9, "num_experts_per_tok": 1, "num_hidden_layers": 1},
+    ),
+    "olmoe": ("olmoe", HEADS | {"num_experts": 6, "num_experts_per_tok": 2}),
+    "olmoe-odd-tied": (
+        "olmoe",
+        HEADS
+        | {"num_attention_heads": 3, "num_key_value_heads": 1, "tie_word_embeddings": True}
+        | {"num_experts": 5, "num_experts_per_tok": 3, "norm_topk_prob": True},
+    ),
+    "olmoe-bias": (
+        "olmoe",
+        HEADS | {"num_experts": 4, "num_experts_per_tok": 4, "attention_bias": True},
+    ),
+    "mamba": ("mamba", SMALL | {"state_size": 7}),
+    "mamba-untied-bias": (
+        "mamba",
+        SMALL
+        | {"tie_word_embeddings": False, "use_bias": True, "use_conv_bias": False}
+        | {"expand": 3, "conv_kernel": 3, "time_step_rank": 5},
+    ),
+    "mamba-deep": ("mamba", SMALL | {"num_hidden_layers": 9, "state_size": 4}),
+    "mamba2": (
+        "mamba2",
+        SMALL | {"num_heads": 6, "head_dim": 16, "n_groups": 2, "state_size": 10, "chunk_size": 32},
+    ),
+    "mamba2-odd-tied": (
+        "mamba2",
+        SMALL
+        | {"num_heads": 3, "head_dim": 32, "n_groups": 3, "state_size": 5, "chunk_size": 16}
+        | {"tie_word_embeddings": True, "use_bias": True},
+    ),
+    "mamba2-one-group": (
+        "mamba2",
+        SMALL
+        | {"num_heads": 9, "head_dim": 16, "n_groups": 1, "state_size": 6, "expand": 3}
+        | {"chunk_size": 50, "use_conv_bias": False},
+    ),
+    "falcon-mamba": ("falcon_mamba", SMALL | {"state_size": 6}),
+    "falcon-mamba-untied": (
+        "falcon_mamba",
+        SMALL | {"tie_word_embeddings": False, "use_bias": True, "state_size": 5},
+    ),
+    "falcon-mamba-eps": ("falcon_mamba", SMALL | {"mixer_rms_eps": 1e-2, "expand": 1}),
+}
+every_case = pytest.mark.parametrize("name", CASES)
+
+
+@cache
+def reference(name: str):
+    """A random model of transformers, every parameter moved off its initial value; its folder."""
+    model_type, fields = CASES[name]
+    torch.manual_seed(len(name))
+    config = transformers.AutoConfig.for_model(model_type, **fields)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    folder = Path(mkdtemp(prefix="parity-"))
+    model.save_pretrained(folder)
+    return model, folder
+
+
+@cache
+def imported(name: str):
+    return interop.load(reference(name)[1])
+
+
+def applied(model):
+    graph = nnx.split(nnx.eval_shape(lambda: model.build(init=Init(None))))[0]
+    return lambda params: nnx.merge(graph, params)
+
+
+def tokens(length: int = LENGTH, batch: int = 2) -> np.ndarray:
+    return np.random.default_rng(0).integers(1, 97, (batch, length))
+
+
+def their_logits(model, ids: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.tensor(ids), use_cache=False).logits.numpy()
+
+
+def assert_close(got, want):
+    assert np.abs(np.asarray(got) - want).max() < 1e-4 * np.abs(want).max()
+
+
+@every_case
+def test_logits_are_theirs(name):
+    model, params = imported(name)
+    apply = applied(model)
+    ids = tokens()
+    got = jax.jit(lambda p, x: apply(p)(x)[0])(params, jnp.asarray(ids, jnp.int32))
+    assert_close(got, their_logits(reference(name)[0], ids))
+
+
+@every_case
+def test_greedy_decoding_writes_their_tokens(name):
+    model, params = imported(name)
+    apply, prompt = applied(model), tokens(PROMPT)
+    want = reference(name)[0].generate(
+        torch.tensor(prompt),
+        attention_mask=torch.ones(prompt.shape, dtype=torch.long),
+        max_new_tokens=WRITTEN,
+        min_new_tokens=WRITTEN,
+        do_sample=False,
+        eos_token_id=None,
+    )
+
+    def write(params, prompt):
+        lm = apply(params)
+
+        def follow(carry, given):
+            state, last = carry
+            state, logits = lm.step(state, jnp.where(given < 0, last, given))
+            best = jnp.argmax(logits, -1).astype(jnp.int32)
+            return (state, best), best
+
+        blank = jnp.full((WRITTEN - 1, prompt.shape[0]), -1, jnp.int32)
+        start = lm.init_state(prompt.shape[0], PROMPT + WRITTEN), prompt[:, 0]
+        return jax.lax.scan(follow, start, jnp.concatenate([prompt.T, blank]))[1].T
+
+    got = jax.jit(write)(params, jnp.asarray(prompt, jnp.int32))[:, PROMPT - 1 :]
+    assert np.asarray(got).tolist() == want[:, PROMPT:].tolist()
+
+
+@every_case
+def test_parameters_are_as_many(name):
+    model, _ = imported(name)
+    assert model.cost(1).params == reference(name)[0].num_parameters()
+
+
+@every_case
+def test_what_we_write_they_read_with_the_same_logits(name, tmp_path):
+    model, params = imported(name)
+    weights = {key: np.asarray(leaf[...]) for key, leaf in interop.names(params).items()}
+    interop.save(tmp_path, model, weights, CASES[name][0], shard_bytes=60_000)
+    again, report = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    ids = tokens()
+    assert_close(their_logits(again.eval(), ids), their_logits(reference(name)[0], ids))
+    assert essence(interop.load(tmp_path)[0]) == essence(model)
+
+
+@pytest.mark.parametrize("model_type", interop.LAYOUTS)
+def test_fields_left_out_mean_what_they_mean_to_transformers(model_type):
+    theirs = transformers.AutoConfig.for_model(model_type)
+    fields = theirs.to_dict() | theirs.__dict__
+    for name, value in interop.LAYOUTS[model_type].defaults.items():
+        if name in fields:
+            assert fields[name] == value, name
