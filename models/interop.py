@@ -199,7 +199,7 @@ def _bytes(shard: Mapping[str, np.ndarray]) -> int:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes(), object_hook=_float)
     except OSError:
         raise UserError(f"there is no {path}; choose the folder of a checkpoint") from None
     except ValueError as error:
@@ -207,6 +207,11 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path} is not a JSON object; copy that file again")
     return found
+
+
+def _float(value: dict[str, Any]) -> Any:
+    """The float that transformers writes as an object, since JSON has no infinity."""
+    return float(value["__float__"]) if set(value) == {"__float__"} else value
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> Path:

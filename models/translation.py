@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
@@ -68,6 +68,10 @@ class Tensor:
     outer: str = ""
     inner: str = ""
     shift: float = 0.0  # ours − theirs: 1 where a norm's scale is stored as its distance from 1
+
+    def named(self, theirs: str) -> Tensor:
+        """The same for another published name."""
+        return replace(self, theirs=theirs)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,27 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+NEXT = HEADS | {
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+    "head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 7,
+    "linear_value_head_dim": 9,
+    "moe_intermediate_size": 12,
+    "shared_expert_intermediate_size": 12,
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+}
+GRIFFIN = HEADS | {"num_hidden_layers": 3, "attention_window_size": 11}
+JAMBA = HEADS | {
+    "num_hidden_layers": 4,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "num_experts": 4,
+    "mamba_d_state": 5,
+}
 CASES = {
     "llama-gqa": ("llama", HEADS),
     "llama-odd-tied": (
@@ -117,6 +138,44 @@ CASES = {
     "falcon-mamba-untied": (
         "falcon_mamba",
         SMALL | {"tie_word_embeddings": False, "use_bias": True, "state_size": 5},
+    ),
+    "qwen3-next": ("qwen3_next", NEXT),
+    "qwen3-next-tied": (
+        "qwen3_next",
+        NEXT
+        | {"num_attention_heads": 3, "num_key_value_heads": 3, "tie_word_embeddings": True}
+        | {"linear_num_key_heads": 3, "linear_num_value_heads": 3, "norm_topk_prob": False},
+    ),
+    "qwen3-next-big-shared": (
+        "qwen3_next",
+        NEXT
+        | {"linear_num_key_heads": 1, "linear_num_value_heads": 5, "head_dim": 16}
+        | {"shared_expert_intermediate_size": 24, "linear_conv_kernel_dim": 3}
+        | {"layer_types": ["full_attention", "linear_attention", "linear_attention"]},
+    ),
+    "recurrent-gemma": ("recurrent_gemma", GRIFFIN),
+    "recurrent-gemma-odd": (
+        "recurrent_gemma",
+        GRIFFIN
+        | {"num_attention_heads": 3, "num_key_value_heads": 3, "attention_window_size": 40}
+        | {"num_hidden_layers": 5, "attention_bias": True},
+    ),
+    "recurrent-gemma-untied": (
+        "recurrent_gemma",
+        GRIFFIN
+        | {"tie_word_embeddings": False, "logits_soft_cap": 2.0, "num_hidden_layers": 2}
+        | {"block_types": ["attention", "recurrent"]},
+    ),
+    "jamba": ("jamba", JAMBA),
+    "jamba-odd-tied": (
+        "jamba",
+        JAMBA
+        | {"num_attention_heads": 3, "num_key_value_heads": 1, "tie_word_embeddings": True}
+        | {"attn_layer_period": 3, "attn_layer_offset": 0, "mamba_proj_bias": True},
+    ),
+    "jamba-no-experts": (
+        "jamba",
+        JAMBA | {"num_experts": 1, "num_experts_per_tok": 1, "mamba_dt_rank": 4},
     ),
     "falcon-mamba-eps": ("falcon_mamba", SMALL | {"mixer_rms_eps": 1e-2, "expand": 1}),
 }
@@ -223,8 +282,7 @@ def test_what_we_write_they_read_with_the_same_logits(name, tmp_path):
 
 @pytest.mark.parametrize("model_type", interop.LAYOUTS)
 def test_fields_left_out_mean_what_they_mean_to_transformers(model_type):
-    theirs = transformers.AutoConfig.for_model(model_type)
-    fields = theirs.to_dict() | theirs.__dict__
-    for name, value in interop.LAYOUTS[model_type].defaults.items():
-        if name in fields:
-            assert fields[name] == value, name
+    theirs = transformers.AutoConfig.for_model(model_type).to_dict()
+    layout = interop.LAYOUTS[model_type]
+    required = {name: value for name, value in theirs.items() if name not in layout.defaults}
+    assert essence(layout.read(required)) == essence(layout.read(theirs))

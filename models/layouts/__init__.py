@@ -1,0 +1,26 @@
+"""The published layouts by their `model_type`, each one table.
+
+Field and tensor names are those of Hugging Face transformers (read at 5.23.0), whose modules the
+parity tests compare with ours. Tables share their parts: a family is what differs.
+"""
+
+from models.layouts import hybrid, llama, mamba
+from models.translation import Layout
+
+LAYOUTS: dict[str, Layout] = {
+    layout.model_type: layout
+    for layout in (
+        llama.LLAMA,
+        llama.MISTRAL,
+        llama.QWEN2,
+        llama.QWEN3,
+        llama.MIXTRAL,
+        llama.OLMOE,
+        mamba.MAMBA,
+        mamba.MAMBA2,
+        mamba.FALCON_MAMBA,
+        hybrid.QWEN3_NEXT,
+        hybrid.RECURRENT_GEMMA,
+        hybrid.JAMBA,
+    )
+}
