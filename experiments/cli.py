@@ -53,6 +53,11 @@ def describe(args: Sequence[str]) -> int:
 def run(args: Sequence[str]) -> int:
     """Train what an experiment lacks, or with --dry-run tell what that would take."""
     experiment, rest = _experiment("run", args)
+    if experiment.trains:  # measurements of speed compile afresh
+        from sim import cache
+
+        for name, value in cache.compilation().items():
+            os.environ.setdefault(name, value)  # read when JAX is imported, here and in workers
     module = experiment.load()
     options = module.cells if experiment.trains else later(module.measure)
     flags, cells = parse(f"run {experiment.name}", experiment.question, rest, RunFlags, options)
@@ -128,6 +133,11 @@ def _summary(outcome: Outcome, total: int) -> str:
     if outcome.finished:
         said.append(f"{outcome.finished} finished before")
     said += [f"{n} {word}" for word in ("diverged", "failed") if (n := outcome.count(word))]
+    jobs = {record.run.trunk: record for record in outcome.trained}.values()  # their last records
+    if compiled := sum(record.compiled + record.cached for record in jobs):
+        seconds = sum(record.compile_seconds for record in jobs)
+        cached = sum(record.cached for record in jobs)
+        said.append(f"{compiled} programs in {seconds:.0f} s, {cached} of them compiled before")
     return ", ".join(said)
 
 

@@ -16,7 +16,7 @@ from experiments.families import grid
 from sim.data import Corpus
 from sim.spec import Cell
 
-SHAPES = ((32, 2), (48, 2), (64, 2), (32, 4))  # (width, depth)
+SHAPES = ((32, 1), (32, 2), (48, 2), (64, 2))  # (width, depth)
 
 
 def cells(

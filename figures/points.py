@@ -20,7 +20,6 @@ from scipy.special import stdtrit
 
 from figures.style import looks
 from sim.records import Row
-from sim.spec import digest
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,7 @@ def points(rows: Iterable[Row]) -> list[Point]:
     """By family, in the order of `style.looks`, then by size and tokens."""
     cells: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in filter(usable, rows):
-        run = row.record.run.model_dump(mode="json")
-        del run["seed"]
-        cells[family(row), digest(run)].append(row)
+        cells[family(row), row.record.run.cell].append(row)
     found = sorted(map(_point, cells.values()), key=lambda p: (p.width, p.depth, p.tokens))
     return [
         interval

@@ -27,6 +27,15 @@ def folder() -> Path:
     return Path(os.environ.get("ISOFLOP_CACHE") or platformdirs.user_cache_dir("isoflop"))
 
 
+def compilation() -> dict[str, str]:
+    """Environment variables by which JAX keeps every compiled program in the cache folder."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(folder() / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
 def name(stem: str, *parts: str) -> str:
     """A file name for what `parts` describe."""
     return f"{stem}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"

@@ -55,7 +55,9 @@ class Record(Config):
     epochs: float | None = None
     state_bytes: int = 0  # of one sequence's decoding state at the training length, fp32
     seconds: float = 0.0  # this run's own training steps, trunk included, per seed lane
-    compile_seconds: float = 0.0
+    compile_seconds: float = 0.0  # of this run's job, all its programs
+    compiled: int = 0  # programs of this run's job that were compiled
+    cached: int = 0  # and that came from the persistent cache instead
     lanes: int = 1  # seeds trained together
     aux: dict[str, float] = Field(default_factory=dict)  # balance, router_z, dropped at the end
     data_digest: str = ""

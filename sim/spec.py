@@ -1,13 +1,15 @@
 """What a run is: a frozen, validated value whose digest names it for ever.
 
-Renaming an experiment or reordering a grid changes no digest, so it retrains nothing.
+Renaming an experiment, reordering a grid or adding an option to a mixer changes no digest, so it
+retrains nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from functools import cached_property
+from functools import cache
+from typing import Any
 
 from pydantic import (
     Field,
@@ -90,16 +92,20 @@ class Run(Config):
         """The step at which the cooldown leaves the trunk of constant learning rate."""
         return self.budget.steps - round(self.optim.cooldown * self.budget.steps)
 
-    @cached_property
+    @property
     def key(self) -> str:
         return digest(self)
 
-    @cached_property
+    @property
+    def cell(self) -> str:
+        """Runs of one cell differ only in their seed."""
+        return digest(self.model_copy(update={"seed": 0}))
+
+    @property
     def trunk(self) -> str:
         """Runs of one trunk differ only in their steps and seed: they are trained together."""
-        fields = self.model_dump(mode="json")
-        del fields["seed"], fields["budget"]["steps"]
-        return digest(fields)
+        budget = self.budget.model_copy(update={"steps": 1})
+        return digest(self.model_copy(update={"seed": 0, "budget": budget}))
 
 
 class Cell(Config):
@@ -109,11 +115,27 @@ class Cell(Config):
     run: Run
 
 
-def canonical(value: Config | dict) -> str:
+def canonical(value: Any) -> str:
     """JSON with sorted keys and no white space: equal values, equal text."""
     plain = value.model_dump(mode="json") if isinstance(value, Config) else value
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def digest(value: Config | dict) -> str:
-    return hashlib.sha256(canonical(value).encode()).hexdigest()[:16]
+def essential(value: Any) -> Any:
+    """A config as plain JSON values without the fields that stand at their defaults.
+
+    An option that is added later, with the default that keeps what was there, renames no run. A
+    default may therefore never change: raise `Run.version` instead.
+    """
+    if isinstance(value, Config):
+        return {
+            name: essential(getattr(value, name))
+            for name, field in type(value).model_fields.items()
+            if name == "kind" or getattr(value, name) != field.default
+        }
+    return [essential(item) for item in value] if isinstance(value, tuple) else value
+
+
+@cache
+def digest(value: Config) -> str:
+    return hashlib.sha256(canonical(essential(value)).encode()).hexdigest()[:16]

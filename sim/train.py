@@ -150,6 +150,14 @@ def _programs(model: ModelConfig, static: Optim) -> tuple[Program, dict[str, Any
 
 
 _compiled: dict[Any, Any] = {}
+_cache_hits = [0]  # programs this process took from JAX's persistent compilation cache
+
+
+def _count(event: str, **_: Any) -> None:
+    _cache_hits[0] += event == "/jax/compilation_cache/cache_hits"
+
+
+jax.monitoring.register_event_listener(_count)
 
 
 @dataclass
@@ -159,6 +167,8 @@ class Job:
     runs: Sequence[Run]
     emit: Callable[[Event], None] = lambda event: None
     compile_seconds: float = 0.0
+    compiled: int = 0
+    cached: int = 0
     source: Source = field(init=False)
 
     def __post_init__(self) -> None:
@@ -185,9 +195,11 @@ class Job:
         key = (self.program, name, shapes)
         if key not in _compiled:
             self.emit(Event(self.runs[0].trunk, 0, self.total_steps, float("nan"), 0.0, True))
-            start = time.perf_counter()
+            start, hits = time.perf_counter(), _cache_hits[0]
             _compiled[key] = self.jitted[name].lower(*args).compile()
             self.compile_seconds += time.perf_counter() - start
+            self.cached += _cache_hits[0] - hits
+            self.compiled += hits == _cache_hits[0]
         return _compiled[key](*args)
 
     @property
@@ -313,6 +325,8 @@ def _record(
         state_bytes=4 * run.model.state_size(budget.seq_len),
         seconds=seconds / len(job.seeds),
         compile_seconds=job.compile_seconds,
+        compiled=job.compiled,
+        cached=job.cached,
         lanes=len(job.seeds),
         aux=aux if not reason else {},
         data_digest=source.digest,

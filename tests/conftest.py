@@ -1,9 +1,12 @@
 """Every annotation of shapes and types in the package is executed while the tests run."""
 
+import os
+
 import jax
 import pytest
 from jaxtyping import install_import_hook
 
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # in processes that tests start
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 install_import_hook(["models", "sim", "figures", "experiments"], "typecheck.checked")

@@ -2,10 +2,13 @@
 
 import math
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from models import zoo
+from sim import cache
 from sim import train as training
 from sim.data import Corpus, ZipfFacts
 from sim.optim import schedule
@@ -128,3 +131,33 @@ def test_zipf_facts_are_approached_from_above():
     excess = [record.loss - record.entropy for record in records]
     assert excess[0] > excess[1] > -3 * records[1].loss_se
     assert excess[1] < 0.05
+
+
+def test_a_second_start_compiles_nothing_and_gives_the_same_bits(together, tmp_path, monkeypatch):
+    def start() -> tuple:
+        jax.clear_caches()  # a new process has compiled nothing
+        compilation_cache.reset_cache()
+        monkeypatch.setattr(training, "_compiled", {})
+        return next(iter(results([run(12, seed) for seed in (0, 1)]).values()))
+
+    settings = {
+        "jax_enable_compilation_cache": True,
+        "jax_compilation_cache_dir": str(tmp_path),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    assert settings.keys() - {"jax_enable_compilation_cache"} == {
+        *map(str.lower, cache.compilation())
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    try:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        first, second = start(), start()
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+    assert (first[0].compiled, first[0].cached) == (2, 0)
+    assert (second[0].compiled, second[0].cached) == (0, 2)
+    assert same(first, second)

@@ -1,0 +1,59 @@
+"""A run's key: what names it, and what must not rename it."""
+
+from __future__ import annotations
+
+import fakes
+import pytest
+
+from models.attention import Attention
+from models.lm import Block
+from models.mlp import SwiGLU
+from sim.spec import Optim, Run, canonical, digest
+
+RUN = fakes.run(seed=1)
+
+
+def changed(**fields) -> Run:
+    return RUN.model_copy(update=fields)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        changed(seed=5),
+        changed(version=2),
+        changed(optim=RUN.optim.model_copy(update={"lr": 0.5})),
+        changed(budget=RUN.budget.model_copy(update={"batch": 3})),
+        changed(model=RUN.model.model_copy(update={"tie_embeddings": True})),
+        changed(model=RUN.model.model_copy(update={"blocks": RUN.model.blocks * 2})),
+    ],
+    ids=["seed", "version", "rate", "batch", "tied", "blocks"],
+)
+def test_every_choice_is_in_the_key(other):
+    assert other.key != RUN.key
+
+
+def test_a_run_read_back_from_json_has_the_same_key():
+    assert Run.model_validate_json(canonical(RUN)).key == RUN.key
+
+
+def test_an_option_added_later_renames_no_run():
+    class Later(Optim):
+        momentum: float = 0.0
+
+    now = Optim(lr=0.01, warmup_steps=3)
+    later = Later(**now.model_dump())
+    assert digest(later) == digest(now)
+    assert digest(later.model_copy(update={"momentum": 0.1})) != digest(now)
+
+
+def test_the_kind_of_a_mixer_is_in_the_key_though_it_is_a_default():
+    attention = Block(mixer=Attention(n_heads=2))
+    assert digest(attention) != digest(Block(channel=SwiGLU(d_ff=2)))
+    assert '"kind":"attention"' in canonical(attention)
+
+
+def test_a_cell_is_all_seeds_and_a_trunk_all_seeds_and_lengths():
+    longer = changed(seed=3, budget=RUN.budget.model_copy(update={"steps": 400}))
+    assert changed(seed=3).cell == RUN.cell != longer.cell
+    assert longer.trunk == RUN.trunk != changed(version=2).trunk
