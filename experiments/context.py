@@ -15,13 +15,16 @@ Expected:  from 1k to 8k tokens the training step of Mamba and linear attention 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from experiments.families import model
+from models import interop
 from sim import context
 
 
 def measure(
     families: tuple[str, ...] = ("dense", "moe", "mamba", "linear"),
+    checkpoints: tuple[Path, ...] = (),
     lengths: tuple[int, ...] = (128, 1024, 2048, 4096, 8192),
     quantities: tuple[str, ...] = context.QUANTITIES,
     width: int = 64,
@@ -32,6 +35,8 @@ def measure(
 
     Args:
         families: names of the zoo's families.
+        checkpoints: folders of Hugging Face checkpoints, measured at their own size beside the
+            families and named as their folders.
         lengths: sequence lengths, in tokens.
         quantities: of train_step_seconds, prefill_seconds, decode_seconds, train_step_bytes,
             state_bytes.
@@ -40,6 +45,7 @@ def measure(
         repeats: turns that are timed, after one that is not.
     """
     models = {family: model(family, width, depth) for family in families}
+    models |= {folder.name: interop.read(folder) for folder in checkpoints}
     rows = context.measure(models, lengths, quantities, repeats, tell=tell)
     tell("")
     return rows

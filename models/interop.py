@@ -29,16 +29,17 @@ SHARD_BYTES = 5_000_000_000
 REDUNDANT = "rotary_emb.inv_freq"  # buffers that older files carry
 
 
+def read(folder: Path) -> ModelConfig:
+    """The model that a checkpoint holds, by its config.json alone."""
+    layout, config = _layout(folder)
+    return layout.read(config)
+
+
 def load(folder: Path) -> tuple[ModelConfig, Any]:
     """The model of a checkpoint and its parameters, as `nnx.split` gives them."""
-    config = _json(folder / "config.json")
-    name = config.get("model_type")
-    if name not in LAYOUTS:
-        raise UserError(
-            f"{folder}: model_type={name!r} is not supported; use one of {', '.join(LAYOUTS)}"
-        )
-    model = LAYOUTS[name].read(config)
-    return model, from_names(model, dict(_translated(LAYOUTS[name], model, Tensors(folder))))
+    layout, config = _layout(folder)
+    model = layout.read(config)
+    return model, from_names(model, dict(_translated(layout, model, Tensors(folder))))
 
 
 def save(
@@ -140,6 +141,17 @@ class Tensors:
             except (OSError, safetensors.SafetensorError) as error:
                 raise UserError(f"cannot read {path}: {error}; copy that file again") from None
         return self._open[name]
+
+
+def _layout(folder: Path) -> tuple[Layout, dict[str, Any]]:
+    """What a folder's config.json says, and the table that reads it."""
+    config = _json(folder / "config.json")
+    name = config.get("model_type")
+    if name not in LAYOUTS:
+        raise UserError(
+            f"{folder}: model_type={name!r} is not supported; use one of {', '.join(LAYOUTS)}"
+        )
+    return LAYOUTS[name], config
 
 
 def _translated(
