@@ -47,6 +47,21 @@ class RMSNorm(nnx.Module):
         return (x32 * rms * scale).astype(x.dtype)
 
 
+class LayerNorm(nnx.Module):
+    """(x − mean) / deviation · scale + bias, in fp32 (Ba et al. 2016, 1607.06450)."""
+
+    def __init__(self, size: int, eps: float = 1e-5, *, init: Init):
+        self.scale = nnx.Param(init.full((size,), 1.0))
+        self.bias = nnx.Param(init.full((size,), 0.0))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        x32 = x.astype(jnp.float32)
+        x32 = x32 - jnp.mean(x32, -1, keepdims=True)
+        rms = jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + self.eps)
+        return (x32 * rms * lift(self.scale[...], x) + lift(self.bias[...], x)).astype(x.dtype)
+
+
 class ShortConv(nnx.Module):
     """Causal depthwise convolution over the last `width` tokens, as shifted adds.
 

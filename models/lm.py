@@ -1,6 +1,8 @@
 """A language model is an embedding, a tuple of pre-norm residual blocks, a norm and a head.
 
 x ← x + mixer(norm(x));  x ← x + channel(norm(x))        for each block
+
+Beside x, mixers may leave named arrays for the layers above (RWKV-7's first values).
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from models.base import AnyChannel, AnyMixer, Aux, Config, Cost, Embedding, Init, State
-from models.layers import Linear, RMSNorm
+from models.base import AnyChannel, AnyMixer, Aux, Config, Cost, Embedding, Init, Left, State
+from models.errors import UserError
+from models.layers import LayerNorm, Linear, RMSNorm
 
 SCAN_FROM = 8  # repeats of the block pattern from which it is scanned instead of unrolled
 
@@ -47,7 +50,9 @@ class ModelConfig(Config):
     vocab_size: PositiveInt
     blocks: tuple[Block, ...]
     tie_embeddings: bool = False
+    norm: Literal["rms", "layer"] = "rms"
     norm_eps: PositiveFloat = 1e-6
+    embed_norm: bool = False  # a norm between the embedding and the first block
     embed_scale: PositiveFloat = 1.0  # multiplies what the embedding gives
     logit_cap: PositiveFloat | None = None  # logits ← cap · tanh(logits / cap)
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; weights are fp32
@@ -58,6 +63,15 @@ class ModelConfig(Config):
             raise ValueError("a model needs at least one block; got blocks=()")
         for part in {part for block in self.blocks for part in block.parts}:
             part.check(self.d_model)
+        left: set[str] = set()
+        for i, mixer in enumerate(block.mixer for block in self.blocks):
+            if mixer is not None:
+                if missing := mixer.needs - left:
+                    raise UserError(
+                        f"the {mixer.kind} of block {i} needs the {min(missing)} of a block below, "
+                        "and none leaves them; let an earlier one do so"
+                    )
+                left |= mixer.leaves
         return self
 
     def build(self, *, init: Init) -> LM:
@@ -97,8 +111,9 @@ class ModelConfig(Config):
 
     def _ends(self, tokens: int) -> Cost:
         """Embedding (a look-up: no FLOPs), norms and head."""
-        norms = self.d_model * (1 + sum(len(block.parts) for block in self.blocks))
-        params = self.embedding_params + norms
+        norms = 1 + self.embed_norm + sum(len(block.parts) for block in self.blocks)
+        vectors = 2 if self.norm == "layer" else 1
+        params = self.embedding_params + norms * vectors * self.d_model
         head = 2 * tokens * self.d_model * self.vocab_size
         return Cost(matmul_flops=head, params=params, active_params=params)
 
@@ -109,24 +124,35 @@ def _times(cost: Cost, batch: int) -> Cost:
     )
 
 
+def _norm(model: ModelConfig, init: Init) -> RMSNorm | LayerNorm:
+    kind = {"rms": RMSNorm, "layer": LayerNorm}[model.norm]
+    return kind(model.d_model, model.norm_eps, init=init)
+
+
 class BlockModule(nnx.Module):
     def __init__(self, config: Block, model: ModelConfig, *, init: Init):
         mixer, channel, d = config.mixer, config.channel, model.d_model
-        self.mixer_norm = RMSNorm(d, model.norm_eps, init=init) if mixer else None
+        self.mixer_norm = _norm(model, init) if mixer else None
         self.mixer = mixer.build(d, init=init) if mixer else None
-        self.channel_norm = RMSNorm(d, model.norm_eps, init=init) if channel else None
+        self.channel_norm = _norm(model, init) if channel else None
         self.channel = channel.build(d, init=init) if channel else None
 
-    def __call__(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], Aux]:
+    def __call__(
+        self, x: Float[Array, "b t d"], left: Left
+    ) -> tuple[Float[Array, "b t d"], Left, Aux]:
         if self.mixer is not None and self.mixer_norm is not None:
-            x = x + self.mixer(self.mixer_norm(x))
-        return self._channel(x)
-
-    def step(self, state: State, x: Float[Array, "b d"]) -> tuple[State, Float[Array, "b d"]]:
-        if self.mixer is not None and self.mixer_norm is not None:
-            state, y = self.mixer.step(state, self.mixer_norm(x))
+            y, left = self.mixer.forward(self.mixer_norm(x), left)
             x = x + y
-        return state, self._channel(x[:, None])[0][:, 0]
+        x, aux = self._channel(x)
+        return x, left, aux
+
+    def step(
+        self, state: State, x: Float[Array, "b d"], left: Left
+    ) -> tuple[State, Float[Array, "b d"], Left]:
+        if self.mixer is not None and self.mixer_norm is not None:
+            state, y, left = self.mixer.forward_step(state, self.mixer_norm(x), left)
+            x = x + y
+        return state, self._channel(x[:, None])[0][:, 0], left
 
     def _channel(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], Aux]:
         if self.channel is None or self.channel_norm is None:
@@ -142,7 +168,8 @@ class LM(nnx.Module):
         scale = d**-0.5 if config.tie_embeddings else 1.0
         self.embed = Embedding(init.normal((v, d), scale))
         self.blocks = nnx.List([BlockModule(block, config, init=init) for block in config.blocks])
-        self.norm = RMSNorm(d, config.norm_eps, init=init)
+        self.embed_norm = _norm(config, init) if config.embed_norm else None
+        self.norm = _norm(config, init)
         self.head = None if config.tie_embeddings else Linear(d, v, init=init)
 
     def __call__(self, tokens: Int[Array, "b t"]) -> tuple[Float[Array, "b t w"], Aux]:
@@ -155,9 +182,9 @@ class LM(nnx.Module):
         x = self._embed(tokens)
         period = _period(self.config.blocks)
         if len(self.config.blocks) // period < SCAN_FROM:
-            aux = []
+            aux, left = [], Left()
             for block in self.blocks:
-                x, scalars = block(x)
+                x, left, scalars = block(x, left)
                 aux.append(scalars)
         else:
             x, aux = self._scan(x, period)
@@ -171,9 +198,9 @@ class LM(nnx.Module):
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *repeats)
 
         def body(x, states):
-            aux = []
+            aux, left = [], Left()  # the first repeat needs nothing from outside, so none does
             for graphdef, state in zip(graph, states, strict=True):
-                x, scalars = nnx.merge(graphdef, state)(x)
+                x, left, scalars = nnx.merge(graphdef, state)(x, left)
                 aux.append(scalars)
             return x, aux
 
@@ -188,7 +215,8 @@ class LM(nnx.Module):
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
     def _embed(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch d"]:
-        return (self.embed[...][tokens] * self.config.embed_scale).astype(self.config.dtype)
+        x = (self.embed[...][tokens] * self.config.embed_scale).astype(self.config.dtype)
+        return x if self.embed_norm is None else self.embed_norm(x)
 
     def init_state(self, batch: int, context: int) -> list[State]:
         return [
@@ -200,10 +228,10 @@ class LM(nnx.Module):
         self, state: list[State], tokens: Int[Array, " b"]
     ) -> tuple[list[State], Float[Array, "b w"]]:
         """Decode one token of each sequence: the next state and the next token's logits."""
-        x = self._embed(tokens)
+        x, left = self._embed(tokens), Left()
         after = []
         for block, before in zip(self.blocks, state, strict=True):
-            before, x = block.step(before, x)
+            before, x, left = block.step(before, x, left)
             after.append(before)
         return after, self.logits(self.norm(x))
 

@@ -64,7 +64,7 @@ class Tensor:
     read backwards on export; `{e}` in the name stands for one tensor of each expert.
     """
 
-    theirs: str
+    theirs: str  # several, separated by spaces, if all are of one shape
     outer: str = ""
     inner: str = ""
     shift: float = 0.0  # ours − theirs: 1 where a norm's scale is stored as its distance from 1
@@ -155,7 +155,11 @@ class Part:
             ours = tuple(f"{place}.{name}" for name in names.split())
             if ours[0] in shapes:  # else an option, as a bias, that this model is without
                 experts = range(axes["e"]) if "{e}" in tensor.theirs else range(1)
-                theirs = tuple(prefix + self.prefix + tensor.theirs.format(e=e) for e in experts)
+                theirs = tuple(
+                    prefix + self.prefix + name.format(e=e)
+                    for e in experts
+                    for name in tensor.theirs.split()
+                )
                 yield Link(ours, theirs, tensor, axes)
 
 
@@ -179,7 +183,9 @@ class Layout:
     write_pattern: Callable[[Pattern], Fields]
     tensors: Mapping[str, Tensor]  # outside the layers
     layer: str  # prefix of a layer's tensors, with {i}
-    norms: Mapping[str, Tensor]  # of a layer
+    norms: tuple[str, ...]  # before each part of a layer
+    norm_shift: float = 0.0  # of their scales, see Tensor
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # ModelConfig's that no field tells
     plain: Callable[[Fields], Fields] = lambda fields: fields
     published: Callable[[Fields], Fields] = lambda fields: fields
 
@@ -188,16 +194,14 @@ class Layout:
         found = self.plain({**self.defaults, **config})
         self._refuse_unknown(found)
         try:
-            blocks = tuple(
-                Block(**{self.parts[name].place: self.parts[name].read(found) for name in layer})
-                for layer in self.read_pattern(found)
-            )
+            layers = self.read_pattern(found)
+            parts = [self.parts[name].read(found) for layer in layers for name in layer]
             fields = {ours: found[theirs] for theirs, ours in self.fields.items()}
         except KeyError as error:
             raise UserError(
                 f"config.json of a {self.model_type} model lacks {error.args[0]}; add it"
             ) from None
-        return ModelConfig(blocks=blocks, **fields)
+        return ModelConfig(blocks=_blocks(parts), **fields, **self.fixed)
 
     def _refuse_unknown(self, found: Fields) -> None:
         known = {*self.fields, *self.pattern_fields, *HARMLESS}.union(
@@ -219,21 +223,20 @@ class Layout:
     def write(self, model: ModelConfig) -> Fields:
         """The config.json of a model. UserError saying what this layout has no place for."""
         fields = {theirs: getattr(model, ours) for theirs, ours in self.fields.items()}
-        pattern = []
-        for i, block in enumerate(model.blocks):
-            layer = tuple(self._name(part, i) for part in block.parts)
-            for name, config in zip(layer, block.parts, strict=True):
-                for theirs, ours in self.parts[name].fields.items():
-                    for value in (getattr(config.resolved(model.d_model), o) for o in ours.split()):
-                        if fields.setdefault(theirs, value) != value:
-                            raise UserError(
-                                f"{theirs} is one value in a {self.model_type} checkpoint, and "
-                                f"this model has {fields[theirs]} and {value} (in block {i})"
-                            )
-            pattern.append(layer)
-        fields |= self.write_pattern(tuple(pattern))
-        names = {"model_type": self.model_type, "architectures": [self.architecture]}
-        written = self.published(fields) | names | {"dtype": "float32"}
+        parts = [(self._name(config, i), config, i) for i, _, config in _parts(model)]
+        for name, config, i in parts:
+            for theirs, ours in self.parts[name].fields.items():
+                for value in (getattr(config.resolved(model.d_model), o) for o in ours.split()):
+                    if fields.setdefault(theirs, value) != value:
+                        raise UserError(
+                            f"{theirs} is one value in a {self.model_type} checkpoint, and "
+                            f"this model has {fields[theirs]} and {value} (in block {i})"
+                        )
+        names, size = [name for name, _, _ in parts], len(self.norms)
+        pattern = tuple(tuple(names[i : i + size]) for i in range(0, len(names), size))
+        fields |= self.write_pattern(pattern)
+        named = {"model_type": self.model_type, "architectures": [self.architecture]}
+        written = self.published(fields) | named | {"dtype": "float32"}
         if difference := _difference(essence(self.read(written)), essence(model)):
             raise UserError(f"a {self.model_type} checkpoint has no place for {difference}")
         return written
@@ -248,33 +251,53 @@ class Layout:
 
     def links(self, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> list[Link]:
         """All tensors of a model whose parameters measure `shapes`, each of ours in one link."""
-        links = [
-            Link(tuple(names.split()), (tensor.theirs,), tensor, {})
-            for names, tensor in self.tensors.items()
-            if names.split()[0] in shapes
+        tensors = dict(self.tensors)
+        links: list[Link] = []
+        for position, (i, place, config) in enumerate(_parts(model)):
+            layer, within = divmod(position, len(self.norms))
+            prefix, ours = self.layer.format(i=layer), f"blocks.{i}.{place}"
+            norm = prefix + self.norms[within]
+            tensors[f"{ours}_norm.scale"] = Tensor(f"{norm}.weight", shift=self.norm_shift)
+            tensors[f"{ours}_norm.bias"] = Tensor(f"{norm}.bias")
+            part = self.parts[self._name(config, i)]
+            links += part.links(config.resolved(model.d_model), ours, prefix, shapes)
+        links += [
+            Link((name,), (tensor.theirs,), tensor, {})
+            for name, tensor in tensors.items()
+            if name in shapes
         ]
-        for i, block in enumerate(model.blocks):
-            prefix = self.layer.format(i=i)
-            for name, tensor in self.norms.items():
-                if (ours := f"blocks.{i}.{name}") in shapes:
-                    links.append(Link((ours,), (prefix + tensor.theirs,), tensor, {}))
-            for config in block.parts:
-                part = self.parts[self._name(config, i)]
-                place = f"blocks.{i}.{part.place}"
-                links += part.links(config.resolved(model.d_model), place, prefix, shapes)
         if left := set(shapes) - {name for link in links for name in link.ours}:
             raise UserError(f"a {self.model_type} checkpoint has no place for {min(left)}")
         return links
 
 
-def essence(model: ModelConfig) -> Fields:
-    """What the logits depend on: sizes written out, without how they are computed or trained."""
-    found = model.model_dump(exclude={"blocks", "dtype"})
+def _parts(model: ModelConfig) -> Iterator[tuple[int, str, Any]]:
+    """(block, place, config) of every mixer and channel mixer, in the order of computation."""
     for i, block in enumerate(model.blocks):
         for place, config in (("mixer", block.mixer), ("channel", block.channel)):
             if config is not None:
-                inner = config.resolved(model.d_model).model_dump()
-                found |= {f"blocks.{i}.{place}.{name}": value for name, value in inner.items()}
+                yield i, place, config
+
+
+def _blocks(parts: Sequence[Any]) -> tuple[Block, ...]:
+    """Blocks of `parts` in this order: a channel mixer joins the mixer before it."""
+    blocks: list[Block] = []
+    for part in parts:
+        if isinstance(part, MixerConfig):
+            blocks.append(Block(mixer=part))
+        elif blocks and blocks[-1].channel is None:
+            blocks[-1] = Block(mixer=blocks[-1].mixer, channel=part)
+        else:
+            blocks.append(Block(channel=part))
+    return tuple(blocks)
+
+
+def essence(model: ModelConfig) -> Fields:
+    """What the logits depend on: sizes written out, without how they are computed or trained."""
+    found = model.model_dump(exclude={"blocks", "dtype"})
+    for i, place, config in _parts(model):
+        inner = config.resolved(model.d_model).model_dump()
+        found |= {f"blocks.{i}.{place}.{name}": value for name, value in inner.items()}
     how = {"chunk", "block", "balance_weight", "z_weight"}
     return {name: value for name, value in found.items() if name.split(".")[-1] not in how}
 

@@ -1,10 +1,11 @@
 """The published layouts by their `model_type`, each one table.
 
 Field and tensor names are those of Hugging Face transformers (read at 5.23.0), whose modules the
-parity tests compare with ours. Tables share their parts: a family is what differs.
+parity tests compare with ours; RWKV-7's are those of flash-linear-attention. Tables share their
+parts: a family is what differs.
 """
 
-from models.layouts import hybrid, llama, mamba
+from models.layouts import hybrid, llama, mamba, rwkv
 from models.translation import Layout
 
 LAYOUTS: dict[str, Layout] = {
@@ -22,5 +23,6 @@ LAYOUTS: dict[str, Layout] = {
         hybrid.QWEN3_NEXT,
         hybrid.RECURRENT_GEMMA,
         hybrid.JAMBA,
+        rwkv.RWKV7,
     )
 }

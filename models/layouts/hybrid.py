@@ -144,7 +144,7 @@ QWEN3_NEXT = llama_like(
         "intermediate_size": ANY,  # of layers without experts, of which there are none
     },
     tensors=ends("model", "embed_tokens", "norm", 1.0),
-    norms=scales(1.0, mixer_norm="input_layernorm", channel_norm="post_attention_layernorm"),
+    norm_shift=1.0,
     plain=plain_qwen3_next,
     published=published_qwen3_next,
     **typed(full_attention=("attention", "moe"), linear_attention=("delta", "moe")),
@@ -233,7 +233,8 @@ RECURRENT_GEMMA = llama_like(
         "final_w_init_variance_scale": ANY,
     },
     tensors=ends("model", "embed_tokens", "final_norm", 1.0),
-    norms=scales(1.0, mixer_norm="temporal_pre_norm", channel_norm="channel_pre_norm"),
+    norms=("temporal_pre_norm", "channel_pre_norm"),
+    norm_shift=1.0,
     plain=plain_griffin,
     published=published_griffin,
     **typed(attention=("attention", "mlp"), recurrent=("recurrent", "mlp")),
@@ -332,7 +333,7 @@ JAMBA = llama_like(
     | dict.fromkeys(("use_mamba_kernels", "use_mambapy", "use_associative_scan"), ANY)
     | dict.fromkeys(("num_logits_to_keep", "calc_logits_for_entire_prompt"), ANY),
     tensors=ends("model", "embed_tokens", "final_layernorm"),
-    norms=scales(mixer_norm="input_layernorm", channel_norm="pre_ff_layernorm"),
+    norms=("input_layernorm", "pre_ff_layernorm"),
     plain=plain_jamba,
     published=without("head_dim", after=lambda fields: fields),
     pattern_fields=(

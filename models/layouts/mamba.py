@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from models.errors import UserError
-from models.layouts.parts import conv, ends, linear, same, scales, uniform
+from models.layouts.parts import conv, ends, linear, same, uniform
 from models.mamba import Mamba
 from models.ssd import Mamba2
 from models.translation import ANY, Fields, Layout, Part, Tensor
@@ -51,7 +51,7 @@ def mamba_like(model_type: str, architecture: str, part: Part, **changed: Any) -
         "neutral": neutral | changed.pop("neutral", {}),
         "tensors": ends("backbone", "embeddings", "norm_f"),
         "layer": "backbone.layers.{i}.",
-        "norms": scales(mixer_norm="norm"),
+        "norms": ("norm",),
         "plain": plain_mamba,
     }
     parts = {"mamba": part}
