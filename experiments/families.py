@@ -53,15 +53,16 @@ def grid(
     seeds: int,
     data: AnyData,
     eval_tokens: int,
+    batch: int = 8,
 ) -> list[Cell]:
-    """Families × (width, depth) × training lengths of 1024 tokens a step × seeds."""
+    """Families × (width, depth) × training lengths, of `batch` × 128 tokens a step, × seeds."""
     return [
         cell(
             family,
             width,
             depth,
             data,
-            Budget(steps=length, batch=8, seq_len=128, eval_tokens=eval_tokens),
+            Budget(steps=length, batch=batch, seq_len=128, eval_tokens=eval_tokens),
             seed,
             warmup=50,
         )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import io
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,23 +58,37 @@ def parse(
     import tyro
 
     parts = tuple(Annotated[Any, tyro.conf.arg(name="", constructor=maker)] for maker in makers)
-    values, unknown = tyro.cli(
-        tuple[parts],  # type: ignore[valid-type]
-        prog=f"isoflop {command}",
-        description=doc,
-        args=list(args),
-        return_unknown_args=True,
-        config=(
-            tyro.conf.OmitArgPrefixes,
-            tyro.conf.FlagCreatePairsOff,
-            tyro.conf.PositionalRequiredArgs,
-        ),
-    )
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            values, unknown = tyro.cli(
+                tuple[parts],  # type: ignore[valid-type]
+                prog=f"isoflop {command}",
+                description=doc,
+                args=list(args),
+                return_unknown_args=True,
+                config=(
+                    tyro.conf.OmitArgPrefixes,
+                    tyro.conf.FlagCreatePairsOff,
+                    tyro.conf.PositionalRequiredArgs,
+                ),
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise Usage(f"{_unboxed(said.getvalue())}; see isoflop {command} --help") from None
     if unknown:
         names = [name for maker in makers for name in inspect.signature(maker).parameters]
         flags = [f"--{name.replace('_', '-')}" for name in names]
         pick(unknown[0].split("=")[0], flags, f"option of isoflop {command} called")
     return values
+
+
+def _unboxed(panel: str) -> str:
+    """What tyro says in its panel below the title and above the first rule, in one line."""
+    lines = [line.strip("│ ") if line.strip("│╭╮╰╯─- ") else "" for line in panel.splitlines()]
+    below = itertools.dropwhile(lambda line: not line, lines[1:])
+    return " ".join(itertools.takewhile(bool, below)).rstrip(".")
 
 
 def later(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:

@@ -1,6 +1,6 @@
 """How does each architecture's loss scale with parameters and data, and which wins where?
 
-Five sizes × four training lengths × seeds for every family, each family with its own tuned
+Five sizes × three training lengths × two seeds for every family, each family with its own tuned
 learning rate. Shorter runs are cooldown branches of the longest, so D is nearly free. Feeds the
 Chinchilla fits, the compute-equivalent gains and the comparison of counting conventions.
 
@@ -13,15 +13,26 @@ Expected:  loss falls as a power of compute with an offset; exponents differ by 
 from __future__ import annotations
 
 from experiments.families import grid
+from models.errors import UserError
 from sim.data import Corpus
 from sim.spec import Cell
 
-SHAPES = ((32, 2), (48, 2), (64, 2), (64, 4), (96, 3))  # (width, depth): 25k to 330k parameters
+SHAPES = ((24, 2), (32, 2), (48, 2), (64, 2), (64, 4))  # (width, depth): 14k to 200k parameters
 
 
 def cells(
-    families: tuple[str, ...] = ("dense", "moe", "mamba", "linear"),
-    steps: tuple[int, ...] = (500, 800, 1300, 2000),
+    families: tuple[str, ...] = (
+        "dense",
+        "moe",
+        "mamba",
+        "mamba2",
+        "linear",
+        "gated_deltanet",
+        "hybrid",
+        "lstm",
+    ),
+    sizes: int = len(SHAPES),
+    steps: tuple[int, ...] = (500, 800, 1300),
     seeds: int = 2,
     corpus: str = "sympy",
 ) -> list[Cell]:
@@ -29,8 +40,12 @@ def cells(
 
     Args:
         families: names of the zoo's families.
-        steps: training lengths, of 1024 tokens a step.
+        sizes: how many of the five sizes, the smallest first.
+        steps: training lengths, of 512 tokens a step.
         seeds: runs of each cell, trained together; the same data order for every family.
         corpus: sympy (Python code, 15.8 MB to train on) or kjv (English, 4.0 MB).
     """
-    return grid(families, SHAPES, steps, seeds, Corpus(name=corpus), eval_tokens=131_072)
+    if not 1 <= sizes <= len(SHAPES):
+        raise UserError(f"sizes={sizes} must be between 1 and {len(SHAPES)}, the sizes there are")
+    data = Corpus(name=corpus)
+    return grid(families, SHAPES[:sizes], steps, seeds, data, eval_tokens=131_072, batch=4)

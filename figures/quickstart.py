@@ -32,6 +32,11 @@ def loss_vs_flops(cells: list[Point], left_out: int, out: Path) -> list[Path]:
         scaling.bands(axes, cells, lines, convention)
         axes.set_title(f"Held-out loss against training compute{_missing(left_out)}")
         style.key(axes)
+        style.note(
+            figure,
+            "lines: each family's best runs (lower envelope); bands: 90 % interval of the power "
+            "law through them",
+        )
     numbers = {
         "convention": convention,
         "cells": [cell.numbers for cell in cells],

@@ -186,6 +186,11 @@ def key(axes: Axes, **where: Any) -> None:
         axes.legend(handles, labels, loc="best", fontsize=8.5, **where)
 
 
+def note(figure: Figure, text: str) -> None:
+    """A line below the panels that says what is drawn."""
+    figure.supxlabel(text, fontsize=8, color="#5c6370", x=0.01, ha="left")
+
+
 def tokens(count: float) -> str:
     """A sequence length as people say it: 512, 1k, 8k."""
     return f"{count / 1024:g}k" if count >= 1024 and count % 1024 == 0 else f"{count:g}"

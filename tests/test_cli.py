@@ -177,6 +177,10 @@ MISTAKES = {
     "lr=nan: Input should be a finite number": ["run", "toy", "--lr", "nan"],
     "d_model=8 must be a multiple of n_heads=3": ["run", "toy", "--heads", "3"],
     "leave the grid without a run": ["run", "toy", "--seeds", "0"],
+    "parsing --seeds: invalid literal for int() with base 10: 'x'; see isoflop run toy --help": [
+        *("run", "toy", "--seeds", "x")
+    ],
+    "Missing value for argument '--workers'": ["run", "toy", "--workers"],
     "cannot be written": ["run", "toy", "--runs", "experiments/toy.py"],
     "ruler measures at once and has no budget table": ["run", "ruler", "--dry-run"],
     "nowhere.csv": ["fit", "nowhere.csv"],
