@@ -38,7 +38,7 @@ def gla(w, x, heads: int):
 
 
 def retnet(w, x, heads: int):
-    """Retention without its rotation (Sun et al. 2023, 2307.08621, eq. 6 and 8), γ = 1 − 2^(−5−h)."""
+    """Retention without its rotation (Sun et al. 2023, 2307.08621, §2.1–2.2): γ = 1 − 2^(−5−h)."""
     q, k, v, g = (x @ w[f"{name}.kernel"] for name in ("q", "k", "v", "gate"))
     gamma = 1 - 2.0 ** (-5 - np.arange(heads))
     gates = np.repeat(np.log(gamma), q.shape[-1] // heads)

@@ -5,7 +5,7 @@ parity tests compare with ours; RWKV-7's are those of flash-linear-attention. Ta
 parts: a family is what differs.
 """
 
-from models.layouts import hybrid, llama, mamba, rwkv
+from models.layouts import griffin, jamba, llama, mamba, qwen3_next, rwkv
 from models.translation import Layout
 
 LAYOUTS: dict[str, Layout] = {
@@ -20,9 +20,9 @@ LAYOUTS: dict[str, Layout] = {
         mamba.MAMBA,
         mamba.MAMBA2,
         mamba.FALCON_MAMBA,
-        hybrid.QWEN3_NEXT,
-        hybrid.RECURRENT_GEMMA,
-        hybrid.JAMBA,
+        qwen3_next.QWEN3_NEXT,
+        griffin.RECURRENT_GEMMA,
+        jamba.JAMBA,
         rwkv.RWKV7,
     )
 }

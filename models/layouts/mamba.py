@@ -6,9 +6,10 @@ from typing import Any
 
 from models.errors import UserError
 from models.layouts.parts import conv, ends, linear, same, uniform
+from models.links import Tensor
 from models.mamba import Mamba
 from models.ssd import Mamba2
-from models.translation import ANY, Fields, Layout, Part, Tensor
+from models.translation import ANY, Fields, Layout, Part
 
 STEPS = {f"time_step_{name}": ANY for name in ("min", "max", "floor", "scale", "init_scheme")}
 

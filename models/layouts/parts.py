@@ -7,9 +7,10 @@ from typing import Any
 
 from models.attention import Attention
 from models.errors import UserError
+from models.links import Tensor
 from models.mlp import SwiGLU
 from models.rotary import LinearScaling, Llama3Scaling
-from models.translation import Fields, Part, Pattern, Tensor
+from models.translation import Fields, Part, Pattern
 
 
 def linear(**names: str) -> dict[str, Tensor]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from models.errors import UserError
 from models.layouts.parts import ends, linear, same
+from models.links import Tensor
 from models.rwkv import Rwkv7, RwkvChannel
-from models.translation import ANY, Fields, Layout, Part, Pattern, Tensor
+from models.translation import ANY, Fields, Layout, Part, Pattern
 
 
 def low_rank(ours: str, theirs: str) -> dict[str, Tensor]:
