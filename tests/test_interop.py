@@ -12,6 +12,8 @@ import pytest
 import safetensors.numpy
 from fakes import record, run
 from flax import nnx
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from experiments.cli import main
 from models import interop
@@ -24,6 +26,7 @@ from models.lm import Block, ModelConfig, tile
 from models.mlp import SwiGLU
 from models.moe import Moe
 from models.translation import essence
+from sim.inference import Checkpoint
 from sim.records import Store
 from sim.train import names
 
@@ -204,6 +207,22 @@ def test_our_own_families_find_their_layout(channel, model_type, tmp_path):
     interop.save(tmp_path, model, names(nnx.state(model.build(init=Init(0)))))
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == model_type
     assert essence(interop.read(tmp_path)) == essence(model)
+
+
+def test_tokens_are_those_of_tokenizer_json_or_bytes(tmp_path):
+    block = Block(mixer=Attention(n_heads=2))
+    model = ModelConfig(d_model=8, vocab_size=256, blocks=(block,))
+    of_bytes = Checkpoint(tmp_path, model, None)
+    assert of_bytes.decode(of_bytes.encode("naïve")) == "naïve"
+    with pytest.raises(UserError, match=r"no tokenizer\.json, and vocab_size=99 is not the 256"):
+        Checkpoint(tmp_path, model.model_copy(update={"vocab_size": 99}), None).encode("a")
+    words = {"to": 0, "be": 1, "or": 2, "not": 3}
+    Tokenizer(WordLevel(words)).save(str(tmp_path / "tokenizer.json"))
+    of_words = Checkpoint(tmp_path, model, None)
+    assert of_words.encode("not").tolist() == [3]
+    assert of_words.decode(np.array([0, 1])) == "to be"
+    with pytest.raises(UserError, match="gives token 3, and the model's vocab_size is 2"):
+        Checkpoint(tmp_path, model.model_copy(update={"vocab_size": 2}), None).encode("not")
 
 
 def test_a_trained_run_is_exported_imported_measured_and_sampled(tmp_path, capsys, monkeypatch):
