@@ -75,7 +75,7 @@ def describe(model: Any, seq_len: int, context: int) -> dict[str, Any]:
 
 
 def export(run: str, folder: Path, runs: Path = Path("runs"), layout: str | None = None) -> None:
-    """Write a trained run's weights as a Hugging Face checkpoint.
+    """Write a trained run's weights, and the tokenizer it trained, as a Hugging Face checkpoint.
 
     Args:
         run: the run's key, or its beginning if only one begins so.
@@ -85,7 +85,7 @@ def export(run: str, folder: Path, runs: Path = Path("runs"), layout: str | None
     """
     from models import interop
     from models.errors import UserError
-    from sim.records import Store
+    from sim.records import Store, write
 
     store = Store(runs)
     keys = [path.parent.name for path in sorted(runs.glob(f"{run}*/result.json"))]
@@ -97,6 +97,10 @@ def export(run: str, folder: Path, runs: Path = Path("runs"), layout: str | None
     record = store.load(keys[0])
     assert record is not None
     written = interop.save(folder, record.run.model, store.weights(keys[0]), layout)
+    tokenizer = record.run.data.open().tokenizer
+    if tokenizer is not None:
+        written.append(folder / "tokenizer.json")
+        write(written[-1], tokenizer)
     print("\n".join(map(str, written)))
 
 

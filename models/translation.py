@@ -128,6 +128,11 @@ class Layout:
             raise UserError(
                 f"config.json of a {self.model_type} model lacks {error.args[0]}; add it"
             ) from None
+        except TypeError as error:
+            raise UserError(
+                f"config.json of a {self.model_type} model has a value of a wrong type ({error}); "
+                "compare it with a published one"
+            ) from None
         return ModelConfig(blocks=_blocks(parts), **fields, **self.fixed)
 
     def _refuse_unknown(self, found: Fields) -> None:

@@ -59,7 +59,10 @@ class Checkpoint:
         if path.exists():
             from tokenizers import Tokenizer
 
-            return Tokenizer.from_file(str(path))
+            try:
+                return Tokenizer.from_file(str(path))
+            except Exception as error:  # tokenizers raises nothing more precise
+                raise UserError(f"cannot read {path}: {error}; copy that file again") from None
         if self.model.vocab_size != BYTES:
             raise UserError(
                 f"{self.folder} has no tokenizer.json, and vocab_size={self.model.vocab_size} is "
