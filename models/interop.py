@@ -8,6 +8,7 @@ Nothing is unpickled: a folder with only `.bin` or `.pth` files is refused.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +27,7 @@ from models.translation import Layout
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
-REDUNDANT = "rotary_emb.inv_freq"  # buffers that older files carry
+REDUNDANT = re.compile(r"rotary_emb\.inv_freq$|^mtp\.")  # old buffers; heads for later tokens
 
 
 def read(folder: Path) -> ModelConfig:
@@ -53,7 +54,7 @@ def save(
 
     Without a `model_type`, the first layout that has a place for everything in the model.
     """
-    layout, config = _fitting(model, model_type)
+    layout, config = fitting(model, model_type)
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[dict[str, np.ndarray]] = [{}]
     for link in layout.links(model, {name: array.shape for name, array in weights.items()}):
@@ -163,7 +164,7 @@ def _translated(
     want: dict[str, tuple[int, ...]] = {}
     for link in links:
         want |= link.published_shapes([shapes[name] for name in link.ours])
-    extra = {name for name in tensors.files if not name.endswith(REDUNDANT)} - set(want)
+    extra = {name for name in tensors.files if not REDUNDANT.search(name)} - set(want)
     if model.tie_embeddings:
         extra -= {tensor.theirs for name, tensor in layout.tensors.items() if "head" in name}
     for problem, found in (("lacks", set(want) - set(tensors.files)), ("has unexpected", extra)):
@@ -186,8 +187,8 @@ def _translated(
         )
 
 
-def _fitting(model: ModelConfig, model_type: str | None) -> tuple[Layout, dict[str, Any]]:
-    """The layout to write, and the config.json."""
+def fitting(model: ModelConfig, model_type: str | None = None) -> tuple[Layout, dict[str, Any]]:
+    """The layout with a place for all of a model, and its config.json; UserError without one."""
     if model_type is not None and model_type not in LAYOUTS:
         raise UserError(f"there is no layout {model_type!r}; use one of {', '.join(LAYOUTS)}")
     reasons = []

@@ -166,9 +166,15 @@ class Layout:
                         )
         names, size = [name for name, _, _ in parts], len(self.norms)
         pattern = tuple(tuple(names[i : i + size]) for i in range(0, len(names), size))
-        fields |= self.write_pattern(pattern)
         named = {"model_type": self.model_type, "architectures": [self.architecture]}
-        written = self.published(fields) | named | {"dtype": "float32"}
+        try:
+            written = self.published(fields | self.write_pattern(pattern)) | named
+        except KeyError as error:
+            raise UserError(
+                f"a {self.model_type} checkpoint has no place for these blocks: they lack "
+                f"{error.args[0]!r}"
+            ) from None
+        written["dtype"] = "float32"
         if difference := _difference(essence(self.read(written)), essence(model)):
             raise UserError(f"a {self.model_type} checkpoint has no place for {difference}")
         return written

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from experiments.cli import main
-from models import interop
+from models import interop, zoo
 from models.attention import Attention
 from models.base import Init
 from models.errors import UserError
@@ -142,6 +142,8 @@ def test_published_configs_have_their_published_parameters(fields, total, active
         ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type='yarn' is not supported"),
         ("mamba2", {"time_step_limit": [0.0, 0.5]}, r"time_step_limit=\[0\.0, 0\.5\] is not"),
         ("qwen3", {"layer_types": ["chunked_attention"]}, "layer_types has 'chunked_attention'"),
+        ("qwen3", {"num_hidden_layers": 7}, "layer_types names 1 layers and num_hidden_layers=7"),
+        ("llama", {"hidden_size": "8"}, "has a value of a wrong type"),
         ("llama", {"model_type": "bert"}, "model_type='bert' is not supported; use one of llama"),
         ("llama", {"num_hidden_layers": 2}, r"lacks 13 tensors of a llama model: model\.layers\.1"),
         ("llama", {"attention_bias": False}, "has unexpected 4 tensors of a llama model"),
@@ -195,6 +197,18 @@ def test_a_model_without_a_published_layout_is_refused_with_the_reason():
     unlike = tuple(Block(mixer=Attention(n_heads=2), channel=SwiGLU(d_ff=n)) for n in (8, 9))
     with pytest.raises(UserError, match="intermediate_size is one value in a llama checkpoint"):
         LAYOUTS["llama"].write(ModelConfig(d_model=8, vocab_size=9, blocks=unlike))
+
+
+@pytest.mark.parametrize("name", zoo.FAMILIES)
+def test_every_family_of_the_zoo_has_a_layout_or_is_refused_in_one_line(name):
+    expected = {"dense": "llama", "moe": "mixtral"}
+    model = zoo.FAMILIES[name](64)
+    if name in expected:
+        assert interop.fitting(model)[0].model_type == expected[name]
+        return
+    with pytest.raises(UserError, match="no published layout has a place") as error:
+        interop.fitting(model)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

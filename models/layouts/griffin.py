@@ -104,6 +104,7 @@ RECURRENT_GEMMA = llama_like(
     neutral={
         "hidden_activation": "gelu_pytorch_tanh",
         "embeddings_scale_by_sqrt_dim": True,
+        "_block_types": ANY,
         "w_init_variance_scale": ANY,
         "final_w_init_variance_scale": ANY,
     },

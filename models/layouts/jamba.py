@@ -112,7 +112,7 @@ JAMBA = llama_like(
         "mamba_conv_bias": True,
         "mamba_proj_bias": False,
     },
-    neutral={"hidden_act": "silu", "sliding_window": None}
+    neutral={"hidden_act": "silu", "sliding_window": None, "mamba_inner_layernorms": True}
     | dict.fromkeys(("use_mamba_kernels", "use_mambapy", "use_associative_scan"), ANY)
     | dict.fromkeys(("num_logits_to_keep", "calc_logits_for_entire_prompt"), ANY),
     tensors=ends("model", "embed_tokens", "final_layernorm"),

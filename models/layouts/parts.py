@@ -73,10 +73,17 @@ def typed(*also: str, **layers: tuple[str, ...]) -> dict[str, Any]:
                 f"config.json: layer_types has {min(unknown)!r}, which is not supported, only "
                 f"{', '.join(layers)} are; this model cannot be imported"
             )
+        if len(fields["layer_types"]) != fields["num_hidden_layers"]:
+            raise UserError(
+                f"config.json: layer_types names {len(fields['layer_types'])} layers and "
+                f"num_hidden_layers={fields['num_hidden_layers']}; make them agree"
+            )
         return tuple(layers[name] for name in fields["layer_types"])
 
     def write(pattern: Pattern) -> Fields:
         names = {parts: name for name, parts in layers.items()}
+        if unknown := set(pattern) - set(names):
+            raise UserError(f"these checkpoints have no layers of {' and '.join(min(unknown))}")
         types = [names[parts] for parts in pattern]
         return {"num_hidden_layers": len(types), "layer_types": types}
 
