@@ -135,7 +135,9 @@ def test_scanned_layers_equal_unrolled_ones_in_value_and_gradient(monkeypatch):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
-@both
+@pytest.mark.parametrize(
+    "config", [HYBRID, pytest.param(OPTIONS, marks=pytest.mark.slow)], ids=["hybrid", "options"]
+)
 def test_steps_give_the_logits_of_the_whole_sequence(config):
     params, apply = parts(config)
     x = tokens(config)
