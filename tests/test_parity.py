@@ -286,3 +286,53 @@ def test_fields_left_out_mean_what_they_mean_to_transformers(model_type):
     layout = interop.LAYOUTS[model_type]
     required = {name: value for name, value in theirs.items() if name not in layout.defaults}
     assert essence(layout.read(required)) == essence(layout.read(theirs))
+
+
+FULL_SIZE = {
+    "Llama-2-7B": (
+        6_738_415_616,
+        {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008}
+        | {"num_attention_heads": 32, "num_hidden_layers": 32, "vocab_size": 32000},
+    ),
+    "Llama-3.2-1B": (
+        1_235_814_400,
+        {"model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "head_dim": 64}
+        | {"num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 16}
+        | {"vocab_size": 128256, "tie_word_embeddings": True},
+    ),
+    "Mistral-7B": (7_241_732_096, {"model_type": "mistral"}),
+    "Qwen3-0.6B": (
+        596_049_920,
+        {"model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "head_dim": 128}
+        | {"num_attention_heads": 16, "num_key_value_heads": 8, "num_hidden_layers": 28}
+        | {"tie_word_embeddings": True},
+    ),
+    "Mixtral-8x7B": (46_702_792_704, {"model_type": "mixtral"}),
+    "OLMoE-1B-7B": (6_919_161_856, {"model_type": "olmoe", "intermediate_size": 1024}),
+    "Mamba-130m": (129_135_360, {"model_type": "mamba", "num_hidden_layers": 24}),
+    "Mamba2-130m": (
+        128_989_632,
+        {"model_type": "mamba2", "hidden_size": 768, "num_hidden_layers": 24, "num_heads": 24}
+        | {"n_groups": 1, "vocab_size": 50288, "tie_word_embeddings": True},
+    ),
+    "Falcon-Mamba-7B": (
+        7_272_665_088,
+        {"model_type": "falcon_mamba", "hidden_size": 4096, "num_hidden_layers": 64}
+        | {"vocab_size": 65024, "tie_word_embeddings": False},
+    ),
+    "Qwen3-Next-80B-A3B": (79_674_391_296, {"model_type": "qwen3_next"}),
+    "RecurrentGemma-2B": (
+        2_682_862_080,
+        {"model_type": "recurrent_gemma", "intermediate_size": 15360, "num_key_value_heads": 1},
+    ),
+    "Jamba-v0.1": (51_570_323_328, {"model_type": "jamba"}),
+}
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_models_of_full_size_have_their_parameters_without_arrays(name):
+    total, fields = FULL_SIZE[name]
+    config = transformers.AutoConfig.for_model(**fields)
+    with torch.device("meta"):
+        assert transformers.AutoModelForCausalLM.from_config(config).num_parameters() == total
+    assert interop.LAYOUTS[fields["model_type"]].read(config.to_dict()).cost(1).params == total
