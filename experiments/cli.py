@@ -209,15 +209,18 @@ def records(args: Sequence[str]) -> int:
 
 def _records(verb: str, doc: str | None, args: Sequence[str]) -> tuple[str, ShowFlags, list]:
     """The experiment's rows, or the table that it measured, in the runs directory."""
-    from sim.records import Store, read_table
+    from sim.records import Store, read_rows, read_table
 
     experiment, rest = _experiment(verb, args)
     module = experiment.load()
     options = module.cells if experiment.trains else later(module.measure)
     flags, cells = parse(f"{verb} {experiment.name}", doc, rest, ShowFlags, options)
-    if experiment.trains:
-        return experiment.name, flags, Store(flags.runs).rows(cells)
-    return experiment.name, flags, read_table(_measured(flags.runs, experiment.name))
+    if not experiment.trains:
+        table = flags.records or _measured(flags.runs, experiment.name)
+        return experiment.name, flags, read_table(table)
+    if flags.records is not None:
+        return experiment.name, flags, list(read_rows(flags.records))
+    return experiment.name, flags, Store(flags.runs).rows(cells)
 
 
 def _company(rows: Sequence[Row]) -> dict[str, float] | None:

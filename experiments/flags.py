@@ -45,6 +45,8 @@ class RunFlags:
 class ShowFlags:
     runs: Path = Path("runs")
     """The runs directory to read."""
+    records: Path | None = None
+    """Read this NAME.jsonl, as `isoflop records` writes it, instead of a runs directory."""
     out: Path = Path("report")
     """Where to write; the experiment's name is added."""
     json: bool = False

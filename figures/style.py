@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle, islice
 from pathlib import Path
@@ -114,12 +114,28 @@ def sheet(
 def save(figure: Figure, numbers: Any, out: Path, name: str) -> list[Path]:
     """SVG, PNG and the plotted numbers, side by side."""
     out.mkdir(parents=True, exist_ok=True)
-    svg, png, data = (out / f"{name}.{suffix}" for suffix in ("svg", "png", "json"))
+    svg, png = (out / f"{name}.{suffix}" for suffix in ("svg", "png"))
     with matplotlib.rc_context(RC):
         figure.savefig(svg, metadata={"Date": None})
         figure.savefig(png)
-    data.write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    return [svg, png, data]
+    return [svg, png, write(numbers, out, name)]
+
+
+def write(numbers: Any, out: Path, name: str) -> Path:
+    """Numbers as JSON; NaN, which JSON has not, as null."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{name}.json"
+    text = json.dumps(_plain(numbers), indent=1, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def ticks(low: float, high: float, most: int = 8) -> list[float]:
@@ -184,6 +200,17 @@ def key(axes: Axes, **where: Any) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if labels:
         axes.legend(handles, labels, loc="best", fontsize=8.5, **where)
+
+
+def title(figure: Figure, text: str) -> None:
+    """A line above all panels."""
+    figure.suptitle(text, x=0.01, ha="left", fontsize="medium")
+
+
+def drop(panels: Sequence[Axes]) -> None:
+    """Take out the panels of a sheet that nothing was drawn in."""
+    for axes in panels:
+        axes.remove()
 
 
 def note(figure: Figure, text: str) -> None:

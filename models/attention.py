@@ -5,13 +5,12 @@
 Vaswani et al. 2017 (1706.03762, §3.2); grouped queries: Ainslie et al. 2023 (2305.13245); rotary
 positions: Su et al. 2021 (2104.09864); QK-norm: Henry et al. 2020 (2010.04245) with RMSNorm, of
 each head as in Qwen3 or of all heads jointly as in OLMoE; sliding window: Beltagy et al. 2020
-(2004.05150); output gate: Qiu et al. 2025 (2505.06708), as in Qwen3-Next. Not included: dropout,
-sinks, soft-capped scores.
+(2004.05150); output gate: Qiu et al. 2025 (2505.06708), as in Qwen3-Next. The parallel form goes by
+tiles (models/tiled.py). Not included: dropout, sinks, soft-capped scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import jax
@@ -20,13 +19,15 @@ from einops import rearrange
 from jaxtyping import Array, Float
 from pydantic import PositiveFloat, PositiveInt
 
+from models import tiled
 from models.base import Cost, Init, Mixer, MixerConfig, State
 from models.errors import UserError
-from models.layers import Linear, RMSNorm, lift
+from models.layers import Linear, RMSNorm
+from models.packing import Position
 from models.rotary import RopeScaling, frequencies, rope
 
-QUERY_BLOCK = 64  # queries per block; more where a sequence would have over MAX_BLOCKS of them
-MAX_BLOCKS = 16
+TILE, WIDE_TILE = 64, 256  # sides of a tile for up to LONG tokens, and beyond
+LONG = 1024
 
 
 class Attention(MixerConfig):
@@ -43,6 +44,9 @@ class Attention(MixerConfig):
     qkv_bias: bool = False
     out_bias: bool = False
     gate: bool = False  # of the output, by channel
+    chunk: PositiveInt | None = (
+        None  # side of a tile; None: 64 tokens, or 256 beyond 1024, or window
+    )
 
     @property
     def kv_heads(self) -> int:
@@ -91,7 +95,8 @@ class Attention(MixerConfig):
 
     def cost(self, d_model: int, seq_len: int) -> Cost:
         per_pair = self.n_heads * self.head_size(d_model) * 4
-        pairs = sum((end - start) * (end - first) for start, end, first in self.spans(seq_len))
+        tile = self.tile(seq_len)
+        pairs = tiled.count(seq_len, tile, self.window) * tile**2
         weights = self._projections(d_model)
         params = weights + self._vectors(d_model)
         return Cost(
@@ -124,12 +129,10 @@ class Attention(MixerConfig):
         """Keys a cache for `context` tokens holds: all of them, or a ring of `window`."""
         return min(context, self.window or context)
 
-    def spans(self, seq_len: int) -> Iterator[tuple[int, int, int]]:
-        """(first query, end, first key) of each block: what the parallel form computes."""
-        block = max(QUERY_BLOCK, -(-seq_len // MAX_BLOCKS))
-        for start in range(0, seq_len, block):
-            first = max(0, start + 1 - self.window) if self.window else 0
-            yield start, min(start + block, seq_len), first
+    def tile(self, seq_len: int) -> int:
+        """Side of the parallel form's tiles of scores."""
+        side = TILE if seq_len <= LONG else WIDE_TILE
+        return min(self.chunk or min(side, self.window or side), seq_len)
 
 
 class SoftmaxAttention(Mixer):
@@ -147,20 +150,12 @@ class SoftmaxAttention(Mixer):
             RMSNorm(size, config.norm_eps, init=init) if config.qk_norm else None for size in normed
         )
 
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        q, k, v = self._heads(x, jnp.arange(x.shape[1]))
-        blocks = list(self.config.spans(x.shape[1]))
-        attend = jax.checkpoint(_attend) if len(blocks) == MAX_BLOCKS else _attend
-        outs = []
-        for start, end, first in blocks:
-            t, s = jnp.arange(start, end)[:, None], jnp.arange(first, end)
-            seen = (s[None] <= t) & (t - s[None] < (self.config.window or end))
-            outs.append(
-                attend(
-                    q[:, :, start:end], k[:, :, first:end], v[:, :, first:end], lift(seen, q[None])
-                )
-            )
-        return self._finish(rearrange(jnp.concatenate(outs, axis=2), "b h t k -> b t (h k)"), x)
+    def __call__(
+        self, x: Float[Array, "b t d"], position: Position = None
+    ) -> Float[Array, "b t d"]:
+        q, k, v = self._heads(x, jnp.arange(x.shape[1]) if position is None else position[:, None])
+        out = tiled.attend(q, k, v, position, self.config.tile(x.shape[1]), self.config.window)
+        return self._finish(rearrange(out, "b h t k -> b t (h k)"), x)
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:
         shape = (batch, self.config.kv_heads, self.config.slots(context), self.d_head)
@@ -175,10 +170,11 @@ class SoftmaxAttention(Mixer):
         position = state["position"]
         # every sequence has its own position, so sequences stand in as the time axis' batch
         q, k, v = jax.vmap(lambda x, p: self._heads(x[None, None], p[None]))(x, position)
-        slots = state["k"].shape[2]
-        write = jax.vmap(lambda cache, new, at: cache.at[:, at].set(new))
-        keys = write(state["k"], k[:, 0, :, 0], position % slots)
-        values = write(state["v"], v[:, 0, :, 0], position % slots)
+        batch, groups, slots, _ = state["k"].shape
+        # one write for each head: XLA's CPU code copies a whole cache around a write of all of them
+        slot = jnp.arange(batch)[:, None], jnp.arange(groups)[None], position[:, None] % slots
+        keys = state["k"].at[slot].set(k[:, 0, :, 0])
+        values = state["v"].at[slot].set(v[:, 0, :, 0])
         seen = jnp.arange(slots)[None] <= position[:, None]
         out = _attend(q[:, 0], keys, values, seen[:, None, None, None])
         out = self._finish(rearrange(out, "b h 1 k -> b (h k)"), x)

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny
 
 from models.errors import UserError
+from models.packing import Position
 
 State = Any  # a pytree of arrays whose leading axis is the batch
 Aux = dict[str, Array]  # scalars a channel mixer reports beside its output
@@ -136,7 +137,10 @@ class MixerConfig(Tagged):
 class Mixer(nnx.Module):
     """Mixes along time. `step` has the signature of `lax.scan`'s body: the oracle is scan(step)."""
 
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    def __call__(
+        self, x: Float[Array, "b t d"], position: Position = None
+    ) -> Float[Array, "b t d"]:
+        """The whole sequence at once; `position` restarts it (models/packing.py)."""
         raise TypeError(f"{type(self).__name__} has no parallel form")
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:
@@ -146,9 +150,11 @@ class Mixer(nnx.Module):
     def step(self, state: State, x: Float[Array, "b d"]) -> tuple[State, Float[Array, "b d"]]:
         raise TypeError(f"{type(self).__name__} has no step form")
 
-    def forward(self, x: Float[Array, "b t d"], left: Left) -> tuple[Float[Array, "b t d"], Left]:
+    def forward(
+        self, x: Float[Array, "b t d"], left: Left, position: Position = None
+    ) -> tuple[Float[Array, "b t d"], Left]:
         """The parallel form inside a model; only a mixer that needs or leaves something differs."""
-        return self(x), left
+        return self(x, position), left
 
     def forward_step(
         self, state: State, x: Float[Array, "b d"], left: Left
@@ -174,6 +180,15 @@ class ChannelConfig(Tagged):
         """`tokens` mixed in one call (all sequences of a batch: experts share their dispatch)."""
         raise TypeError(f"{type(self).__name__} has no cost")
 
+    def touched_params(self, d_model: int, tokens: int) -> float:
+        """Weights that `tokens` tokens of one call read, in expectation at uniform routing."""
+        return self.cost(d_model, tokens).params
+
+    @property
+    def causal(self) -> bool:
+        """Whether no token's output depends on a later token; a property of every mixer."""
+        return True
+
 
 class Channel(nnx.Module):
     """Mixes channels of each token; reports scalars (`balance`, `router_z`, `dropped`) beside."""
@@ -196,6 +211,10 @@ class Matrix(nnx.Param):
 
 class Embedding(nnx.Param):
     """A look-up table: its own learning rate, independent of width."""
+
+
+class Steered(nnx.Param):
+    """A value that moves by the sign of its gradient at its own rate, outside clipping and Adam."""
 
 
 class Init:

@@ -31,6 +31,7 @@ from models import recurrence
 from models.base import Cost, Init, Mixer, MixerConfig, State
 from models.errors import UserError
 from models.layers import Linear, RMSNorm, ShortConv, lift
+from models.packing import Position, restart
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # initial steps of the scalar gate, as in Mamba-2
 UNIT_EPS = 1e-6
@@ -154,9 +155,12 @@ class DeltaRule(Mixer):
         dt = np.maximum(dt, DT_FLOOR)
         return dt + np.log(-np.expm1(-dt))
 
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        q, k, v = self._heads(self.conv(self._project(x)))
+    def __call__(
+        self, x: Float[Array, "b t d"], position: Position = None
+    ) -> Float[Array, "b t d"]:
+        q, k, v = self._heads(self.conv(self._project(x), position))
         beta, log_a = self._gates(x)
+        log_a = restart(log_a, position, recurrence.FORGET)
         return self._finish(chunked(q, k, v, beta, log_a, self.config.chunk_size), x)
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:

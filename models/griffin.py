@@ -24,6 +24,7 @@ from pydantic import PositiveInt
 from models.base import Cost, Init, Matrix, Mixer, MixerConfig, State
 from models.errors import UserError
 from models.layers import Linear, ShortConv, lift
+from models.packing import Position, restart
 from models.recurrence import diagonal, diagonal_step
 
 GATE_POWER = 8.0
@@ -94,9 +95,13 @@ class RecurrentBlock(Mixer):
         log_a = 0.5 * np.log(rng.uniform(low**2, high**2, self.width))
         return np.log(np.expm1(-log_a))
 
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        first = jnp.arange(x.shape[1])[None, :, None] == 0
-        decay, inflow = self._gates(self.conv(self.inward(x)), first)
+    def __call__(
+        self, x: Float[Array, "b t d"], position: Position = None
+    ) -> Float[Array, "b t d"]:
+        place = jnp.arange(x.shape[1])[None] if position is None else position
+        u = self.conv(self.inward(x), position)
+        decay, inflow = self._gates(u, place[..., None] == 0)
+        decay = restart(decay, position, 0.0)
         return self._finish(diagonal(decay, inflow, self.config.chunk), x)
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:

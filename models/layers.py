@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike, Float
 
 from models.base import Init, Matrix
+from models.packing import Position
 
 
 def lift(vector: ArrayLike, x: Array) -> Array:
@@ -75,9 +76,11 @@ class ShortConv(nnx.Module):
         self.bias = nnx.Param(init.full((channels,), 0.0)) if bias else None
         self.width, self.channels = width, channels
 
-    def __call__(self, x: Float[Array, "b t i"]) -> Float[Array, "b t i"]:
+    def __call__(
+        self, x: Float[Array, "b t i"], position: Position = None
+    ) -> Float[Array, "b t i"]:
         history = jnp.zeros((x.shape[0], self.width - 1, self.channels), x.dtype)
-        return self._mix(jnp.concatenate([history, x], axis=1), x.shape[1])
+        return self._mix(jnp.concatenate([history, x], axis=1), x.shape[1], position)
 
     def init_state(self, batch: int, dtype: Any) -> Float[Array, "b w i"]:
         return jnp.zeros((batch, self.width - 1, self.channels), dtype)
@@ -88,9 +91,15 @@ class ShortConv(nnx.Module):
         window = jnp.concatenate([state, x[:, None]], axis=1)
         return window[:, 1:], self._mix(window, 1)[:, 0]
 
-    def _mix(self, padded: Float[Array, "b p i"], length: int) -> Float[Array, "b t i"]:
+    def _mix(
+        self, padded: Float[Array, "b p i"], length: int, position: Position = None
+    ) -> Float[Array, "b t i"]:
         kernel = self.kernel.astype(padded.dtype)
         taps = [padded[:, w : w + length] * lift(kernel[w], padded) for w in range(self.width)]
+        if position is not None:
+            back = range(self.width - 1, -1, -1)
+            inside = ((position >= w)[..., None] for w in back)
+            taps = [jnp.where(i, tap, 0) for i, tap in zip(inside, taps, strict=True)]
         out = functools.reduce(jnp.add, taps)
         return out if self.bias is None else out + lift(self.bias.astype(padded.dtype), out)
 

@@ -23,6 +23,7 @@ from models import recurrence
 from models.base import Cost, Init, Mixer, MixerConfig, State
 from models.errors import UserError
 from models.layers import Linear, RMSNorm
+from models.packing import Position, restart
 
 TAU = 16.0  # gates start near 1: σ(0)^(1/16) = .96 forgets half in 16 tokens
 GATE_RANK = 16
@@ -111,8 +112,11 @@ class GatedLinear(Mixer):
         self.norm = RMSNorm(self.d_v, init=init)
         self.out = Linear(h * self.d_v, d_model, init=init)
 
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    def __call__(
+        self, x: Float[Array, "b t d"], position: Position = None
+    ) -> Float[Array, "b t d"]:
         q, k, v, log_a = self._heads(x)
+        log_a = restart(log_a, position, recurrence.FORGET)
         o = recurrence.chunked(q, k, v, log_a, self.config.chunk_size)
         return self._finish(o, x)
 

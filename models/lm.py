@@ -19,6 +19,7 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 from models.base import AnyChannel, AnyMixer, Aux, Config, Cost, Embedding, Init, Left, State
 from models.errors import UserError
 from models.layers import LayerNorm, Linear, RMSNorm
+from models.packing import Position, positions
 
 SCAN_FROM = 8  # repeats of the block pattern from which it is scanned instead of unrolled
 
@@ -105,6 +106,25 @@ class ModelConfig(Config):
         )
 
     @property
+    def causal(self) -> bool:
+        """Whether no token's logits depend on a later token: else a loss is no language model's."""
+        return all(block.channel is None or block.channel.causal for block in self.blocks)
+
+    def touched_params(self, tokens: int) -> float:
+        """Weights that a decoded token of each of `tokens` sequences reads, in expectation.
+
+        An embedding that is no head too is looked up, not read: one row of it for each token.
+        """
+        table = 0 if self.tie_embeddings else self.vocab_size * self.d_model
+        idle = sum(
+            block.channel.cost(self.d_model, 1).params
+            - block.channel.touched_params(self.d_model, tokens)
+            for block in self.blocks
+            if block.channel is not None
+        )
+        return self.cost(1).params - table + min(tokens * self.d_model, table) - idle
+
+    @property
     def embedding_params(self) -> int:
         """Embedding and head: what 'non-embedding' counts leave out."""
         return self.vocab_size * self.d_model * (1 if self.tie_embeddings else 2)
@@ -138,10 +158,10 @@ class BlockModule(nnx.Module):
         self.channel = channel.build(d, init=init) if channel else None
 
     def __call__(
-        self, x: Float[Array, "b t d"], left: Left
+        self, x: Float[Array, "b t d"], left: Left, position: Position = None
     ) -> tuple[Float[Array, "b t d"], Left, Aux]:
         if self.mixer is not None and self.mixer_norm is not None:
-            y, left = self.mixer.forward(self.mixer_norm(x), left)
+            y, left = self.mixer.forward(self.mixer_norm(x), left, position)
             x = x + y
         x, aux = self._channel(x)
         return x, left, aux
@@ -172,25 +192,36 @@ class LM(nnx.Module):
         self.norm = _norm(config, init)
         self.head = None if config.tie_embeddings else Linear(d, v, init=init)
 
-    def __call__(self, tokens: Int[Array, "b t"]) -> tuple[Float[Array, "b t w"], Aux]:
-        """Logits (fp32) and the channel mixers' scalars, averaged over layers that report them."""
-        hidden, aux = self.hidden(tokens)
+    def __call__(
+        self, tokens: Int[Array, "b t"], segment_ids: Int[Array, "b t"] | None = None
+    ) -> tuple[Float[Array, "b t w"], Aux]:
+        """Logits (fp32) and the channel mixers' scalars, averaged over layers that report them.
+
+        Each run of equal `segment_ids` is computed as if it stood alone; a loss over packed rows
+        must leave out the last token of a segment, whose target is another segment's.
+        """
+        hidden, aux = self.hidden(tokens, segment_ids)
         return self.logits(hidden), aux
 
-    def hidden(self, tokens: Int[Array, "b t"]) -> tuple[Float[Array, "b t d"], Aux]:
+    def hidden(
+        self, tokens: Int[Array, "b t"], segment_ids: Int[Array, "b t"] | None = None
+    ) -> tuple[Float[Array, "b t d"], Aux]:
         """The normed activations that the head reads."""
+        position = None if segment_ids is None else positions(segment_ids)
         x = self._embed(tokens)
         period = _period(self.config.blocks)
         if len(self.config.blocks) // period < SCAN_FROM:
             aux, left = [], Left()
             for block in self.blocks:
-                x, left, scalars = block(x, left)
+                x, left, scalars = block(x, left, position)
                 aux.append(scalars)
         else:
-            x, aux = self._scan(x, period)
+            x, aux = self._scan(x, position, period)
         return self.norm(x), _mean(aux)
 
-    def _scan(self, x: Float[Array, "b t d"], period: int) -> tuple[Float[Array, "b t d"], list]:
+    def _scan(
+        self, x: Float[Array, "b t d"], position: Position, period: int
+    ) -> tuple[Float[Array, "b t d"], list]:
         """One compiled pattern for any depth: the repeats' parameters are stacked on the fly."""
         graph = [nnx.split(block)[0] for block in self.blocks[:period]]
         states = [nnx.split(block)[1] for block in self.blocks]
@@ -200,7 +231,7 @@ class LM(nnx.Module):
         def body(x, states):
             aux, left = [], Left()  # the first repeat needs nothing from outside, so none does
             for graphdef, state in zip(graph, states, strict=True):
-                x, left, scalars = nnx.merge(graphdef, state)(x, left)
+                x, left, scalars = nnx.merge(graphdef, state)(x, left, position)
                 aux.append(scalars)
             return x, aux
 

@@ -24,6 +24,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from models.base import Cost, Init, Matrix, Mixer, MixerConfig, State
 from models.layers import Linear, RMSNorm, ShortConv, lift
+from models.packing import Position, kept
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # the released code's range of initial steps
 
@@ -101,11 +102,13 @@ class SelectiveSsm(Mixer):
         dt = np.maximum(dt, DT_FLOOR)
         return dt + np.log(-np.expm1(-dt))
 
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    def __call__(
+        self, x: Float[Array, "b t d"], position: Position = None
+    ) -> Float[Array, "b t d"]:
         u, gate = jnp.split(self.inward(x), 2, axis=-1)
-        u = jax.nn.silu(self.conv(u))
+        u = jax.nn.silu(self.conv(u, position))
         dt, B, C = self._select(u)
-        y = scan(u.astype(jnp.float32), dt, self._A(), B, C, self.config.chunk)
+        y = scan(u.astype(jnp.float32), dt, self._A(), B, C, kept(position), self.config.chunk)
         return self._finish(y, u, gate)
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:
@@ -146,13 +149,15 @@ class SelectiveSsm(Mixer):
 
 def ssm_step(A: Float[Array, "j i"], h: Float[Array, "b j i"], inputs):
     """One token: the equation above without the skip. `inputs` are u, Δ (b i) and B, C (b j)."""
-    u, dt, B, C = inputs
-    h = _advance(A, h, u, dt, B)
+    u, dt, B, C, *keep = inputs
+    h = _decay(A, dt, *keep) * h + B[..., None] * (dt * u)[:, None]
     return h, jnp.sum(h * C[..., None], axis=1)
 
 
-def _advance(A, h, u, dt, B) -> Float[Array, "b j i"]:
-    return jnp.exp(dt[:, None] * A[None]) * h + B[..., None] * (dt * u)[:, None]
+def _decay(A, dt, keep=None) -> Float[Array, "b j i"]:
+    """exp(ΔA), or 0 where a segment begins."""
+    decay = jnp.exp(dt[:, None] * A[None])
+    return decay if keep is None else decay * keep[:, None]
 
 
 def scan(
@@ -161,6 +166,7 @@ def scan(
     A: Float[Array, "j i"],
     B: Float[Array, "b t j"],
     C: Float[Array, "b t j"],
+    keep: Float[Array, "b t 1"] | None,
     chunk: int,
 ) -> Float[Array, "b t i"]:
     """The recurrence over time, storing one state per chunk for the backward pass."""
@@ -171,23 +177,24 @@ def scan(
         x = jnp.pad(x, ((0, 0), (0, -length % chunk), (0, 0)))  # Δ = 0 keeps the state
         return rearrange(x, "b (n c) i -> n c b i", c=chunk)
 
-    y = _scan(split(u), split(dt), A, split(B), split(C))
+    u, dt, B, C, keep = jax.tree.map(split, (u, dt, B, C, keep))
+    y = _scan(u, dt, A, B, C, keep)
     return rearrange(y, "n c b i -> b (n c) i")[:, :length]
 
 
 @jax.custom_vjp
-def _scan(u, dt, A, B, C) -> Float[Array, "n c b i"]:
-    return _scan_forward(u, dt, A, B, C)[0]
+def _scan(u, dt, A, B, C, keep) -> Float[Array, "n c b i"]:
+    return _scan_forward(u, dt, A, B, C, keep)[0]
 
 
-def _scan_forward(u, dt, A, B, C):
+def _scan_forward(u, dt, A, B, C, keep):
     def chunk(h, inputs):
         after, y = jax.lax.scan(lambda h, x: ssm_step(A, h, x), h, inputs)
         return after, (y, h)
 
     h = jnp.zeros((u.shape[2], *A.shape), jnp.float32)
-    _, (y, starts) = jax.lax.scan(chunk, h, (u, dt, B, C))
-    return y, (u, dt, A, B, C, starts)
+    _, (y, starts) = jax.lax.scan(chunk, h, (u, dt, B, C, keep))
+    return y, (u, dt, A, B, C, keep, starts)
 
 
 def _scan_backward(saved, dy):
@@ -196,17 +203,17 @@ def _scan_backward(saved, dy):
     With g the gradient of h_t: g ← g + C_t dy_t; then dC = h_t dy_t, d(Δu) = g B, dB = g Δu,
     d(ΔA) = g exp(ΔA) h_{t−1}; and g exp(ΔA) goes on to h_{t−1}.
     """
-    u, dt, A, B, C, starts = saved
+    u, dt, A, B, C, keep, starts = saved
 
     def chunk(carry, inputs):
-        u, dt, B, C, start, dy = inputs
-        _, before = jax.lax.scan(lambda h, x: (_advance(A, h, *x), h), start, (u, dt, B))
-        return jax.lax.scan(token, carry, (u, dt, B, C, before, dy), reverse=True)
+        *tokens, start, dy = inputs
+        _, before = jax.lax.scan(lambda h, x: (ssm_step(A, h, x)[0], h), start, tuple(tokens))
+        return jax.lax.scan(token, carry, (*tokens, before, dy), reverse=True)
 
     def token(carry, inputs):
         g, dA = carry
-        u, dt, B, C, h, dy = inputs
-        decay = jnp.exp(dt[:, None] * A[None])
+        u, dt, B, C, keep, h, dy = inputs
+        decay = _decay(A, dt, keep)
         decayed, inflow = decay * h, dt * u
         dC = jnp.sum((decayed + B[..., None] * inflow[:, None]) * dy[:, None], axis=2)
         g = g + C[..., None] * dy[:, None]
@@ -218,8 +225,9 @@ def _scan_backward(saved, dy):
         return (g * decay, dA), (d_inflow * dt, d_dt, dB, dC)
 
     zero = jnp.zeros_like(starts[0]), jnp.zeros_like(A)
-    (_, dA), (du, d_dt, dB, dC) = jax.lax.scan(chunk, zero, (u, dt, B, C, starts, dy), reverse=True)
-    return du, d_dt, dA, dB, dC
+    inputs = (u, dt, B, C, keep, starts, dy)
+    (_, dA), (du, d_dt, dB, dC) = jax.lax.scan(chunk, zero, inputs, reverse=True)
+    return du, d_dt, dA, dB, dC, None
 
 
 _scan.defvjp(_scan_forward, _scan_backward)

@@ -3,10 +3,18 @@
     y = Σ_{e ∈ top_k(router(x))} gate_e(x) · expert_e(x)   [+ shared(x)]
 
 Shazeer et al. 2017 (1701.06538); balance loss: Fedus et al. 2021 (2101.03961, eq. 4), 1 at uniform
-routing; router z-loss: Zoph et al. 2022 (2202.08906, eq. 5); shared experts: Dai et al. 2024
-(2401.06066). Dropless as in MegaBlocks (Gale et al. 2022, 2211.15841): tokens are laid out expert
-by expert, each expert's rows padded to whole blocks. `capacity_factor` instead gives each expert
-one block of fixed size and drops what exceeds it, which is reported.
+routing; router z-loss: Zoph et al. 2022 (2202.08906, eq. 5); shared and fine-grained experts: Dai
+et al. 2024 (2401.06066). Dropless as in MegaBlocks (Gale et al. 2022, 2211.15841): tokens are laid
+out expert by expert, each expert's rows padded to whole blocks. `capacity_factor` instead gives
+each expert one block of fixed size and drops what exceeds it, which is reported.
+
+`steered` balances without a loss (Wang et al. 2024, 2408.15664, algorithm 1): a bias for each
+expert enters the choice, not the gates, and moves against the sign of its load's error. The error
+is the bias' gradient, by a term of the penalty whose value is 0; the optimiser takes its sign.
+
+`route="expert"` lets each expert choose its tokens·top_k/n_experts tokens, of all tokens in the
+call (Zhou et al. 2022, 2202.09368, §3.2). It looks ahead: which tokens an expert takes depends on
+later ones, so such a model is not causal and its loss flatters it.
 """
 
 from __future__ import annotations
@@ -20,9 +28,9 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from models.base import Aux, Channel, ChannelConfig, Cost, Init, Matrix
+from models.base import Aux, Channel, ChannelConfig, Cost, Init, Matrix, Steered
 from models.errors import UserError
-from models.layers import Linear
+from models.layers import Linear, lift
 from models.mlp import SwiGLU
 
 
@@ -39,6 +47,8 @@ class Moe(ChannelConfig):
     balance_weight: NonNegativeFloat = 0.01
     z_weight: NonNegativeFloat = 0.001
     block: PositiveInt = 32  # rows per block of the dropless layout, at most an even load
+    steered: bool = False  # balanced by a bias on the choice; set balance_weight to 0 beside it
+    route: Literal["token", "expert"] = "token"  # who chooses; experts see the future
 
     @model_validator(mode="after")
     def _top_k_fits(self) -> Moe:
@@ -48,7 +58,16 @@ class Moe(ChannelConfig):
             )
         if self.shared_gate and not self.n_shared:
             raise UserError("shared_gate gates shared experts and n_shared=0; set n_shared")
+        if self.route == "expert" and (self.steered or self.capacity_factor is not None):
+            raise UserError(
+                "experts that choose tokens (route='expert') are balanced and sized by top_k; "
+                "leave out steered and capacity_factor"
+            )
         return self
+
+    @property
+    def causal(self) -> bool:
+        return self.route == "token"
 
     def build(self, d_model: int, *, init: Init) -> RoutedExperts:
         return RoutedExperts(self, d_model, init=init)
@@ -56,6 +75,8 @@ class Moe(ChannelConfig):
     def layout(self, tokens: int) -> tuple[int, int]:
         """(blocks, rows per block) that hold `tokens` tokens, each sent to top_k experts."""
         rows = tokens * self.top_k
+        if self.route == "expert":
+            return self.n_experts, math.ceil(rows / self.n_experts)
         if self.capacity_factor is not None:
             return self.n_experts, math.ceil(self.capacity_factor * rows / self.n_experts)
         block = min(self.block, max(1, rows // self.n_experts))
@@ -63,14 +84,20 @@ class Moe(ChannelConfig):
 
     def cost(self, d_model: int, tokens: int) -> Cost:
         expert = 3 * d_model * self.d_expert
-        router = d_model * self.n_experts
+        router, bias = d_model * self.n_experts, self.n_experts * self.steered
         shared = self.n_shared * expert + self.shared_gate * d_model
         blocks, rows = self.layout(tokens)
         return Cost(
             matmul_flops=2 * tokens * (router + shared) + 2 * blocks * rows * expert,
-            params=router + shared + self.n_experts * expert,
-            active_params=router + shared + self.top_k * expert,
+            params=router + bias + shared + self.n_experts * expert,
+            active_params=router + bias + shared + self.top_k * expert,
         )
+
+    def touched_params(self, d_model: int, tokens: int) -> float:
+        """Tokens touch E·(1 − (1 − k/E)^tokens) of E experts; experts that choose are all busy."""
+        idle = (1 - self.top_k / self.n_experts) ** tokens if self.causal else 0.0
+        experts = self.n_experts * 3 * d_model * self.d_expert
+        return self.cost(d_model, tokens).params - idle * experts
 
 
 class RoutedExperts(Channel):
@@ -78,6 +105,7 @@ class RoutedExperts(Channel):
         self.config = config
         e, d, f = config.n_experts, d_model, config.d_expert
         self.router = Linear(d, e, init=init)
+        self.bias = Steered(init.full((e,), 0.0)) if config.steered else None
         self.gate = Matrix(init.normal((e, d, f), d**-0.5))
         self.up = Matrix(init.normal((e, d, f), d**-0.5))
         self.down = Matrix(init.normal((e, f, d), f**-0.5))
@@ -86,34 +114,55 @@ class RoutedExperts(Channel):
         self.shared_gate = Linear(d, 1, init=init) if config.shared_gate else None
 
     def __call__(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], Aux]:
-        config = self.config
         flat = rearrange(x, "b t d -> (b t) d")
         logits = flat.astype(jnp.float32) @ self.router.kernel[...]
-        gates, chosen = self._choose(logits)
+        soft = self.config.gate == "softmax"
+        scores = jax.nn.softmax(logits) if soft else jax.nn.sigmoid(logits)
+        serve = self._tokens_choose if self.config.route == "token" else self._experts_choose
+        y, load, dropped = serve(flat, scores)
+        y = y.reshape(x.shape)
+        if self.shared is not None:
+            gate = 1.0 if self.shared_gate is None else jax.nn.sigmoid(self.shared_gate(x))
+            y = y + gate * self.shared(x)[0]
+        return y, self._aux(logits, load, dropped)
+
+    def _tokens_choose(self, flat: Float[Array, "t d"], scores: Float[Array, "t e"]):
+        """Output, share of the choices that each expert got, share of the choices dropped."""
+        config = self.config
+        gates, chosen = self._choose(scores)
         blocks, rows = config.layout(flat.shape[0])
         block_expert, row, kept = self._assign(chosen, blocks, rows)
 
         token = jnp.arange(chosen.size) // config.top_k
         buffer = (
-            jnp.zeros((blocks * rows, x.shape[-1]), x.dtype)
+            jnp.zeros((blocks * rows, flat.shape[-1]), flat.dtype)
             .at[row]
             .set(flat[token], mode="drop", unique_indices=True)
         )
         served = self._experts(rearrange(buffer, "(n r) d -> n r d", r=rows), block_expert)
         back = served.at[row].get(mode="fill", fill_value=0)
-        weighted = back * gates.reshape(-1, 1).astype(x.dtype)
-        y = rearrange(weighted, "(t k) d -> t k d", k=config.top_k).sum(1).reshape(x.shape)
-        if self.shared is not None:
-            served = self.shared(x)[0]
-            gate = 1.0 if self.shared_gate is None else jax.nn.sigmoid(self.shared_gate(x))
-            y = y + gate * served
-        return y, self._aux(logits, chosen, kept)
+        weighted = back * gates.reshape(-1, 1).astype(flat.dtype)
+        y = rearrange(weighted, "(t k) d -> t k d", k=config.top_k).sum(1)
+        load = jax.nn.one_hot(chosen, config.n_experts).sum((0, 1)) / chosen.size
+        return y, load, jnp.mean(~kept, dtype=jnp.float32)
 
-    def _choose(self, logits: Float[Array, "t e"]):
-        """Gates and indices of the top_k experts of each token."""
-        soft = self.config.gate == "softmax"
-        scores = jax.nn.softmax(logits) if soft else jax.nn.sigmoid(logits)
+    def _experts_choose(self, flat: Float[Array, "t d"], scores: Float[Array, "t e"]):
+        """Output, share of the rows that each expert has, share of the tokens nobody took."""
+        experts, rows = self.config.layout(flat.shape[0])
+        gates, token = jax.lax.top_k(scores.T, rows)
+        served = self._experts(flat[token], jnp.arange(experts))
+        weighted = served * gates.reshape(-1, 1).astype(flat.dtype)
+        y = jnp.zeros_like(flat).at[token.reshape(-1)].add(weighted)
+        taken = jnp.zeros(flat.shape[0], jnp.float32).at[token.reshape(-1)].set(1.0)
+        return y, jnp.full(experts, 1 / experts), 1 - taken.mean()
+
+    def _choose(self, scores: Float[Array, "t e"]):
+        """Gates and indices of the top_k experts of each token; a bias moves the choice alone."""
         gates, chosen = jax.lax.top_k(scores, self.config.top_k)
+        if self.bias is not None:
+            steered = scores + lift(jax.lax.stop_gradient(self.bias[...]), scores)
+            _, chosen = jax.lax.top_k(steered, self.config.top_k)
+            gates = jnp.take_along_axis(scores, chosen, axis=-1)
         if self.config.renormalize:
             gates = gates / gates.sum(-1, keepdims=True)
         return gates, chosen
@@ -140,15 +189,14 @@ class RoutedExperts(Channel):
         hidden = hidden * jnp.einsum("nrd,ndf->nrf", x, up)
         return rearrange(jnp.einsum("nrf,nfd->nrd", hidden, down), "n r d -> (n r) d")
 
-    def _aux(self, logits, chosen, kept) -> Aux:
+    def _aux(self, logits: Float[Array, "t e"], load: Float[Array, " e"], dropped: Array) -> Aux:
         config = self.config
-        load = jax.nn.one_hot(chosen, config.n_experts).sum((0, 1)) / chosen.size
         importance = jax.nn.softmax(logits).mean(0)
         balance = config.n_experts * jnp.sum(load * importance)
         router_z = jnp.mean(jax.nn.logsumexp(logits, -1) ** 2)
-        return {
-            "balance": balance,
-            "router_z": router_z,
-            "dropped": jnp.mean(~kept, dtype=jnp.float32),
-            "penalty": config.balance_weight * balance + config.z_weight * router_z,
-        }
+        penalty = config.balance_weight * balance + config.z_weight * router_z
+        if self.bias is not None:  # adds 0, and the load's error as the bias' gradient
+            bias = self.bias[...]
+            error = jax.lax.stop_gradient(load - 1 / config.n_experts)
+            penalty = penalty + jnp.sum(error * (bias - jax.lax.stop_gradient(bias)))
+        return {"balance": balance, "router_z": router_z, "dropped": dropped, "penalty": penalty}

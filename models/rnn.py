@@ -14,6 +14,7 @@ included: minGRU's short convolution, layer-wise dropout.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -26,6 +27,7 @@ from pydantic import PositiveInt
 
 from models.base import Cost, Init, Matrix, Mixer, MixerConfig, State
 from models.layers import Linear, lift
+from models.packing import Position, kept, restart
 from models.recurrence import diagonal, diagonal_step
 
 
@@ -73,19 +75,26 @@ class LongShortTerm(Mixer):
         self.bias = nnx.Param(init.draw((4 * size,), lambda rng: forget))
         self.out = Linear(size, d_model, init=init)
 
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        gates = self._gates(x)
+    def __call__(
+        self, x: Float[Array, "b t d"], position: Position = None
+    ) -> Float[Array, "b t d"]:
         length = x.shape[1]
         chunk = min(self.config.chunk, length)
-        gates = jnp.pad(gates, ((0, 0), (0, -length % chunk), (0, 0)))
-        gates = rearrange(gates, "b (n c) i -> n c b i", c=chunk)
         across = jnp.asarray(self.across[...])
 
-        def tokens(state: State, gates: Float[Array, "c b i"]):
-            return jax.lax.scan(lambda state, g: _cell(across, state, g), state, gates)
+        def split(x: Float[Array, "b t i"]) -> Float[Array, "n c b i"]:
+            x = jnp.pad(x, ((0, 0), (0, -length % chunk), (0, 0)))
+            return rearrange(x, "b (n c) i -> n c b i", c=chunk)
 
+        def token(state: State, inputs):
+            gates, keep = inputs
+            if keep is not None:
+                state = jax.tree.map(lambda s: keep * s, state)
+            return _cell(across, state, gates)
+
+        inputs = jax.tree.map(split, (self._gates(x), kept(position)))
         state = self.init_state(x.shape[0], length)
-        _, h = jax.lax.scan(jax.checkpoint(tokens), state, gates)
+        _, h = jax.lax.scan(jax.checkpoint(partial(jax.lax.scan, token)), state, inputs)
         h = rearrange(h, "n c b i -> b (n c) i")[:, :length]
         return self.out(h.astype(x.dtype))
 
@@ -145,9 +154,11 @@ class MinimalGru(Mixer):
         self.candidate = Linear(d_model, size, init=init)
         self.out = Linear(size, d_model, init=init)
 
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    def __call__(
+        self, x: Float[Array, "b t d"], position: Position = None
+    ) -> Float[Array, "b t d"]:
         decay, inflow = self._inputs(x)
-        h = diagonal(decay, inflow, self.config.chunk)
+        h = diagonal(restart(decay, position, 0.0), inflow, self.config.chunk)
         return self.out(h.astype(x.dtype))
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:

@@ -65,10 +65,10 @@ def frequencies(dims: int, base: float, scaling: LinearScaling | Llama3Scaling |
 
 
 def rope(
-    x: Float[Array, "b h t k"], positions: Int[Array, " t"], turns: Turns
+    x: Float[Array, "b h t k"], positions: Int[Array, "*segments t"], turns: Turns
 ) -> Float[Array, "b h t k"]:
     """The first 2·P channels turned by their positions; angles in fp32, the rest as it is."""
-    angles = jnp.outer(positions, jnp.asarray(turns, jnp.float32))
+    angles = positions[..., None] * lift(jnp.asarray(turns, jnp.float32), positions[..., None])
     cos, sin = lift(jnp.cos(angles), x), lift(jnp.sin(angles), x)
     half = len(turns)
     x1, x2, rest = jnp.split(x.astype(jnp.float32), [half, 2 * half], axis=-1)

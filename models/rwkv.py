@@ -31,6 +31,7 @@ from models.base import Cost, Init, Left, Mixer, MixerConfig, State
 from models.delta import inverse_flops, solve
 from models.errors import UserError
 from models.layers import Linear, lift
+from models.packing import Position, previous, restart
 
 MIX_POWERS = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}
 RANK_UNIT = 32
@@ -154,13 +155,20 @@ class TimeMix(Mixer):
         self.norm_bias = nnx.Param(init.full((d,), 0.0))
         self.out = Linear(d, d, init=init)
 
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        return self.forward(x, {})[0]
+    def __call__(
+        self, x: Float[Array, "b t d"], position: Position = None
+    ) -> Float[Array, "b t d"]:
+        return self.forward(x, {}, position)[0]
 
-    def forward(self, x: Float[Array, "b t d"], left: Left) -> tuple[Float[Array, "b t d"], Left]:
-        before = jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1]
-        inputs, gate, left = self._inputs(x, before, left)
-        return self._finish(chunked(*inputs, chunk=self.config.chunk), inputs, gate), left
+    def forward(
+        self, x: Float[Array, "b t d"], left: Left, position: Position = None
+    ) -> tuple[Float[Array, "b t d"], Left]:
+        inputs, gate, left = self._inputs(x, previous(x, position), left)
+        r, k, v, unit, rated, log_w = inputs
+        rated = restart(rated, position, 0.0)  # since κ reads before the decay of its own token
+        log_w = restart(log_w, position, recurrence.FORGET)
+        y = chunked(r, k, v, unit, rated, log_w, chunk=self.config.chunk)
+        return self._finish(y, inputs, gate), left
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:
         heads = self.config.n_heads
@@ -320,8 +328,10 @@ class ChannelMix(Mixer):
         self.up = Linear(d_model, d_ff, init=init)
         self.out = Linear(d_ff, d_model, init=init)
 
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        return self._mix(x, jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1])
+    def __call__(
+        self, x: Float[Array, "b t d"], position: Position = None
+    ) -> Float[Array, "b t d"]:
+        return self._mix(x, previous(x, position))
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:
         return jnp.zeros((batch, self.mix.shape[0]), dtype)

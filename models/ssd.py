@@ -26,6 +26,7 @@ from models import recurrence
 from models.base import Cost, Init, Mixer, MixerConfig, State
 from models.errors import UserError
 from models.layers import Linear, ShortConv, lift
+from models.packing import Position, restart
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # the released code's range of initial steps
 
@@ -118,9 +119,12 @@ class StateSpaceDual(Mixer):
         dt = np.maximum(dt, DT_FLOOR)
         return dt + np.log(-np.expm1(-dt))
 
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    def __call__(
+        self, x: Float[Array, "b t d"], position: Position = None
+    ) -> Float[Array, "b t d"]:
         gate, xBC, dt = self._project(x)
-        u, C, B, v, log_a = self._heads(jax.nn.silu(self.conv(xBC)), dt)
+        u, C, B, v, log_a = self._heads(jax.nn.silu(self.conv(xBC, position)), dt)
+        log_a = restart(log_a, position, recurrence.FORGET)
         return self._finish(recurrence.chunked(C, B, v, log_a, self.config.chunk), u, gate)
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:

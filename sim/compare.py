@@ -27,6 +27,7 @@ from sim.laws import Chinchilla, PowerLaw
 from sim.resample import Floats, cells_of, percentile
 from sim.tables import Columns, Dropped, Table, clean, describe
 
+UNUSABLE = ("not converged", "at a bound")
 GRID = 65  # points of the window at which crossovers are looked for
 
 
@@ -103,11 +104,16 @@ def arms(
     run: str = "run",
     draws: int = 1000,
     rng_seed: int = 0,
+    asymptote: bool = True,
+    surfaces: Mapping[str, Fit] | None = None,
 ) -> tuple[dict[str, Arm], tuple[Dropped, ...]]:
     """Fit every architecture in the table; arms with the same cells get the same bootstrap draws.
 
     With `n` and `d` an arm is its compute-optimal frontier, without them a power law through all
-    of its runs, which then should be the runs one would choose at each budget.
+    of its runs, which then should be the runs one would choose at each budget. Without `asymptote`
+    curves have E = 0: enough inside a window too short to show an E, and nothing outside it.
+    `surfaces` are Chinchilla fits of these very rows that need not be made again: the surface is
+    the same whatever the cost.
     """
     if (n is None) != (d is None):
         raise UserError(f"n and d go together, and are n={n!r}, d={d!r}; name both or neither")
@@ -120,19 +126,22 @@ def arms(
     fitted = {}
     for name in names:
         rows = table.where(table["arch"] == name)
-        fitted[name] = _arm(name, rows, surface=n is not None, draws=draws, rng_seed=rng_seed)
+        fit = None if surfaces is None else surfaces[name]
+        fitted[name] = _arm(
+            name, rows, n is not None, fit, draws=draws, seed=rng_seed, asymptote=asymptote
+        )
     return fitted, table.dropped
 
 
-def _arm(name: str, rows: Table, surface: bool, draws: int, rng_seed: int) -> Arm:
+def _arm(name: str, rows: Table, surface: bool, fit: Fit | None, **options: Any) -> Arm:
     c = rows["cost"]
     parts = {k: v for k, v in rows.columns.items() if k in ("loss", "N", "D", "run", "seed")}
     if surface:
-        fit = Chinchilla.fit(Table(parts, ()), draws=draws, seed=rng_seed, held_out=())
+        fit = fit or Chinchilla.fit(Table(parts, ()), held_out=(), **options)
         slopes = _cost_model(name, c, rows["N"], rows["D"])
         keys = [_rank(rows["N"]), _rank(rows["D"])]
     else:
-        fit = PowerLaw.fit(Table(parts | {"C": c}, ()), draws=draws, seed=rng_seed, held_out=())
+        fit = PowerLaw.fit(Table(parts | {"C": c}, ()), held_out=(), **options)
         slopes = None
         keys = [_rank(c)]
     curve, many = _curve(fit.law, slopes), _curve(fit.draws, slopes)
@@ -200,8 +209,12 @@ def window(a: Arm, b: Arm) -> tuple[float, float]:
 def gain(
     a: Arm, b: Arm, cost: str, *, budgets: Sequence[float] | None = None, level: float = 0.9
 ) -> Comparison:
-    """CEG of arm a over arm b, by default at three budgets across the shared window."""
-    bad = [arm for arm in (a, b) if not arm.fit.ok]
+    """CEG of arm a over arm b, by default at three budgets across the shared window.
+
+    A surface whose exponent a is unidentifiable still has a frontier: how much it is worth, but not
+    at which size, which the gain's interval carries.
+    """
+    bad = [arm for arm in (a, b) if arm.draws is None or arm.fit.status in UNUSABLE]
     if bad or not (a.curve and b.curve and a.draws and b.draws):
         reason = "; ".join(f"{arm.name}: {arm.fit.reason}" for arm in bad)
         return Comparison(a.name, b.name, cost, bad[0].fit.status, reason)
@@ -298,7 +311,11 @@ class Place:
 
 def ranking(fitted: Mapping[str, Arm], cost: str, level: float = 0.9) -> tuple[Place, ...]:
     """Order the arms by gain at the middle of the window they all share, ties sharing a rank."""
-    usable = [a for a in fitted.values() if a.fit.ok and a.curve is not None]
+    usable = [
+        a
+        for a in fitted.values()
+        if a.curve is not None and a.draws is not None and a.fit.status not in UNUSABLE
+    ]
     if len(usable) < 2:
         raise UserError("a ranking needs two architectures whose fits converged")
     curves = [(a, a.curve) for a in usable if a.curve is not None]

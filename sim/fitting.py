@@ -139,7 +139,10 @@ class Fittable(Law):
         checklist["FLOPs per N·D"] = f"{per_nd:.3g}"
         held: list[HeldOut] = []
         if cost is not None:
-            held = [leave_largest_out(cls, x, y, cost, c, delta=delta, log=log) for c in held_out]
+            held = [
+                leave_largest_out(cls, x, y, cost, c, delta=delta, log=log, asymptote=asymptote)
+                for c in held_out
+            ]
         checklist["held out"] = "; ".join(h.words() for h in held) or "no compute axis"
         common |= {"interval": interval, "estimate": estimate, "draws": spread}
         common["held_out"] = tuple(held)

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from models.base import MixerConfig
 from models.errors import UserError
 from models.lm import ModelConfig
 from sim.spec import Run
@@ -93,19 +94,31 @@ def _conv(eqn: Any) -> int:
 @lru_cache
 def causal_flops(model: ModelConfig, seq_len: int) -> int:
     """FLOPs of one sequence decoded token by token, each against just the context it has."""
-    distinct = {block for block in model.blocks}
-    per_block = {
-        block: sum(
-            ModelConfig(d_model=model.d_model, vocab_size=1, blocks=(block,), tie_embeddings=True)
-            .step_cost(context)
-            .flops
-            - 2 * model.d_model
-            for context in range(1, seq_len + 1)
-        )
-        for block in distinct
-    }
-    head = 2 * model.d_model * model.vocab_size * seq_len
-    return head + sum(per_block[block] for block in model.blocks)
+    d = model.d_model
+    total = 2 * d * model.vocab_size * seq_len
+    for block in model.blocks:
+        if block.mixer is not None:
+            total += _decoded_flops(block.mixer, d, seq_len)
+        if block.channel is not None:
+            total += block.channel.cost(d, 1).flops * seq_len
+    return total
+
+
+@lru_cache
+def _decoded_flops(mixer: MixerConfig, d_model: int, seq_len: int) -> int:
+    """Σ over contexts 1 … seq_len of a step's FLOPs, which are concave in the context."""
+
+    def step(context: int) -> int:
+        return mixer.step_cost(d_model, context).flops
+
+    def total(first: int, last: int) -> int:
+        low, high, middle = step(first), step(last), (first + last) // 2
+        chord = (step(middle) - low) * (last - first) == (high - low) * (middle - first)
+        if chord and (first < middle or last - first < 2):  # met inside, so it is the function
+            return (last - first + 1) * (low + high) // 2
+        return total(first, middle) + total(middle + 1, last)
+
+    return total(1, seq_len)
 
 
 def param_counts(model: ModelConfig) -> dict[str, int]:
@@ -120,15 +133,20 @@ def param_counts(model: ModelConfig) -> dict[str, int]:
     }
 
 
+def step_flops(model: ModelConfig, seq_len: int, batch: int) -> dict[str, int]:
+    """What one training step takes under each of CONVENTIONS."""
+    counts, cost, tokens = param_counts(model), model.cost(seq_len, batch), batch * seq_len
+    return {
+        "executed": 3 * cost.flops,
+        "matmul": 3 * cost.matmul_flops,
+        "causal": 3 * causal_flops(model, seq_len) * batch,
+        "6ND": 6 * counts["total"] * tokens,
+        "6ND_non_embedding": 6 * counts["non_embedding"] * tokens,
+        "6ND_active": 6 * counts["active_non_embedding"] * tokens,
+    }
+
+
 def training_flops(run: Run) -> dict[str, int]:
     """What the whole run takes under each of CONVENTIONS."""
-    budget, counts = run.budget, param_counts(run.model)
-    step = run.model.cost(budget.seq_len, budget.batch)
-    return {
-        "executed": 3 * step.flops * budget.steps,
-        "matmul": 3 * step.matmul_flops * budget.steps,
-        "causal": 3 * causal_flops(run.model, budget.seq_len) * budget.batch * budget.steps,
-        "6ND": 6 * counts["total"] * budget.tokens,
-        "6ND_non_embedding": 6 * counts["non_embedding"] * budget.tokens,
-        "6ND_active": 6 * counts["active_non_embedding"] * budget.tokens,
-    }
+    step = step_flops(run.model, run.budget.seq_len, run.budget.batch)
+    return {name: flops * run.budget.steps for name, flops in step.items()}

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 from models.errors import UserError
 from models.lm import ModelConfig
-from models.moe import Moe
 
 Number = int | float
 
@@ -126,24 +125,6 @@ def roofline(work: Work, on: Device, chips: Number = 1) -> Roofline:
     )
 
 
-def touched_params(model: ModelConfig, batch: int) -> float:
-    """Weights that a decoded token of each of `batch` sequences reads, in expectation.
-
-    An embedding that is no head too is looked up, not read: `batch` rows of it.
-    """
-    cost = model.cost(1)
-    table = 0 if model.tie_embeddings else model.vocab_size * model.d_model
-    rows = batch * model.d_model
-    idle = 0.0
-    for block in model.blocks:
-        if isinstance(block.channel, Moe):
-            experts = block.channel
-            each = 3 * model.d_model * experts.d_expert
-            missed = (1 - experts.top_k / experts.n_experts) ** batch
-            idle += experts.n_experts * each * missed
-    return cost.params - table + min(rows, table) - idle
-
-
 def decode(
     model: ModelConfig,
     context: int,
@@ -156,7 +137,7 @@ def decode(
     `weight_bytes` are those of a weight, `state_bytes` those of an element of the state: 2 for
     bf16, 1 for int8, 0.5 for int4. States are charged as read; a recurrent one is written as well.
     """
-    read = weight_bytes * touched_params(model, batch)
+    read = weight_bytes * model.touched_params(batch)
     states = state_bytes * batch * model.state_size(context)
     return Work(model.step_cost(context, batch).flops, read + states)
 

@@ -45,26 +45,27 @@ class HeldOut:
 
 def leave_largest_out(
     cls: type[Law], x: Sequence[Floats], y: Floats, cost: Floats, cut: float, *,
-    delta: float, log: bool,
+    delta: float, log: bool, asymptote: bool = True,
 ) -> HeldOut:  # fmt: skip
+    """Errors of the law, with its asymptote or without as it is fitted, and of the baselines."""
     train = cost <= cost.max() * cut * (1 + 1e-9)
     sizes = (cut, int(train.sum()), int((~train).sum()))
     inside, outside = [v[train] for v in x], [v[~train] for v in x]
     if reason := unidentifiable(cls, inside, y[train]):
         return HeldOut(*sizes, reason=reason)
-    errors = []
-    for asymptote in (True, False):
-        _, found = cls.solve(inside, y[train], asymptote=asymptote, delta=delta, log=log)
+    errors = {}
+    for kind in {asymptote, False}:
+        _, found = cls.solve(inside, y[train], asymptote=kind, delta=delta, log=log)
         law = cls.unpack(found.theta[None, int(np.argmin(found.objective))], inside).at(0)
-        errors.append(np.log(law(*outside)) - y[~train])
+        errors[kind] = np.log(law(*outside)) - y[~train]
     line = _last_two(np.log(cost[train]), y[train], np.log(cost[~train]))
     noise = seed_noise(cells_of(dict(zip(cls.inputs, x, strict=True)), cls.inputs), y)
-    error, no_asymptote = (float(np.mean(np.abs(e))) for e in errors)
+    error = float(np.mean(np.abs(errors[asymptote])))
     return HeldOut(
         *sizes,
         error=error,
-        bias=float(np.mean(errors[0])),
-        no_asymptote=no_asymptote,
+        bias=float(np.mean(errors[asymptote])),
+        no_asymptote=float(np.mean(np.abs(errors[False]))),
         last_two=None if line is None else float(np.mean(np.abs(line - y[~train]))),
         over_seed_noise=error / noise if noise else None,
         reason="" if noise else "no cell has two seeds, so seed noise is unknown",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from models.base import Embedding, Matrix
+from models.base import Embedding, Matrix, Steered
 from sim.spec import Optim, Run
 
 Params = Any  # nnx.State: a pytree whose nodes are Variables
@@ -39,18 +40,30 @@ def learning_rates(optim: Optim, d_model: int, params: Params) -> Params:
             return variable.replace(jnp.float32(optim.lr * optim.base_width / d_model))
         if isinstance(variable, Embedding):
             return variable.replace(jnp.float32(optim.embedding_lr))
+        if isinstance(variable, Steered):
+            return variable.replace(jnp.float32(optim.steered_lr))
         return variable.replace(jnp.float32(optim.vector_lr))
 
     return jax.tree.map(rate, params, is_leaf=_is_variable)
 
 
 def direction(optim: Optim, params: Params) -> optax.GradientTransformation:
-    """Clip, Adam, and decoupled weight decay on matrices only; still to be scaled by the rate."""
-    decayed = jax.tree.map(lambda v: v.replace(isinstance(v, Matrix)), params, is_leaf=_is_variable)
-    return optax.chain(
+    """Clip, Adam, and decoupled weight decay on matrices only; still to be scaled by the rate.
+
+    A steered value takes the sign of its gradient instead, and is in no norm that is clipped.
+    """
+
+    def where(holds: Callable[[nnx.Variable], bool]) -> Params:
+        return jax.tree.map(lambda v: v.replace(holds(v)), params, is_leaf=_is_variable)
+
+    adam = optax.chain(
         optax.clip_by_global_norm(optim.clip),
         optax.scale_by_adam(optim.b1, optim.b2, optim.eps),
-        optax.add_decayed_weights(optim.weight_decay, mask=decayed),
+        optax.add_decayed_weights(optim.weight_decay, mask=where(lambda v: isinstance(v, Matrix))),
+    )
+    return optax.chain(
+        optax.masked(adam, where(lambda v: not isinstance(v, Steered))),
+        optax.masked(optax.scale_by_sign(), where(lambda v: isinstance(v, Steered))),
     )
 
 

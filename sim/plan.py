@@ -223,6 +223,11 @@ def warn(cells: Iterable[Cell], rows: dict[str, Planned]) -> list[str]:
 
 
 def _weaknesses(cells: Sequence[Cell], rows: dict[str, Planned]) -> Iterable[str]:
+    if not all(c.run.model.causal for c in cells):
+        yield (
+            "causal=False: experts choose among all tokens, later ones too, so the loss is not a "
+            "language model's and no decoding reaches it; choose route='token'"
+        )
     points = sorted({(rows[c.run.key].params, rows[c.run.key].tokens) for c in cells})
     n, d = np.array(points, float).T
     sizes, amounts = len(set(n)), len(set(d))

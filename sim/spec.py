@@ -37,6 +37,7 @@ class Optim(Config):
     base_width: PositiveInt = 64
     embedding_lr: PositiveFloat = 0.01
     vector_lr: PositiveFloat = 0.003
+    steered_lr: PositiveFloat = 0.001  # of biases that balance experts (2408.15664, §4.1)
     warmup_steps: NonNegativeInt = 50
     cooldown: float = Field(0.2, gt=0, le=1)  # share of a run's steps over which the rate falls
     b1: float = Field(0.9, ge=0, lt=1)

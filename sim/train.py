@@ -178,6 +178,7 @@ class Job:
         # rates are arguments of the program; all that is compiled into it stays
         static = first.optim.model_copy(
             update={"lr": 1.0, "embedding_lr": 1.0, "vector_lr": 1.0, "base_width": 1}
+            | {"steered_lr": 1.0}
         ).model_copy(update={"warmup_steps": 0, "cooldown": 1.0})
         self.program, self.jitted = _programs(first.model, static)
         self.rates = self.program.rates(first.optim)

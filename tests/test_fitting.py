@@ -93,6 +93,13 @@ def test_held_out_error_is_that_of_the_law_and_beats_both_baselines_on_its_own_s
         assert held.over_seed_noise == pytest.approx(held.error / 0.002, rel=0.2)
 
 
+def test_held_out_error_of_a_law_without_asymptote_is_its_own():
+    columns = lab(seeds=2, noise=0.002)
+    with_e, without = (Chinchilla.fit(columns, draws=20, asymptote=a) for a in (True, False))
+    for own, other in zip(without.held_out, with_e.held_out, strict=True):
+        assert own.error == own.no_asymptote == pytest.approx(other.no_asymptote)
+
+
 def test_averaging_or_summing_is_the_same_minimum_here():
     columns = lab(noise=0.01)
     y = np.log(columns["loss"])

@@ -12,7 +12,7 @@ from models.lm import Block, ModelConfig, tile
 from models.mamba import Mamba
 from models.mlp import SwiGLU
 from sim import hardware
-from sim.hardware import Work, decode, dollars, flat, joules, roofline, touched_params
+from sim.hardware import Work, decode, dollars, flat, joules, roofline
 
 GPT_FAST = Path(__file__).parents[2] / "shared" / "fitdata" / "gptfast_a100.csv"
 DAY = 24 * 3600
@@ -77,18 +77,18 @@ def test_deepseek_v3s_day_costs_87072_dollars():
 def test_a_large_batch_touches_every_expert_and_one_sequence_touches_the_active_ones():
     model = zoo.moe(64, 2)
     cost, table = model.cost(1), model.vocab_size * model.d_model
-    assert touched_params(model, 1) == cost.active_params - table + model.d_model
-    assert touched_params(model, 10_000) == pytest.approx(cost.params)
-    between = [touched_params(model, batch) for batch in (1, 2, 4, 8, 16)]
+    assert model.touched_params(1) == cost.active_params - table + model.d_model
+    assert model.touched_params(10_000) == pytest.approx(cost.params)
+    between = [model.touched_params(batch) for batch in (1, 2, 4, 8, 16)]
     assert between == sorted(between)
 
 
 def test_without_experts_every_weight_but_the_unused_embeddings_is_touched():
     model = zoo.dense(64, 2)
     rows = (3 - model.vocab_size) * model.d_model
-    assert touched_params(model, 3) == model.cost(1).params + rows
+    assert model.touched_params(3) == model.cost(1).params + rows
     tied = model.model_copy(update={"tie_embeddings": True})
-    assert touched_params(tied, 3) == tied.cost(1).params
+    assert tied.touched_params(3) == tied.cost(1).params
 
 
 def test_a_training_step_is_compute_bound_and_three_forward_passes():

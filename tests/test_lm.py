@@ -245,3 +245,18 @@ def test_bf16_activations_keep_fp32_logits_and_weights():
     assert logits.dtype == jnp.float32
     assert np.isfinite(np.asarray(logits)).all()
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
+
+
+@pytest.mark.parametrize("repeats", [1, pytest.param(lm.SCAN_FROM, marks=pytest.mark.slow)])
+def test_packed_rows_give_the_logits_of_their_segments_alone(repeats):
+    block = Block(mixer=Attention(n_heads=2, window=5), channel=SwiGLU(d_ff=8))
+    config = ModelConfig(d_model=16, vocab_size=11, blocks=tile(repeats, block))
+    params, apply = parts(config)
+    x = tokens(config)
+    segment_ids = jnp.asarray([[7] * 4 + [3] * 15, [0] * 11 + [5] * 7 + [0]])
+    packed = jax.jit(lambda p, x, ids: apply(p)(x, ids)[0])(params, x, segment_ids)
+    model = jax.jit(lambda p, x: apply(p)(x)[0])
+    for row, start, end in [(0, 0, 4), (0, 4, 19), (1, 0, 11), (1, 11, 18), (1, 18, 19)]:
+        alone = model(params, jnp.roll(x[row : row + 1], -start, 1))[0, : end - start]
+        scale = np.abs(np.asarray(alone)).max()
+        assert np.abs(np.asarray(packed[row, start:end] - alone)).max() < 1e-5 * scale

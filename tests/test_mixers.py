@@ -14,6 +14,7 @@ from models.delta import DeltaNet
 from models.griffin import RgLru
 from models.linear import LinearAttention
 from models.mamba import Mamba
+from models.packing import positions
 from models.rnn import Lstm, MinGru
 from models.rotary import Llama3Scaling
 from models.rwkv import Rwkv7, RwkvChannel
@@ -68,17 +69,20 @@ VARIANTS = {
     "deltanet",
     "delta-grouped",
 }
+# These restart as another row does, most by a log-gate as gla: slow for the claim of packing.
+RESTART_ALIKE = VARIANTS | {"attention", "mamba2-groups", "linear-scalar", "gated-deltanet", "kda"}
 
 
-def table(rows: dict[str, MixerConfig]):
+def table(rows: dict[str, MixerConfig], slow: set[str] = VARIANTS):
     marks = {True: [pytest.mark.slow], False: []}
     return pytest.mark.parametrize(
         "config",
-        [pytest.param(m, id=name, marks=marks[name in VARIANTS]) for name, m in rows.items()],
+        [pytest.param(m, id=name, marks=marks[name in slow]) for name, m in rows.items()],
     )
 
 
 every_mixer, every_chunked = table(MIXERS), table(CHUNKED)
+every_restart = table(MIXERS, RESTART_ALIKE)
 
 
 @cache
@@ -173,6 +177,65 @@ def test_the_future_never_reaches_the_past(config):
         after = np.asarray(mix(changed))
         assert (after[:, :cut] == before[:, :cut]).all()
         assert (after[:, cut:] != before[:, cut:]).any(-1).all()
+
+
+SEGMENTS = np.array([[1, 17, 2, 38, 23], [32, 1, 1, 7, 40]])  # lengths, in two packed rows
+PLACES = [
+    [(row, slice(end - size, end)) for row, (end, size) in enumerate(zip(ends, sizes, strict=True))]
+    for ends, sizes in zip(SEGMENTS.cumsum(1).T, SEGMENTS.T, strict=True)
+]
+
+
+def packed():
+    """Positions of two rows that hold SEGMENTS."""
+    ids = np.array([np.repeat(np.arange(len(row)), row) for row in SEGMENTS])
+    return positions(jnp.asarray(ids, jnp.int32))
+
+
+def unpack(x, places):
+    """The segments at these places, each at the start of a row of zeros."""
+    rows = np.zeros_like(x)
+    for row, place in places:
+        segment = x[row, place]
+        rows[row, : len(segment)] = segment
+    return rows
+
+
+def repack(rows, places, into):
+    for row, place in places:
+        into[row, place] = rows[row, : place.stop - place.start]
+
+
+@every_restart
+def test_packed_segments_equal_the_same_alone(config):
+    params, apply = build(config)
+    x = tokens()
+    y = jax.jit(lambda p, x, at: apply(p)(x, at))(params, x, packed())
+    want = np.zeros_like(x)
+    for places in PLACES:
+        repack(mixed(config)(unpack(x, places)), places, want)
+    assert relative(np.asarray(y), want) < 1e-5
+
+
+@every_mixer
+@pytest.mark.slow
+def test_gradients_of_packed_segments_equal_those_alone(config):
+    params, apply = build(config)
+    x, weight = tokens(), tokens(seed=2)
+    gradients = jax.jit(
+        jax.grad(lambda p, x, weight, at: jnp.sum(apply(p)(x, at) * weight), argnums=(0, 1))
+    )
+    of_params, of_x = gradients(params, x, weight, packed())
+    alone = jnp.tile(jnp.arange(LENGTH), (2, 1))
+    want, want_of_x = [], np.zeros_like(x)
+    for places in PLACES:
+        parts = gradients(params, unpack(x, places), unpack(weight, places), alone)
+        want.append(parts[0])
+        repack(parts[1], places, want_of_x)
+    assert relative(np.asarray(of_x), want_of_x) < 1e-5
+    total = jax.tree.map(lambda *leaves: sum(map(np.asarray, leaves)), *want)
+    for got, one in zip(jax.tree.leaves(of_params), jax.tree.leaves(total), strict=True):
+        assert relative(np.asarray(got), one) < 1e-5
 
 
 @every_mixer

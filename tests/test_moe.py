@@ -1,5 +1,7 @@
 """Routed experts: nothing is lost, nothing is reordered, and everything is counted."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,9 @@ from models.base import Init, count
 from models.mlp import SwiGLU
 from models.moe import Moe
 from sim.flops import matmul_flops
+from sim.optim import apply, learning_rates
+from sim.optim import direction as direct
+from sim.spec import Optim
 
 D_MODEL = 12
 FORMS = {
@@ -18,8 +23,16 @@ FORMS = {
     "shared-gate": Moe(n_experts=4, top_k=2, d_expert=6, n_shared=1, shared_gate=True, block=8),
     "capacity": Moe(n_experts=4, top_k=2, d_expert=7, capacity_factor=1.0),
     "ample-capacity": Moe(n_experts=4, top_k=1, d_expert=5, n_shared=1, capacity_factor=4.0),
+    "steered": Moe(n_experts=6, top_k=2, d_expert=3, gate="sigmoid", steered=True, block=4),
+    "experts-choose": Moe(n_experts=4, top_k=2, d_expert=7, route="expert"),
 }
-every_form = pytest.mark.parametrize("config", FORMS.values(), ids=FORMS.keys())
+every_form = pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(form, id=name, marks=[pytest.mark.slow] if form.steered else [])
+        for name, form in FORMS.items()
+    ],
+)
 
 
 def tokens(batch: int = 2, length: int = 21, seed: int = 1):
@@ -27,9 +40,14 @@ def tokens(batch: int = 2, length: int = 21, seed: int = 1):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
+@cache
+def compiled(graph):
+    return jax.jit(lambda p, x: nnx.merge(graph, p)(x))
+
+
 def run(module, x):
     graph, params = nnx.split(module)
-    return jax.jit(lambda p, x: nnx.merge(graph, p)(x))(params, x)
+    return compiled(graph)(params, x)
 
 
 def silu(x):
@@ -51,6 +69,11 @@ def dense_sum(module, x):
     gates = np.where(scores >= threshold, scores, 0)
     if config.renormalize:
         gates = gates / gates.sum(-1, keepdims=True)
+    if config.route == "expert":  # of all tokens in the call
+        rows = -(-scores[..., 0].size * config.top_k // config.n_experts)
+        gates = np.where(
+            scores >= np.sort(scores.reshape(-1, config.n_experts), 0)[-rows], scores, 0
+        )
     experts = zip(module.gate[...], module.up[...], module.down[...], strict=True)
     y = sum(gates[..., e, None] * swiglu(x, *weights) for e, weights in enumerate(experts))
     shared = module.shared
@@ -71,14 +94,28 @@ def assert_close(got, want):
         Moe(n_experts=6, top_k=2, d_expert=7, block=4, n_shared=1),
         Moe(n_experts=4, top_k=1, d_expert=7, renormalize=False),
         Moe(n_experts=4, top_k=2, d_expert=5, capacity_factor=4.0),
+        Moe(n_experts=4, top_k=1, d_expert=5, route="expert"),
     ],
-    ids=["all", "all-sigmoid", "top-2-shared", "top-1", "capacity-for-all"],
+    ids=["all", "all-sigmoid", "top-2-shared", "top-1", "capacity-for-all", "experts-choose"],
 )
 def test_experts_equal_the_gate_weighted_dense_sum(config):
     module = config.build(D_MODEL, init=Init(0))
     y, aux = run(module, tokens())
-    assert_close(y, dense_sum(module, tokens()))
-    np.testing.assert_allclose(aux["dropped"], 0, atol=1e-6)
+    want = dense_sum(module, tokens())
+    assert_close(y, want)
+    np.testing.assert_allclose(aux["dropped"], np.mean((want == 0).all(-1)), atol=1e-6)
+
+
+@every_form
+def test_a_form_looks_ahead_only_if_its_config_says_so(config):
+    """Later tokens change earlier outputs: measured, and named by `causal`."""
+    module = config.build(D_MODEL, init=Init(0))
+    x = tokens()
+    y, _ = run(module, x)
+    changed, _ = run(module, x.at[:, 15:].multiply(3.0))
+    looks_ahead = (np.asarray(y) != np.asarray(changed))[0, :15].any()
+    assert looks_ahead == (not config.causal)
+    assert config.causal == (config.route == "token")
 
 
 def test_permuting_experts_changes_nothing():
@@ -178,3 +215,50 @@ def test_gradients_are_finite_and_reach_router_and_experts(config):
 def test_more_choices_than_experts_is_refused():
     with pytest.raises(ValueError, match="top_k=3 must be at most n_experts=2; lower top_k"):
         Moe(n_experts=2, top_k=3, d_expert=4)
+
+
+def test_experts_that_choose_are_not_steered():
+    with pytest.raises(ValueError, match=r"route='expert'.* leave out steered"):
+        Moe(n_experts=2, top_k=1, d_expert=4, route="expert", steered=True)
+
+
+def test_a_steered_bias_moves_the_choice_and_not_the_gates():
+    config = Moe(n_experts=4, top_k=1, d_expert=3, gate="sigmoid", renormalize=False, steered=True)
+    module = config.build(D_MODEL, init=Init(0))
+    module.bias.set_value(jnp.array([0.0, 0.0, 100.0, 0.0]))
+    x = tokens()
+    y, _ = run(module, x)
+    gate = 1 / (1 + np.exp(-np.asarray(x) @ np.asarray(module.router.kernel[...])[:, 2]))
+    weights = (module.gate[...][2], module.up[...][2], module.down[...][2])
+    assert_close(y, gate[..., None] * swiglu(np.asarray(x), *weights))
+
+
+def test_steering_balances_the_load_by_steps_of_its_own_rate():
+    """Tokens that all prefer one expert: its bias falls, the others' rise, until they share."""
+    config = Moe(n_experts=4, top_k=1, d_expert=3, steered=True, balance_weight=0.0)
+    graph, params = nnx.split(config.build(D_MODEL, init=Init(0)))
+    kernel = params["router"]["kernel"]
+    kernel.set_value(jnp.asarray(0.1 * kernel[...]).at[:, 2].add(0.1))
+    x = jnp.abs(tokens(batch=4))
+    optim = Optim(lr=1e-9, vector_lr=1e-9, steered_lr=0.005)
+    rates, direction = learning_rates(optim, D_MODEL, params), direct(optim, params)
+
+    @jax.jit
+    def step(params, moments):
+        def penalty(params):
+            aux = nnx.merge(graph, params)(x)[1]
+            return aux["penalty"], aux["balance"]
+
+        gradient, balance = jax.grad(penalty, has_aux=True)(params)
+        change, moments = direction.update(gradient, moments, params)
+        return apply(params, change, rates, jnp.float32(1)), moments, (balance, gradient)
+
+    moments, first = direction.init(params), None
+    for _ in range(60):
+        before, (params, moments, (balance, gradient)) = params, step(params, moments)
+        first = balance if first is None else first
+    moved = np.asarray(params["bias"][...] - before["bias"][...])
+    np.testing.assert_allclose(moved, -0.005 * np.sign(gradient["bias"][...]), rtol=1e-4)
+    assert abs(float(gradient["bias"][...].sum())) < 1e-6
+    assert first > 1.5
+    assert balance < 1.1

@@ -5,6 +5,8 @@ import jax
 import pytest
 
 from models.errors import UserError
+from models.lm import Block
+from models.moe import Moe
 from sim.data import Corpus
 from sim.flops import param_counts, training_flops
 from sim.plan import ASSUMED_COMPILE_SECONDS, ASSUMED_FLOPS_PER_SECOND, plan
@@ -107,6 +109,21 @@ def grid(width=(8, 16, 32), steps=(500, 1000, 2000), seeds=3, batch=8, cells=Non
     ]
 
 
+def looking_ahead(cells):
+    """The same, with experts that choose their tokens."""
+    block = Block(channel=Moe(n_experts=2, top_k=1, d_expert=4, route="expert"))
+    return [
+        cell.model_copy(
+            update={
+                "run": cell.run.model_copy(
+                    update={"model": cell.run.model.model_copy(update={"blocks": (block,)})}
+                )
+            }
+        )
+        for cell in cells
+    ]
+
+
 WEAK = {
     "move together": grid(cells=[(8, 500), (16, 1000), (32, 2000), (64, 4000)]),
     "too few to fit": grid(steps=(500, 1000)),
@@ -114,6 +131,7 @@ WEAK = {
     "fewer than 500 steps": grid(steps=(499, 1000, 2000)),
     "some points have 2 seeds": grid(seeds=2),
     "9,000 held-out tokens": grid(eval_tokens=9000),
+    "causal=False": looking_ahead(grid()),
 }
 
 

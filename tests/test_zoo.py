@@ -38,8 +38,37 @@ def test_experts_add_parameters_that_a_token_does_not_touch():
 
 def test_a_hybrid_keeps_attention_at_any_depth():
     for depth in (2, 4, 8):
-        mixers = [block.mixer.kind for block in zoo.hybrid(64, depth).blocks]
+        mixers = [block.mixer.kind for block in zoo.FAMILIES["hybrid"](64, depth).blocks]
         assert mixers.count("attention") == max(1, depth // 4)
+
+
+@pytest.mark.parametrize(
+    ("family", "depth", "attention", "sparse"),
+    [
+        ("jamba", 16, 2, 0),
+        ("jamba_moe", 16, 2, 8),
+        ("samba", 4, 2, 0),
+        ("samba_moe", 4, 2, 4),
+        ("qwen3_next", 8, 2, 0),
+        ("qwen3_next_moe", 8, 2, 8),
+        ("kimi_linear", 8, 2, 0),
+        ("kimi_linear_moe", 8, 2, 8),
+        ("griffin", 6, 2, 0),
+    ],
+)
+def test_a_hybrid_has_its_published_proportions(family, depth, attention, sparse):
+    blocks = zoo.FAMILIES[family](64, depth).blocks
+    assert sum(block.mixer.kind == "attention" for block in blocks) == attention
+    assert sum(block.channel.kind == "moe" for block in blocks) == sparse
+
+
+def test_finer_experts_keep_total_and_active_parameters():
+    """But for the router, and what rounding makes of them."""
+    one, four = (zoo.moe(256, 1, granularity=g).cost(1) for g in (1, 4))
+    assert four.params / one.params == pytest.approx(1, rel=0.03)
+    assert four.active_params / one.active_params == pytest.approx(1, rel=0.03)
+    fine, coarse = (zoo.moe(256, 1, granularity=g).blocks[0].channel for g in (4, 1))
+    assert (fine.n_experts, fine.top_k) == (4 * coarse.n_experts, 4 * coarse.top_k)
 
 
 def test_a_width_too_narrow_for_the_mixer_is_refused():

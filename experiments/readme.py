@@ -1,0 +1,86 @@
+"""The README's generated parts: `python -m experiments.readme README.md` makes them anew.
+
+Each stands between two comments that name it, and a test holds the file to what is made here.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import costs
+from experiments.text import si
+
+ROOT = Path(__file__).parent.parent
+STUDY = ROOT / "figures" / "out" / "ladder" / "study.json"
+SHOWN = ("executed", "causal", "6ND_non_embedding")  # conventions whose gains the README prints
+
+
+def cost_table() -> str:
+    """What each family costs at one size; the other conventions are `isoflop run costs`."""
+    rows = costs.measure(conventions=("executed",))
+    names = [name for name in rows[0] if name != "convention"]
+    body = [[f"`{row['family']}`", *(si(row[name]) for name in names[1:])] for row in rows]
+    return markdown([name.replace("_", " ") for name in names], body)
+
+
+def ladder_table() -> str:
+    """Each family's best loss, gains over dense, and what its law foretells; from study.json."""
+    study = json.loads(STUDY.read_text(encoding="utf-8"))
+    gains = {
+        convention: {item["arm"]: item for item in study["gains"][convention]}
+        for convention in SHOWN
+    }
+    body = []
+    for family, best in study["best"].items():
+        told = [_gain(gains[convention].get(family)) for convention in SHOWN]
+        noise = study["noise"][family]["seeds"]
+        body.append(
+            [f"`{family}`", f"{best['loss']:.3f}", *told, f"{noise:.2%}", _held_out(study, family)]
+        )
+    heads = ["family", "best loss", *(f"gain, {c}" for c in SHOWN), "seed noise", "held out"]
+    return markdown(heads, body)
+
+
+def _gain(item: dict[str, Any] | None) -> str:
+    if item is None:
+        return "1"
+    if not item["ceg"]:
+        return "not resolved"
+    far = item["ceg"][-1]
+    text = f"{far['value']:.2f} [{far['low']:.2f}, {far['high']:.2f}]"
+    return f"({text})" if far["low"] <= 1 <= far["high"] else text
+
+
+def _held_out(study: dict[str, Any], family: str) -> str:
+    """Error of the law above a quarter of the largest compute; then E = 0, then two points."""
+    first = next(iter(study["laws"][family]["held_out"]), None)
+    if first is None or first["error"] is None:
+        return "—"
+    parts = (first["error"], first["no_asymptote"], first["last_two"])
+    return " / ".join("—" if part is None else f"{part:.1%}" for part in parts)
+
+
+def markdown(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *body]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+PARTS: dict[str, Callable[[], str]] = {"costs": cost_table, "ladder": ladder_table}
+
+
+def insert(text: str) -> str:
+    """The text with its generated parts made anew."""
+    for name, make in PARTS.items():
+        begin, end = (f"<!-- {mark}{name}: python -m experiments.readme -->" for mark in ("", "/"))
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n\n{make()}\n\n{end}{rest.split(end)[1]}"
+    return text
+
+
+if __name__ == "__main__":
+    readme = Path(sys.argv[1])
+    readme.write_text(insert(readme.read_text(encoding="utf-8")), encoding="utf-8")

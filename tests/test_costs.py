@@ -1,0 +1,48 @@
+"""The cost table is arithmetic, and the README's copy of it is the generated one."""
+
+from pathlib import Path
+
+from experiments import costs
+from models import zoo
+from models.attention import Attention
+from models.lm import Block, ModelConfig
+from models.mamba import Mamba
+from models.moe import Moe
+from sim.flops import CONVENTIONS, causal_flops
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_readmes_table_is_the_generated_one():
+    text = README.read_text(encoding="utf-8")
+    assert costs.insert(text) == text, "run: python -m experiments.costs README.md"
+
+
+def test_every_family_and_convention_has_a_row():
+    rows = costs.measure(width=64, lengths=(512,), contexts=(512,))
+    assert [(row["family"], row["convention"]) for row in rows] == [
+        (family, convention) for family in zoo.FAMILIES for convention in CONVENTIONS
+    ]
+    dense = {row["convention"]: row for row in rows if row["family"] == "dense"}
+    assert dense["6ND"]["flops_at_512"] == 6 * dense["6ND"]["params"]
+
+
+def test_only_what_sees_the_whole_context_costs_more_with_it():
+    """Executed FLOPs per token, 2k against 32k, and the state, 8k against 128k."""
+    rows = {row["family"]: row for row in costs.measure(conventions=("executed",))}
+    for family, row in rows.items():
+        mixers = [block.mixer for block in zoo.FAMILIES[family](256).blocks]
+        sees_all = any(m.kind == "attention" and m.window is None for m in mixers)
+        local = any(m.kind == "attention" and m.window is not None for m in mixers)
+        assert (row["state_bytes_at_131072"] > 2 * row["state_bytes_at_8192"]) == sees_all
+        if not local:
+            assert (row["flops_at_32768"] > 1.2 * row["flops_at_2048"]) == sees_all, family
+
+
+def test_causal_flops_are_the_sum_of_the_steps():
+    for mixer in (Attention(n_heads=2), Attention(n_heads=2, window=9), Mamba()):
+        block = Block(mixer=mixer, channel=Moe(n_experts=4, top_k=2, d_expert=3))
+        config = ModelConfig(d_model=8, vocab_size=5, blocks=(block, block))
+        for length in (1, 2, 3, 8, 9, 10, 50):
+            steps = [config.step_cost(context).flops for context in range(1, length + 1)]
+            assert causal_flops(config, length) == sum(steps)

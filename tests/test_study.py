@@ -1,0 +1,63 @@
+"""What the ladder's study says of runs whose truth is known."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import synthetic
+
+from figures import ladder, study
+
+SIZES = ((32, 2), (48, 2), (64, 2), (96, 4))
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return synthetic.grid(("dense", "mamba", "slow"), SIZES, (300, 600, 1200), (0, 1), noise=0.002)
+
+
+@pytest.fixture(scope="module")
+def found(rows):
+    return study.numbers(rows, draws=60)
+
+
+def test_gains_have_the_sign_of_the_surfaces_they_come_from(found):
+    far = {item["arm"]: item["ceg"][-1] for item in found["gains"]["executed"]}
+    assert far["mamba"]["low"] > 1  # its A and B are .96 of dense's
+    assert far["slow"]["high"] < 1  # and these are 1.1 of them
+
+
+def test_the_optimum_is_that_of_the_true_surface(found):
+    """Within the factor by which a law without the truth's E moves the optimum."""
+    for point in found["windows"]["dense"]["optimum"]:
+        if not point["measured"]:
+            continue
+        n, d = point["N*"][0], point["D*"][0]
+        best = min(
+            synthetic.surface(n * f, d / f, "dense") for f in (0.25, 0.5, 0.8, 1, 1.25, 2, 4)
+        )
+        assert synthetic.surface(n, d, "dense") < best * 1.005
+
+
+def test_noise_is_what_was_put_in(found):
+    expected = math.hypot(0.002, 0.001)
+    assert expected / 1.6 < found["noise"]["dense"]["seeds"] < expected * 1.6
+    assert found["noise"]["dense"]["evaluation"] == pytest.approx(0.006 / 2, rel=0.3)
+
+
+def test_parts_of_one_familys_runs_predict_alike(found):
+    told = [item for item in found["subsets"] if "predicted" in item]
+    assert len(told) >= 5
+    assert all(abs(item["predicted"] / item["measured"] - 1) < 0.02 for item in told)
+
+
+@pytest.mark.slow
+def test_every_figure_is_drawn_with_its_numbers(rows, found, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(study, "numbers", lambda rows, draws: found)
+    names = {path.name for path in ladder.draw(rows, tmp_path)}
+    stems = {"flop_conventions", "optima", "gains", "residuals", "subsets", "study"}
+    assert {f"{stem}.json" for stem in stems} <= names
+    assert json.loads((tmp_path / "study.json").read_text())["runs"] == len(rows)
