@@ -24,25 +24,25 @@ from sim import context
 
 def measure(
     families: tuple[str, ...] = ("dense", "moe", "mamba", "linear"),
-    checkpoints: tuple[Path, ...] = (),
     lengths: tuple[int, ...] = (128, 1024, 2048, 4096, 8192),
     quantities: tuple[str, ...] = context.QUANTITIES,
     width: int = 64,
     depth: int = 2,
     repeats: int = 3,
+    checkpoints: tuple[Path, ...] = (),
 ) -> list[dict]:
     """The table.
 
     Args:
         families: names of the zoo's families.
-        checkpoints: folders of Hugging Face checkpoints, measured at their own size beside the
-            families and named as their folders.
         lengths: sequence lengths, in tokens.
         quantities: of train_step_seconds, prefill_seconds, decode_seconds, train_step_bytes,
             state_bytes.
         width: d_model.
         depth: layers.
         repeats: turns that are timed, after one that is not.
+        checkpoints: folders of Hugging Face checkpoints, measured at their own size beside the
+            families and named as their folders.
     """
     models = {family: model(family, width, depth) for family in families}
     models |= {folder.name: interop.read(folder) for folder in checkpoints}

@@ -15,6 +15,7 @@ from flax import nnx
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
+from experiments import context
 from experiments.cli import main
 from models import interop, zoo
 from models.attention import Attention
@@ -237,6 +238,14 @@ def test_tokens_are_those_of_tokenizer_json_or_bytes(tmp_path):
     assert of_words.decode(np.array([0, 1])) == "to be"
     with pytest.raises(UserError, match="gives token 3, and the model's vocab_size is 2"):
         Checkpoint(tmp_path, model.model_copy(update={"vocab_size": 2}), None).encode("not")
+
+
+def test_a_checkpoint_goes_through_the_context_experiment(tmp_path):
+    path = folder("mistral", tmp_path / "mine")
+    (row,) = context.measure(
+        families=(), lengths=(16,), quantities=("state_bytes",), checkpoints=(path,)
+    )
+    assert (row["family"], row["value"]) == ("mine", 4 * interop.read(path).state_size(16))
 
 
 def test_a_trained_run_is_exported_imported_measured_and_sampled(tmp_path, capsys, monkeypatch):
