@@ -206,7 +206,7 @@ class SoftmaxAttention(Mixer):
 def _attend(
     q: Float[Array, "b h t k"], k: Float[Array, "b g s k"], v: Float[Array, "b g s k"], seen: Array
 ) -> Float[Array, "b h t k"]:
-    """Attention of one block of queries; scores in fp32, normalised after the value product."""
+    """Queries against a cache; scores in fp32, normalised after the value product."""
     grouped = rearrange(q, "b (g r) t k -> b g r t k", g=k.shape[1])
     scores = jnp.einsum("bgrtk,bgsk->bgrts", grouped, k, preferred_element_type=jnp.float32)
     scores = jnp.where(seen, scores * q.shape[-1] ** -0.5, -jnp.inf)

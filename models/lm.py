@@ -57,6 +57,7 @@ class ModelConfig(Config):
     embed_scale: PositiveFloat = 1.0  # multiplies what the embedding gives
     logit_cap: PositiveFloat | None = None  # logits ← cap · tanh(logits / cap)
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; weights are fp32
+    remat: bool | None = None  # keep only blocks' inputs for the backward pass; None: if scanned
 
     @model_validator(mode="after")
     def _blocks_fit(self) -> ModelConfig:
@@ -79,7 +80,11 @@ class ModelConfig(Config):
         return LM(self, init=init)
 
     def cost(self, seq_len: int, batch: int = 1) -> Cost:
-        """Forward pass over `batch` sequences; parameters are counted once."""
+        """Forward pass over `batch` sequences; parameters are counted once.
+
+        The backward pass takes twice that. With `remat` a block's forward pass runs again in it, in
+        exchange for memory: that is time, and no count of work includes it.
+        """
         tokens = batch * seq_len
         parts = [
             _times(block.mixer.cost(self.d_model, seq_len), batch)
@@ -213,7 +218,8 @@ class LM(nnx.Module):
         if len(self.config.blocks) // period < SCAN_FROM:
             aux, left = [], Left()
             for block in self.blocks:
-                x, left, scalars = block(x, left, position)
+                run = jax.checkpoint(block.__call__) if self.config.remat else block
+                x, left, scalars = run(x, left, position)
                 aux.append(scalars)
         else:
             x, aux = self._scan(x, position, period)
@@ -235,7 +241,8 @@ class LM(nnx.Module):
                 aux.append(scalars)
             return x, aux
 
-        return jax.lax.scan(jax.checkpoint(body), x, stacked)
+        keep = self.config.remat is False
+        return jax.lax.scan(body if keep else jax.checkpoint(body), x, stacked)
 
     def logits(self, hidden: Float[Array, "*batch d"]) -> Float[Array, "*batch w"]:
         if self.head is None:

@@ -5,7 +5,8 @@
 is all that a mixer needs: it restarts where position is 0. Keys further back than `position` are
 another segment's, and so are the taps of a convolution; a recurrence forgets its state at 0. `None`
 stands for one segment for each row, and adds nothing to the program. What a batch is charged does
-not change: masked work is executed (Krell et al. 2021, 2107.02027, for why one packs).
+not change: masked work is executed (Krell et al. 2021, 2107.02027, for why one packs). Experts of
+limited capacity, and experts that choose, still share their room between all tokens of a call.
 """
 
 import jax

@@ -78,7 +78,7 @@ def attend(
     def whole_tiles(x: Array) -> Array:
         return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, -length % tile), (0, 0)])
 
-    q = (q * size**-0.5).reshape(batch, groups, heads // groups, length, size)
+    q = q.reshape(batch, groups, heads // groups, length, size)
     place = None if position is None else position[..., None]
     out = _attend((tile, window), *jax.tree.map(whole_tiles, (q, k, v, place)))
     return out.reshape(batch, heads, -1, size)[:, :, :length]
@@ -103,11 +103,11 @@ _dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def _scores(block: Block, i, j, q: Queries, k: Keys, place: Place) -> Float[Array, "b g r t s"]:
-    """Products of query tile i with key tile j, fp32, UNSEEN where hidden."""
+    """Scaled products of query tile i with key tile j, fp32, UNSEEN where hidden."""
     tile, window = block
     within = jnp.arange(tile)
     visible = seen(i * tile + within, j * tile + within, window, place)
-    return jnp.where(visible, _dot("bgrtk,bgsk->bgrts", q, k), UNSEEN)
+    return jnp.where(visible, _dot("bgrtk,bgsk->bgrts", q, k) * q.shape[-1] ** -0.5, UNSEEN)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -158,10 +158,10 @@ def _backward(block: Block, saved, d_out: Queries):
         kj, vj = _at((k, v), j, tile)
         weights = jnp.exp(_scores(block, i, j, qi, kj, here) - level)
         d_weights = _dot("bgrtk,bgsk->bgrts", dout, vj)
-        d_scores = (weights * (d_weights - shared)).astype(q.dtype)
-        weights = weights.astype(v.dtype)
-        dq = _add(dq, _dot("bgrts,bgsk->bgrtk", d_scores, kj), i, tile)
-        dk = _add(dk, _dot("bgrts,bgrtk->bgsk", d_scores, qi), j, tile)
+        d_products = weights * (d_weights - shared) * q.shape[-1] ** -0.5
+        d_products, weights = d_products.astype(q.dtype), weights.astype(v.dtype)
+        dq = _add(dq, _dot("bgrts,bgsk->bgrtk", d_products, kj), i, tile)
+        dk = _add(dk, _dot("bgrts,bgrtk->bgsk", d_products, qi), j, tile)
         dv = _add(dv, _dot("bgrts,bgrtk->bgsk", weights, dout), j, tile)
         return (dq, dk, dv), None
 

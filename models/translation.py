@@ -232,7 +232,7 @@ def _blocks(parts: Sequence[Any]) -> tuple[Block, ...]:
 
 def essence(model: ModelConfig) -> Fields:
     """What the logits depend on: sizes written out, without how they are computed or trained."""
-    found = model.model_dump(exclude={"blocks", "dtype"})
+    found = model.model_dump(exclude={"blocks", "dtype", "remat"})
     for i, place, config in _parts(model):
         inner = config.resolved(model.d_model).model_dump()
         found |= {f"blocks.{i}.{place}.{name}": value for name, value in inner.items()}

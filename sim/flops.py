@@ -21,7 +21,8 @@ from sim.spec import Run
 
 CONVENTIONS = {
     "executed": "3 × (matrix products + elementwise work of gates, scans, convolutions, softmax) "
-    "of the forward pass as the code runs it",
+    "of the forward pass as the code runs it; what the backward pass recomputes to save memory is "
+    "left out",
     "matmul": "3 × matrix products of the forward pass as the code runs it",
     "causal": "3 × the same work done token by token: attention pays for the keys it sees, "
     "recurrences for one state update",

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from experiments import costs
 from models import zoo
 from models.attention import Attention
@@ -13,24 +15,39 @@ from sim.flops import CONVENTIONS, causal_flops
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_the_readmes_table_is_the_generated_one():
-    text = README.read_text(encoding="utf-8")
-    assert costs.insert(text) == text, "run: python -m experiments.costs README.md"
+@pytest.fixture(scope="module")
+def executed():
+    return costs.measure(conventions=("executed",))
 
 
-def test_every_family_and_convention_has_a_row():
-    rows = costs.measure(width=64, lengths=(512,), contexts=(512,))
+def test_the_readmes_table_is_the_generated_one(executed):
+    table = README.read_text(encoding="utf-8").split(costs.BEGIN)[1].split(costs.END)[0]
+    assert table.strip() == costs.markdown(executed), "run: python -m experiments.costs README.md"
+
+
+def test_the_table_is_put_between_its_markers(monkeypatch):
+    monkeypatch.setattr(costs, "measure", lambda conventions: [{"family": "dense", "params": 1}])
+    text = f"before {costs.BEGIN} old {costs.END} after"
+    made = costs.insert(text)
+    assert made.startswith(f"before {costs.BEGIN}\n\n| family | params |")
+    assert made.endswith(f"| `dense` | 1 |\n\n{costs.END} after")
+    assert costs.insert(made) == made
+
+
+def test_a_family_has_a_row_for_each_convention():
+    families = ("dense", "jamba_moe")
+    rows = costs.measure(families, width=64, lengths=(512,), contexts=(512,))
     assert [(row["family"], row["convention"]) for row in rows] == [
-        (family, convention) for family in zoo.FAMILIES for convention in CONVENTIONS
+        (family, convention) for family in families for convention in CONVENTIONS
     ]
     dense = {row["convention"]: row for row in rows if row["family"] == "dense"}
     assert dense["6ND"]["flops_at_512"] == 6 * dense["6ND"]["params"]
 
 
-def test_only_what_sees_the_whole_context_costs_more_with_it():
+def test_only_what_sees_the_whole_context_costs_more_with_it(executed):
     """Executed FLOPs per token, 2k against 32k, and the state, 8k against 128k."""
-    rows = {row["family"]: row for row in costs.measure(conventions=("executed",))}
-    for family, row in rows.items():
+    for row in executed:
+        family = row["family"]
         mixers = [block.mixer for block in zoo.FAMILIES[family](256).blocks]
         sees_all = any(m.kind == "attention" and m.window is None for m in mixers)
         local = any(m.kind == "attention" and m.window is not None for m in mixers)

@@ -260,3 +260,32 @@ def test_packed_rows_give_the_logits_of_their_segments_alone(repeats):
         alone = model(params, jnp.roll(x[row : row + 1], -start, 1))[0, : end - start]
         scale = np.abs(np.asarray(alone)).max()
         assert np.abs(np.asarray(packed[row, start:end] - alone)).max() < 1e-5 * scale
+
+
+@pytest.mark.parametrize("repeats", [2, lm.SCAN_FROM], ids=["unrolled", "scanned"])
+def test_remat_recomputes_blocks_and_none_leaves_that_to_the_scan(repeats):
+    config = ModelConfig(
+        d_model=8, vocab_size=11, blocks=tile(repeats, Block(channel=SwiGLU(d_ff=8)))
+    )
+
+    def recomputes(remat):
+        params, apply = parts(config.model_copy(update={"remat": remat}))
+        loss = jax.grad(lambda p, x: apply(p)(x)[0].sum())
+        return "remat2[" in str(jax.make_jaxpr(loss)(params, tokens(config)))
+
+    assert [recomputes(remat) for remat in (True, False, None)] == [True, False, repeats > 2]
+
+
+@pytest.mark.slow
+def test_remat_changes_no_gradient():
+    params, apply = parts(HYBRID)
+    _, recomputed = parts(HYBRID.model_copy(update={"remat": True}))
+    x = tokens(HYBRID)
+    segment_ids = jnp.asarray([[0] * 8 + [1] * 11, [0] * 19])
+
+    def gradient(apply):
+        return jax.jit(jax.grad(lambda p: jnp.mean(apply(p)(x, segment_ids)[0] ** 2)))(params)
+
+    kept, again = (jax.tree.leaves(gradient(f)) for f in (apply, recomputed))
+    for one, other in zip(kept, again, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-7)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import delta, recurrence
+from models import delta, mamba, recurrence, rwkv
 
 LENGTH, D_K, D_V = 40, 3, 4
 FORMS = {
@@ -103,20 +103,75 @@ def test_a_repeated_key_keeps_its_digits_in_the_delta_rule(beta):
     assert_close(jax.jit(delta.unit_lower_inverse)(jnp.asarray(lower))[0, 0], exact)
 
 
-@scalar_or_channel
-def test_extreme_gates_change_nothing_in_the_delta_rule(gates):
-    q, k, v, log_a = inputs(250, gates, extreme)
-    rng = np.random.default_rng(0)
-    beta = jnp.asarray(rng.uniform(0, 2, (250, 2, LENGTH, 1)), jnp.float32)
-    x = (q, delta.unit(k), v, beta, log_a)
+def half_rounded(*x):
+    """The second half of the sequences as bf16 holds them: mixers compute from that in fp32."""
+    half = x[0].shape[0] // 2
+    return tuple(z.at[half:].set(z[half:].astype(jnp.bfloat16).astype(z.dtype)) for z in x)
 
-    def stepped(*x):
-        S = jnp.zeros((250, 2, D_K, D_V))
+
+def stepped(step):
+    """A rule's step, scanned over its inputs (b, h, t, …), the state first."""
+
+    def run(*x):
+        S = jnp.zeros((*x[0].shape[:2], D_K, D_V))
         tokens = tuple(jnp.moveaxis(z, 2, 0) for z in x)
-        return jnp.moveaxis(jax.lax.scan(lambda S, z: delta.step(S, *z), S, tokens)[1], 0, 2)
+        return jnp.moveaxis(jax.lax.scan(lambda S, z: step(S, *z), S, tokens)[1], 0, 2)
 
-    want = np.asarray(jax.jit(stepped)(*x))
-    (_, got), gradients = value_and_gradients(lambda *x: delta.chunked(*x, chunk=16))(*x)
+    return jax.jit(run)
+
+
+def assert_same_and_finite(form, oracle, x):
+    """Within 1e-5 of each head's largest value, with finite gradients."""
+    want = np.asarray(oracle(*x))
+    (_, got), gradients = value_and_gradients(form)(*x)
     scale = np.abs(want).max((2, 3))
     assert (np.abs(np.asarray(got) - want).max((2, 3)) <= 1e-5 * scale).all()
     assert all(np.isfinite(np.asarray(g)).all() for g in gradients)
+
+
+@scalar_or_channel
+def test_extreme_gates_change_nothing_in_the_delta_rule(gates):
+    q, k, v, log_a = inputs(500, gates, extreme)
+    rng = np.random.default_rng(0)
+    beta = jnp.asarray(rng.uniform(0, 2, (500, 2, LENGTH, 1)), jnp.float32)
+    q, k, v, beta, log_a = half_rounded(q, k, v, beta, log_a)
+    x = (q, delta.unit(k), v, beta, log_a)
+    assert_same_and_finite(lambda *x: delta.chunked(*x, chunk=16), stepped(delta.step), x)
+
+
+@pytest.mark.slow
+def test_extreme_gates_change_nothing_in_rwkv7():
+    r, k, v, log_w = inputs(500, D_K, extreme)
+    rng = np.random.default_rng(0)
+    key, rate = (jnp.asarray(rng.uniform(-1, 1, k.shape), jnp.float32) for _ in range(2))
+    r, k, v, key, rate, log_w = half_rounded(r, k, v, key, jnp.abs(rate), log_w)
+    x = (r, k, v, delta.unit(key), rate * delta.unit(key), log_w)
+    assert_same_and_finite(lambda *x: rwkv.chunked(*x, chunk=16), stepped(rwkv.step), x)
+
+
+def test_extreme_steps_change_nothing_in_mambas_scan():
+    """Its gradient is written by hand: beside autodiff's of the sequential form."""
+    rng = np.random.default_rng(0)
+    batch, d_inner, d_state = 2500, 3, 2
+    u = rng.normal(size=(batch, LENGTH, d_inner))
+    dt = 10.0 ** rng.uniform(-8, 4, u.shape)
+    B, C = rng.normal(size=(2, batch, LENGTH, d_state))
+    u, dt, B, C = half_rounded(*(jnp.asarray(z, jnp.float32) for z in (u, dt, B, C)))
+    A = -jnp.asarray([[1e-3, 1.0, 16.0], [1e-6, 4.0, 1e3]], jnp.float32)
+
+    def sequential(u, dt, B, C):
+        tokens = tuple(jnp.moveaxis(z, 1, 0) for z in (u, dt, B, C))
+        h = jnp.zeros((batch, d_state, d_inner))
+        y = jax.lax.scan(lambda h, x: mamba.ssm_step(A, h, x), h, tokens)[1]
+        return jnp.moveaxis(y, 0, 1)
+
+    def chunked(u, dt, B, C):
+        return mamba.scan(u, dt, A, B, C, None, chunk=16)
+
+    for got, want in zip(
+        jax.tree.leaves(value_and_gradients(chunked)(u, dt, B, C)),
+        jax.tree.leaves(value_and_gradients(sequential)(u, dt, B, C)),
+        strict=True,
+    ):
+        assert np.isfinite(np.asarray(got)).all()
+        assert_close(got, want)
