@@ -2,8 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+PARITY := .venv-parity
+PARITY_STAMP := $(PARITY)/.installed
 
-.PHONY: demo test test-slow lint format lock clean
+.PHONY: demo test test-slow parity lint format lock clean
 
 demo: $(STAMP)
 	$(BIN)/isoflop run quickstart --workers 2
@@ -16,6 +18,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
+
+# needs torch and transformers; where pip finds torch's CPU build, that is enough
+parity: $(PARITY_STAMP)
+	$(PARITY)/bin/python -m pytest -m parity
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -41,5 +47,10 @@ $(STAMP): requirements.lock pyproject.toml | .venv/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $(STAMP)
 
+$(PARITY_STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(PARITY)
+	$(PARITY)/bin/pip install --quiet --disable-pip-version-check -r requirements.lock -e '.[parity]'
+	touch $@
+
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv $(PARITY) build *.egg-info

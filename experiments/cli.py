@@ -1,4 +1,5 @@
-"""The `isoflop` command: list, describe, run, figures, report, records, bench; fit, compare, plan.
+"""The `isoflop` command: list, describe, run, figures, report, records, bench; fit, compare, plan;
+import, export.
 
 Nothing that brings JAX is imported before it is needed, so that help and lists are immediate.
 A user's mistake is one line on stderr and exit code 2; a bug keeps its traceback.
@@ -230,11 +231,11 @@ def _company(rows: Sequence[Row]) -> dict[str, float] | None:
     return None if source.bytes_per_token is None else compressed_bits_per_byte(source)
 
 
-def _analysis(verb: str) -> Callable[[Sequence[str]], int]:
-    """A function of experiments/fit.py as a command; it prints what it finds."""
+def _function(verb: str, module: str, name: str) -> Callable[[Sequence[str]], int]:
+    """A function that prints what it finds, as a command."""
 
     def call(args: Sequence[str]) -> int:
-        function = getattr(importlib.import_module("experiments.fit"), verb)
+        function = getattr(importlib.import_module(f"experiments.{module}"), name)
         about = (inspect.getdoc(function) or "").split("\n\nArgs:")[0]  # flags show the rest
         (bound,) = parse(verb, about, args, later(function))
         bound()
@@ -243,10 +244,32 @@ def _analysis(verb: str) -> Callable[[Sequence[str]], int]:
     return call
 
 
-ANALYSES = {
-    "fit": "Fit a law of scale to records, with its interval or the reason why there is none.",
-    "compare": "Tell what one architecture's loss costs another, and where they cross.",
-    "plan": "Choose sizes and amounts of data for a compute budget, before training.",
+FUNCTIONS = {  # verb → module, function, and what help says of it before importing either
+    "fit": (
+        "fit",
+        "fit",
+        "Fit a law of scale to records, with its interval or the reason why there is none.",
+    ),
+    "compare": (
+        "fit",
+        "compare",
+        "Tell what one architecture's loss costs another, and where they cross.",
+    ),
+    "plan": (
+        "fit",
+        "plan",
+        "Choose sizes and amounts of data for a compute budget, before training.",
+    ),
+    "import": (
+        "checkpoints",
+        "import_",
+        "Describe a Hugging Face checkpoint, measure its loss on a text, sample from it.",
+    ),
+    "export": (
+        "checkpoints",
+        "export",
+        "Write a trained run's weights as a Hugging Face checkpoint.",
+    ),
 }
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "list": list_,
@@ -256,7 +279,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "report": report,
     "records": records,
     "bench": bench,
-} | {verb: _analysis(verb) for verb in ANALYSES}
+} | {verb: _function(verb, module, name) for verb, (module, name, _) in FUNCTIONS.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -298,7 +321,7 @@ def _complain(text: str) -> int:
 
 def _help() -> str:
     rows = [
-        {"": f"  {verb}", " ": ANALYSES.get(verb) or inspect.getdoc(call)}
+        {"": f"  {verb}", " ": FUNCTIONS[verb][-1] if verb in FUNCTIONS else inspect.getdoc(call)}
         for verb, call in VERBS.items()
     ]
     return "\n".join(

@@ -15,8 +15,10 @@ Expected:  from 1k to 8k tokens the training step of Mamba and linear attention 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from experiments.families import model
+from models import interop
 from sim import context
 
 
@@ -27,6 +29,7 @@ def measure(
     width: int = 64,
     depth: int = 2,
     repeats: int = 3,
+    checkpoints: tuple[Path, ...] = (),
 ) -> list[dict]:
     """The table.
 
@@ -38,8 +41,11 @@ def measure(
         width: d_model.
         depth: layers.
         repeats: turns that are timed, after one that is not.
+        checkpoints: folders of Hugging Face checkpoints, measured at their own size beside the
+            families and named as their folders.
     """
     models = {family: model(family, width, depth) for family in families}
+    models |= {folder.name: interop.read(folder) for folder in checkpoints}
     rows = context.measure(models, lengths, quantities, repeats, tell=tell)
     tell("")
     return rows

@@ -1,11 +1,12 @@
-"""Softmax attention: multi-head or grouped-query, rotary positions, optional window and QK-norm.
+"""Softmax attention: multi-head or grouped-query, with rotary positions, window, norms and gate.
 
-    o_t = Σ_{s ≤ t} softmax_s(q_t · k_s / √d_head) v_s
+    o_t = Σ_{s ≤ t} softmax_s(q_t · k_s / √d_head) v_s        [⊙ σ(x_t W_gate)]
 
 Vaswani et al. 2017 (1706.03762, §3.2); grouped queries: Ainslie et al. 2023 (2305.13245); rotary
-positions: Su et al. 2021 (2104.09864); QK-norm: Henry et al. 2020 (2010.04245) with RMSNorm as in
-Qwen3; sliding window: Beltagy et al. 2020 (2004.05150). The parallel form goes by tiles
-(models/tiled.py). Not included: dropout, biases, sinks.
+positions: Su et al. 2021 (2104.09864); QK-norm: Henry et al. 2020 (2010.04245) with RMSNorm, of
+each head as in Qwen3 or of all heads jointly as in OLMoE; sliding window: Beltagy et al. 2020
+(2004.05150); output gate: Qiu et al. 2025 (2505.06708), as in Qwen3-Next. The parallel form goes by
+tiles (models/tiled.py). Not included: dropout, sinks, soft-capped scores.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from pydantic import PositiveFloat, PositiveInt
 from models import tiled
 from models.base import Cost, Init, Mixer, MixerConfig, State
 from models.errors import UserError
-from models.layers import Linear, RMSNorm, rope
+from models.layers import Linear, RMSNorm
 from models.packing import Position
+from models.rotary import RopeScaling, frequencies, rope
 
 TILE, WIDE_TILE = 64, 256  # sides of a tile for up to LONG tokens, and beyond
 LONG = 1024
@@ -35,7 +37,13 @@ class Attention(MixerConfig):
     d_head: PositiveInt | None = None  # None: d_model / n_heads
     window: PositiveInt | None = None  # keys seen by a query, itself included; None: all
     rope_base: PositiveFloat | None = 10_000.0  # None: no positions
-    qk_norm: bool = False
+    rope_dims: PositiveInt | None = None  # leading channels of a head that turn; None: all
+    rope_scaling: RopeScaling | None = None
+    qk_norm: bool | Literal["joint"] = False  # "joint": over all heads at once
+    norm_eps: PositiveFloat = 1e-6
+    qkv_bias: bool = False
+    out_bias: bool = False
+    gate: bool = False  # of the output, by channel
     chunk: PositiveInt | None = (
         None  # side of a tile; None: 64 tokens, or 256 beyond 1024, or window
     )
@@ -46,6 +54,11 @@ class Attention(MixerConfig):
 
     def head_size(self, d_model: int) -> int:
         return self.d_head or d_model // self.n_heads
+
+    def resolved(self, d_model: int) -> Attention:
+        return self.model_copy(
+            update={"n_kv_heads": self.kv_heads, "d_head": self.head_size(d_model)}
+        )
 
     def check(self, d_model: int) -> None:
         if self.d_head is None and d_model % self.n_heads:
@@ -58,10 +71,11 @@ class Attention(MixerConfig):
                 f"n_heads={self.n_heads} must be a multiple of n_kv_heads={self.kv_heads}; "
                 "choose n_kv_heads that divides it"
             )
-        if self.rope_base and self.head_size(d_model) % 2:
+        turning = self.rope_dims or self.head_size(d_model)
+        if self.rope_base and (turning % 2 or turning > self.head_size(d_model)):
             raise UserError(
-                f"rotary positions need an even d_head, got {self.head_size(d_model)}; "
-                "change n_heads or set rope_base to None"
+                f"rotary positions need an even number of a head's {self.head_size(d_model)} "
+                f"channels, got {turning}; change n_heads or rope_dims, or set rope_base to None"
             )
 
     def build(self, d_model: int, *, init: Init) -> SoftmaxAttention:
@@ -69,17 +83,25 @@ class Attention(MixerConfig):
         return SoftmaxAttention(self, d_model, init=init)
 
     def _projections(self, d_model: int) -> int:
-        return 2 * d_model * self.head_size(d_model) * (self.n_heads + self.kv_heads)
+        heads = (2 + self.gate) * self.n_heads + 2 * self.kv_heads
+        return d_model * self.head_size(d_model) * heads
+
+    def _vectors(self, d_model: int) -> int:
+        """Parameters of norms and biases."""
+        d_head, both = self.head_size(d_model), self.n_heads + self.kv_heads
+        norms = {False: 0, True: 2 * d_head, "joint": both * d_head}[self.qk_norm]
+        biases = self.qkv_bias * (both + self.kv_heads) * d_head + self.out_bias * d_model
+        return norms + biases
 
     def cost(self, d_model: int, seq_len: int) -> Cost:
         per_pair = self.n_heads * self.head_size(d_model) * 4
         tile = self.tile(seq_len)
         pairs = tiled.count(seq_len, tile, self.window) * tile**2
         weights = self._projections(d_model)
-        params = weights + 2 * self.head_size(d_model) * self.qk_norm
+        params = weights + self._vectors(d_model)
         return Cost(
             matmul_flops=2 * weights * seq_len + per_pair * pairs,
-            elementwise_flops=4 * self.n_heads * pairs,  # scale, subtract the maximum, exp, sum
+            elementwise_flops=self._elementwise(d_model, seq_len, pairs),
             params=params,
             active_params=params,
         )
@@ -90,10 +112,14 @@ class Attention(MixerConfig):
         parallel = self.cost(d_model, 1)
         return Cost(
             matmul_flops=2 * self._projections(d_model) + per_pair * slots,
-            elementwise_flops=4 * self.n_heads * slots,
+            elementwise_flops=self._elementwise(d_model, 1, slots),
             params=parallel.params,
             active_params=parallel.active_params,
         )
+
+    def _elementwise(self, d_model: int, tokens: int, pairs: int) -> int:
+        """Scale, subtract the maximum, exp and sum for each pair; and the gate."""
+        return self.n_heads * (4 * pairs + self.gate * tokens * self.head_size(d_model))
 
     def state_size(self, d_model: int, context: int) -> int:
         """Keys and values of every slot, and one position."""
@@ -113,19 +139,23 @@ class SoftmaxAttention(Mixer):
     def __init__(self, config: Attention, d_model: int, *, init: Init):
         self.config = config
         self.d_head = d_head = config.head_size(d_model)
-        self.q = Linear(d_model, config.n_heads * d_head, init=init)
-        self.k = Linear(d_model, config.kv_heads * d_head, init=init)
-        self.v = Linear(d_model, config.kv_heads * d_head, init=init)
-        self.out = Linear(config.n_heads * d_head, d_model, init=init)
-        self.q_norm = RMSNorm(d_head, init=init) if config.qk_norm else None
-        self.k_norm = RMSNorm(d_head, init=init) if config.qk_norm else None
+        width, kv_width = config.n_heads * d_head, config.kv_heads * d_head
+        self.q = Linear(d_model, width, init=init, bias=config.qkv_bias)
+        self.k = Linear(d_model, kv_width, init=init, bias=config.qkv_bias)
+        self.v = Linear(d_model, kv_width, init=init, bias=config.qkv_bias)
+        self.gate = Linear(d_model, width, init=init) if config.gate else None
+        self.out = Linear(width, d_model, init=init, bias=config.out_bias)
+        normed = (width, kv_width) if config.qk_norm == "joint" else (d_head, d_head)
+        self.q_norm, self.k_norm = (
+            RMSNorm(size, config.norm_eps, init=init) if config.qk_norm else None for size in normed
+        )
 
     def __call__(
         self, x: Float[Array, "b t d"], position: Position = None
     ) -> Float[Array, "b t d"]:
         q, k, v = self._heads(x, jnp.arange(x.shape[1]) if position is None else position[:, None])
         out = tiled.attend(q, k, v, position, self.config.tile(x.shape[1]), self.config.window)
-        return self.out(rearrange(out, "b h t k -> b t (h k)"))
+        return self._finish(rearrange(out, "b h t k -> b t (h k)"), x)
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:
         shape = (batch, self.config.kv_heads, self.config.slots(context), self.d_head)
@@ -147,20 +177,30 @@ class SoftmaxAttention(Mixer):
         values = state["v"].at[slot].set(v[:, 0, :, 0])
         seen = jnp.arange(slots)[None] <= position[:, None]
         out = _attend(q[:, 0], keys, values, seen[:, None, None, None])
-        out = self.out(rearrange(out, "b h 1 k -> b (h k)"))
+        out = self._finish(rearrange(out, "b h 1 k -> b (h k)"), x)
         return {"k": keys, "v": values, "position": position + 1}, out
 
     def _heads(self, x, positions):
-        q, k, v = (
-            rearrange(project(x), "b t (h k) -> b h t k", k=self.d_head)
-            for project in (self.q, self.k, self.v)
-        )
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if self.config.rope_base is not None:
-            q = rope(q, positions, self.config.rope_base)
-            k = rope(k, positions, self.config.rope_base)
+        config = self.config
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if config.qk_norm == "joint":
+            q, k = self._normed(q, k)
+        q, k, v = (rearrange(z, "b t (h k) -> b h t k", k=self.d_head) for z in (q, k, v))
+        if config.qk_norm != "joint":
+            q, k = self._normed(q, k)
+        if config.rope_base is not None:
+            turns = frequencies(
+                config.rope_dims or self.d_head, config.rope_base, config.rope_scaling
+            )
+            q, k = rope(q, positions, turns), rope(k, positions, turns)
         return q, k, v
+
+    def _normed(self, q, k):
+        norms = (self.q_norm, self.k_norm)
+        return (z if norm is None else norm(z) for norm, z in zip(norms, (q, k), strict=True))
+
+    def _finish(self, o: Float[Array, "*batch i"], x: Float[Array, "*batch d"]):
+        return self.out(o if self.gate is None else o * jax.nn.sigmoid(self.gate(x)))
 
 
 def _attend(

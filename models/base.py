@@ -28,6 +28,7 @@ from models.packing import Position
 
 State = Any  # a pytree of arrays whose leading axis is the batch
 Aux = dict[str, Array]  # scalars a channel mixer reports beside its output
+Left = dict[str, Array]  # what a layer leaves for the layers above it, beside the residual stream
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,20 @@ class MixerConfig(Tagged):
     def check(self, d_model: int) -> None:
         """Raise UserError if this mixer cannot have width `d_model`."""
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of what a layer below must have left."""
+        return frozenset()
+
+    @property
+    def leaves(self) -> frozenset[str]:
+        """Names of what this mixer leaves for the layers above."""
+        return frozenset()
+
+    def resolved(self, d_model: int) -> MixerConfig:
+        """The same mixer with the sizes that it takes from `d_model` written out."""
+        return self
+
     def build(self, d_model: int, *, init: Init) -> Mixer:
         raise TypeError(f"{type(self).__name__} has no build")
 
@@ -135,12 +150,28 @@ class Mixer(nnx.Module):
     def step(self, state: State, x: Float[Array, "b d"]) -> tuple[State, Float[Array, "b d"]]:
         raise TypeError(f"{type(self).__name__} has no step form")
 
+    def forward(
+        self, x: Float[Array, "b t d"], left: Left, position: Position = None
+    ) -> tuple[Float[Array, "b t d"], Left]:
+        """The parallel form inside a model; only a mixer that needs or leaves something differs."""
+        return self(x, position), left
+
+    def forward_step(
+        self, state: State, x: Float[Array, "b d"], left: Left
+    ) -> tuple[State, Float[Array, "b d"], Left]:
+        """The step form inside a model."""
+        return (*self.step(state, x), left)
+
 
 class ChannelConfig(Tagged):
     """A channel mixer (MLP, experts): the same arithmetic contract, over tokens instead of time."""
 
     def check(self, d_model: int) -> None:
         """Raise UserError if this channel mixer cannot have width `d_model`."""
+
+    def resolved(self, d_model: int) -> ChannelConfig:
+        """The same with the sizes that it takes from `d_model` written out."""
+        return self
 
     def build(self, d_model: int, *, init: Init) -> Channel:
         raise TypeError(f"{type(self).__name__} has no build")

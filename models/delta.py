@@ -9,7 +9,8 @@ S is (k, v) per head; q and k have length 1. `decay="none"` is DeltaNet (Schlag 
 `negative_eigenvalues` β = 2σ(·) and they are in [−1, 1] (Grazzi et al. 2024, 2411.12537, §4).
 Layers as in flash-linear-attention: short convolutions and silu before q, k, v; RMSNorm per head;
 output gate silu(x W) for `"scalar"`, low-rank and sigmoid for `"channel"`, none for `"none"`.
-log a = −exp(A_log) · softplus(· + dt_bias). Not included: more value heads than key heads.
+log a = −exp(A_log) · softplus(· + dt_bias). With `n_value_heads`, consecutive value heads share a
+key head, each with its own β and gates (Qwen3-Next).
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
+from einops import rearrange, repeat
 from flax import nnx
 from jaxtyping import Array, Float
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from models import recurrence
 from models.base import Cost, Init, Mixer, MixerConfig, State
@@ -33,7 +34,6 @@ from models.layers import Linear, RMSNorm, ShortConv, lift
 from models.packing import Position, restart
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # initial steps of the scalar gate, as in Mamba-2
-NORM_EPS = 1e-5
 UNIT_EPS = 1e-6
 
 
@@ -42,15 +42,31 @@ class DeltaNet(MixerConfig):
     n_heads: PositiveInt
     d_key: PositiveInt | None = None  # per head; None: d_model / n_heads
     d_value: PositiveInt | None = None  # per head; None: d_model / n_heads
+    n_value_heads: PositiveInt | None = None  # None: as many as n_heads
     decay: Literal["none", "scalar", "channel"] = "scalar"
     negative_eigenvalues: bool = False
     d_conv: PositiveInt = 4
+    norm_eps: PositiveFloat = 1e-5
     chunk: PositiveInt | None = None  # None: 32 tokens, or 16 for channel gates
 
     def heads(self, d_model: int) -> tuple[int, int]:
         """(d_key, d_value) of one head."""
         default = d_model // self.n_heads
         return self.d_key or default, self.d_value or default
+
+    @property
+    def value_heads(self) -> int:
+        return self.n_value_heads or self.n_heads
+
+    def resolved(self, d_model: int) -> DeltaNet:
+        d_key, d_value = self.heads(d_model)
+        sizes = {"d_key": d_key, "d_value": d_value, "n_value_heads": self.value_heads}
+        return self.model_copy(update=sizes)
+
+    def conv_channels(self, d_model: int) -> int:
+        """Queries and keys, and values."""
+        d_key, d_value = self.heads(d_model)
+        return 2 * self.n_heads * d_key + self.value_heads * d_value
 
     @property
     def chunk_size(self) -> int:
@@ -62,6 +78,11 @@ class DeltaNet(MixerConfig):
                 f"d_model={d_model} must be a multiple of n_heads={self.n_heads}; "
                 "choose n_heads that divides it, or set d_key and d_value"
             )
+        if self.value_heads % self.n_heads:
+            raise UserError(
+                f"n_value_heads={self.value_heads} must be a multiple of n_heads={self.n_heads}; "
+                "choose n_heads that divides it"
+            )
 
     def build(self, d_model: int, *, init: Init) -> DeltaRule:
         self.check(d_model)
@@ -69,8 +90,7 @@ class DeltaNet(MixerConfig):
 
     def _cost(self, d_model: int, tokens: int, head: tuple[int, int]) -> Cost:
         d_k, d_v = self.heads(d_model)
-        h = self.n_heads
-        channels = h * (2 * d_k + d_v)
+        h, channels = self.value_heads, self.conv_channels(d_model)
         gates = {
             "none": 0,
             "scalar": d_model * h + d_model * h * d_v,
@@ -101,19 +121,19 @@ class DeltaNet(MixerConfig):
     def state_size(self, d_model: int, context: int) -> int:
         """The memory and the convolution's last inputs, whatever the context."""
         d_k, d_v = self.heads(d_model)
-        return self.n_heads * (d_k * d_v + (2 * d_k + d_v) * (self.d_conv - 1))
+        return self.value_heads * d_k * d_v + self.conv_channels(d_model) * (self.d_conv - 1)
 
 
 class DeltaRule(Mixer):
     def __init__(self, config: DeltaNet, d_model: int, *, init: Init):
         self.config = config
         self.d_k, self.d_v = d_k, d_v = config.heads(d_model)
-        h = config.n_heads
-        self.q = Linear(d_model, h * d_k, init=init)
-        self.k = Linear(d_model, h * d_k, init=init)
+        h = config.value_heads
+        self.q = Linear(d_model, config.n_heads * d_k, init=init)
+        self.k = Linear(d_model, config.n_heads * d_k, init=init)
         self.v = Linear(d_model, h * d_v, init=init)
         self.beta = Linear(d_model, h, init=init)
-        self.conv = ShortConv(h * (2 * d_k + d_v), config.d_conv, init=init, bias=False)
+        self.conv = ShortConv(config.conv_channels(d_model), config.d_conv, init=init, bias=False)
         if config.decay == "scalar":
             self.decay = Linear(d_model, h, init=init)
             self.dt_bias = nnx.Param(init.draw((h,), self._initial_dt))
@@ -126,12 +146,12 @@ class DeltaRule(Mixer):
             self.gate = Linear(d_v, h * d_v, init=init, bias=True)
         if config.decay != "none":
             self.A_log = nnx.Param(init.draw((h,), lambda rng: np.log(rng.uniform(1, 16, h))))
-        self.norm = RMSNorm(d_v, NORM_EPS, init=init)
+        self.norm = RMSNorm(d_v, config.norm_eps, init=init)
         self.out = Linear(h * d_v, d_model, init=init)
 
     def _initial_dt(self, rng: np.random.Generator) -> np.ndarray:
         """Biases such that softplus(bias) is log-uniform in [DT_MIN, DT_MAX]."""
-        dt = np.exp(rng.uniform(math.log(DT_MIN), math.log(DT_MAX), self.config.n_heads))
+        dt = np.exp(rng.uniform(math.log(DT_MIN), math.log(DT_MAX), self.config.value_heads))
         dt = np.maximum(dt, DT_FLOOR)
         return dt + np.log(-np.expm1(-dt))
 
@@ -144,7 +164,7 @@ class DeltaRule(Mixer):
         return self._finish(chunked(q, k, v, beta, log_a, self.config.chunk_size), x)
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:
-        shape = (batch, self.config.n_heads, self.d_k, self.d_v)
+        shape = (batch, self.config.value_heads, self.d_k, self.d_v)
         return {"conv": self.conv.init_state(batch, dtype), "S": jnp.zeros(shape, jnp.float32)}
 
     def step(self, state: State, x: Float[Array, "b d"]) -> tuple[State, Float[Array, "b d"]]:
@@ -158,15 +178,18 @@ class DeltaRule(Mixer):
 
     def _heads(self, qkv: Float[Array, "b t i"]):
         """Queries and keys of length 1 (queries scaled) and values in fp32, heads first."""
-        h = self.config.n_heads
+        keys, values = self.config.n_heads, self.config.value_heads
         qkv = jax.nn.silu(qkv).astype(jnp.float32)
-        parts = jnp.split(qkv, [h * self.d_k, 2 * h * self.d_k], axis=-1)
-        q, k, v = (rearrange(z, "b t (h k) -> b h t k", h=h) for z in parts)
-        return unit(q) * self.d_k**-0.5, unit(k), v
+        q, k, v = jnp.split(qkv, [keys * self.d_k, 2 * keys * self.d_k], axis=-1)
+        q, k = (
+            repeat(unit(z), "b t g k -> b (g r) t k", r=values // keys)
+            for z in (rearrange(z, "b t (g k) -> b t g k", g=keys) for z in (q, k))
+        )
+        return q * self.d_k**-0.5, k, rearrange(v, "b t (h v) -> b h t v", h=values)
 
     def _gates(self, x: Float[Array, "b t d"]):
         """β and log a in fp32, heads first."""
-        h = self.config.n_heads
+        h = self.config.value_heads
         beta = jax.nn.sigmoid(self.beta(x).astype(jnp.float32))
         beta = rearrange(beta, "b t h -> b h t 1") * (1 + self.config.negative_eigenvalues)
         if self.config.decay == "none":

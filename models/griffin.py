@@ -42,6 +42,9 @@ class RgLru(MixerConfig):
     def width(self, d_model: int) -> int:
         return self.d_rnn or d_model
 
+    def resolved(self, d_model: int) -> RgLru:
+        return self.model_copy(update={"d_rnn": self.width(d_model)})
+
     def check(self, d_model: int) -> None:
         if self.width(d_model) % self.n_heads:
             raise UserError(

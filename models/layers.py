@@ -1,7 +1,7 @@
-"""The small layers that every mixer is made of: linear, norm, rotary positions, short convolution.
+"""The small layers that every mixer is made of: linear, norm, short convolution.
 
-Weights live in fp32 and are cast to the activations' dtype where they are used; norms and rotary
-angles are computed in fp32 whatever that dtype is.
+Weights live in fp32 and are cast to the activations' dtype where they are used; norms are computed
+in fp32 whatever that dtype is.
 """
 
 import functools
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float
 
 from models.base import Init, Matrix
 from models.packing import Position
@@ -35,31 +35,32 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x) · scale, in fp32 (Zhang & Sennrich 2019, 1910.07467)."""
+    """x / rms(x) · scale, in fp32 (Zhang & Sennrich 2019, 1910.07467); scale 1 if not `learned`."""
 
-    def __init__(self, size: int, eps: float = 1e-6, *, init: Init):
-        self.scale = nnx.Param(init.full((size,), 1.0))
+    def __init__(self, size: int, eps: float = 1e-6, *, init: Init, learned: bool = True):
+        self.scale = nnx.Param(init.full((size,), 1.0)) if learned else None
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         x32 = x.astype(jnp.float32)
         rms = jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + self.eps)
-        return (x32 * rms * lift(self.scale[...], x)).astype(x.dtype)
+        scale = 1.0 if self.scale is None else lift(self.scale[...], x)
+        return (x32 * rms * scale).astype(x.dtype)
 
 
-def rope(
-    x: Float[Array, "b h t k"], positions: Int[Array, "*segments t"], base: float
-) -> Float[Array, "b h t k"]:
-    """Rotary positions (Su et al. 2021, 2104.09864), halves rotated as Llama does.
+class LayerNorm(nnx.Module):
+    """(x − mean) / deviation · scale + bias, in fp32 (Ba et al. 2016, 1607.06450)."""
 
-    Channel pair p of 2·P turns by position · base^(−p/P); relative offsets alone enter q·k.
-    """
-    half = x.shape[-1] // 2
-    rates = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[..., None] * lift(rates, positions[..., None])
-    cos, sin = lift(jnp.cos(angles), x), lift(jnp.sin(angles), x)
-    x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1).astype(x.dtype)
+    def __init__(self, size: int, eps: float = 1e-5, *, init: Init):
+        self.scale = nnx.Param(init.full((size,), 1.0))
+        self.bias = nnx.Param(init.full((size,), 0.0))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        x32 = x.astype(jnp.float32)
+        x32 = x32 - jnp.mean(x32, -1, keepdims=True)
+        rms = jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + self.eps)
+        return (x32 * rms * lift(self.scale[...], x) + lift(self.bias[...], x)).astype(x.dtype)
 
 
 class ShortConv(nnx.Module):

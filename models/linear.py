@@ -4,7 +4,7 @@
 
 `decay="none"` is linear attention without normaliser (Katharopoulos et al. 2020, 2006.16236; the
 sum of keys is replaced by a norm: Qin et al. 2022, 2210.10340). `"fixed"` is RetNet's retention,
-a = 1 − 2^(−5−h) (Sun et al. 2023, 2307.08621, §2.1). `"scalar"` makes that decay depend on the
+a = 1 − 2^(−5−h) (Sun et al. 2023, 2307.08621, §2.2). `"scalar"` makes that decay depend on the
 token, a = σ(x w)^(1/τ). `"channel"` is GLA, low-rank gates per channel with τ = 16 (Yang et al.
 2023, 2312.06635, §4.4). Not included: RetNet's xPos rotation.
 """

@@ -1,6 +1,8 @@
 """A language model is an embedding, a tuple of pre-norm residual blocks, a norm and a head.
 
 x ← x + mixer(norm(x));  x ← x + channel(norm(x))        for each block
+
+Beside x, mixers may leave named arrays for the layers above (RWKV-7's first values).
 """
 
 from __future__ import annotations
@@ -12,10 +14,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
-from pydantic import PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from models.base import AnyChannel, AnyMixer, Aux, Config, Cost, Embedding, Init, State
-from models.layers import Linear, RMSNorm
+from models.base import AnyChannel, AnyMixer, Aux, Config, Cost, Embedding, Init, Left, State
+from models.errors import UserError
+from models.layers import LayerNorm, Linear, RMSNorm
 from models.packing import Position, positions
 
 SCAN_FROM = 8  # repeats of the block pattern from which it is scanned instead of unrolled
@@ -48,6 +51,11 @@ class ModelConfig(Config):
     vocab_size: PositiveInt
     blocks: tuple[Block, ...]
     tie_embeddings: bool = False
+    norm: Literal["rms", "layer"] = "rms"
+    norm_eps: PositiveFloat = 1e-6
+    embed_norm: bool = False  # a norm between the embedding and the first block
+    embed_scale: PositiveFloat = 1.0  # multiplies what the embedding gives
+    logit_cap: PositiveFloat | None = None  # logits ← cap · tanh(logits / cap)
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; weights are fp32
     remat: bool | None = None  # keep only blocks' inputs for the backward pass; None: if scanned
 
@@ -57,6 +65,15 @@ class ModelConfig(Config):
             raise ValueError("a model needs at least one block; got blocks=()")
         for part in {part for block in self.blocks for part in block.parts}:
             part.check(self.d_model)
+        left: set[str] = set()
+        for i, mixer in enumerate(block.mixer for block in self.blocks):
+            if mixer is not None:
+                if missing := mixer.needs - left:
+                    raise UserError(
+                        f"the {mixer.kind} of block {i} needs the {min(missing)} of a block below, "
+                        "and none leaves them; let an earlier one do so"
+                    )
+                left |= mixer.leaves
         return self
 
     def build(self, *, init: Init) -> LM:
@@ -119,8 +136,9 @@ class ModelConfig(Config):
 
     def _ends(self, tokens: int) -> Cost:
         """Embedding (a look-up: no FLOPs), norms and head."""
-        norms = self.d_model * (1 + sum(len(block.parts) for block in self.blocks))
-        params = self.embedding_params + norms
+        norms = 1 + self.embed_norm + sum(len(block.parts) for block in self.blocks)
+        vectors = 2 if self.norm == "layer" else 1
+        params = self.embedding_params + norms * vectors * self.d_model
         head = 2 * tokens * self.d_model * self.vocab_size
         return Cost(matmul_flops=head, params=params, active_params=params)
 
@@ -131,26 +149,35 @@ def _times(cost: Cost, batch: int) -> Cost:
     )
 
 
+def _norm(model: ModelConfig, init: Init) -> RMSNorm | LayerNorm:
+    kind = {"rms": RMSNorm, "layer": LayerNorm}[model.norm]
+    return kind(model.d_model, model.norm_eps, init=init)
+
+
 class BlockModule(nnx.Module):
-    def __init__(self, config: Block, d_model: int, *, init: Init):
-        mixer, channel = config.mixer, config.channel
-        self.mixer_norm = RMSNorm(d_model, init=init) if mixer else None
-        self.mixer = mixer.build(d_model, init=init) if mixer else None
-        self.channel_norm = RMSNorm(d_model, init=init) if channel else None
-        self.channel = channel.build(d_model, init=init) if channel else None
+    def __init__(self, config: Block, model: ModelConfig, *, init: Init):
+        mixer, channel, d = config.mixer, config.channel, model.d_model
+        self.mixer_norm = _norm(model, init) if mixer else None
+        self.mixer = mixer.build(d, init=init) if mixer else None
+        self.channel_norm = _norm(model, init) if channel else None
+        self.channel = channel.build(d, init=init) if channel else None
 
     def __call__(
-        self, x: Float[Array, "b t d"], position: Position = None
-    ) -> tuple[Float[Array, "b t d"], Aux]:
+        self, x: Float[Array, "b t d"], left: Left, position: Position = None
+    ) -> tuple[Float[Array, "b t d"], Left, Aux]:
         if self.mixer is not None and self.mixer_norm is not None:
-            x = x + self.mixer(self.mixer_norm(x), position)
-        return self._channel(x)
-
-    def step(self, state: State, x: Float[Array, "b d"]) -> tuple[State, Float[Array, "b d"]]:
-        if self.mixer is not None and self.mixer_norm is not None:
-            state, y = self.mixer.step(state, self.mixer_norm(x))
+            y, left = self.mixer.forward(self.mixer_norm(x), left, position)
             x = x + y
-        return state, self._channel(x[:, None])[0][:, 0]
+        x, aux = self._channel(x)
+        return x, left, aux
+
+    def step(
+        self, state: State, x: Float[Array, "b d"], left: Left
+    ) -> tuple[State, Float[Array, "b d"], Left]:
+        if self.mixer is not None and self.mixer_norm is not None:
+            state, y, left = self.mixer.forward_step(state, self.mixer_norm(x), left)
+            x = x + y
+        return state, self._channel(x[:, None])[0][:, 0], left
 
     def _channel(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], Aux]:
         if self.channel is None or self.channel_norm is None:
@@ -165,8 +192,9 @@ class LM(nnx.Module):
         d, v = config.d_model, config.vocab_size
         scale = d**-0.5 if config.tie_embeddings else 1.0
         self.embed = Embedding(init.normal((v, d), scale))
-        self.blocks = nnx.List([BlockModule(block, d, init=init) for block in config.blocks])
-        self.norm = RMSNorm(d, init=init)
+        self.blocks = nnx.List([BlockModule(block, config, init=init) for block in config.blocks])
+        self.embed_norm = _norm(config, init) if config.embed_norm else None
+        self.norm = _norm(config, init)
         self.head = None if config.tie_embeddings else Linear(d, v, init=init)
 
     def __call__(
@@ -185,13 +213,13 @@ class LM(nnx.Module):
     ) -> tuple[Float[Array, "b t d"], Aux]:
         """The normed activations that the head reads."""
         position = None if segment_ids is None else positions(segment_ids)
-        x = self.embed[...][tokens].astype(self.config.dtype)
+        x = self._embed(tokens)
         period = _period(self.config.blocks)
         if len(self.config.blocks) // period < SCAN_FROM:
-            aux = []
+            aux, left = [], Left()
             for block in self.blocks:
                 run = jax.checkpoint(block.__call__) if self.config.remat else block
-                x, scalars = run(x, position)
+                x, left, scalars = run(x, left, position)
                 aux.append(scalars)
         else:
             x, aux = self._scan(x, position, period)
@@ -207,9 +235,9 @@ class LM(nnx.Module):
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *repeats)
 
         def body(x, states):
-            aux = []
+            aux, left = [], Left()  # the first repeat needs nothing from outside, so none does
             for graphdef, state in zip(graph, states, strict=True):
-                x, scalars = nnx.merge(graphdef, state)(x, position)
+                x, left, scalars = nnx.merge(graphdef, state)(x, left, position)
                 aux.append(scalars)
             return x, aux
 
@@ -218,8 +246,15 @@ class LM(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*batch d"]) -> Float[Array, "*batch w"]:
         if self.head is None:
-            return (hidden @ self.embed[...].T.astype(hidden.dtype)).astype(jnp.float32)
-        return self.head(hidden).astype(jnp.float32)
+            logits = hidden @ self.embed[...].T.astype(hidden.dtype)
+        else:
+            logits = self.head(hidden)
+        logits, cap = logits.astype(jnp.float32), self.config.logit_cap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+    def _embed(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch d"]:
+        x = (self.embed[...][tokens] * self.config.embed_scale).astype(self.config.dtype)
+        return x if self.embed_norm is None else self.embed_norm(x)
 
     def init_state(self, batch: int, context: int) -> list[State]:
         return [
@@ -231,10 +266,10 @@ class LM(nnx.Module):
         self, state: list[State], tokens: Int[Array, " b"]
     ) -> tuple[list[State], Float[Array, "b w"]]:
         """Decode one token of each sequence: the next state and the next token's logits."""
-        x = self.embed[...][tokens].astype(self.config.dtype)
+        x, left = self._embed(tokens), Left()
         after = []
         for block, before in zip(self.blocks, state, strict=True):
-            before, x = block.step(before, x)
+            before, x, left = block.step(before, x, left)
             after.append(before)
         return after, self.logits(self.norm(x))
 

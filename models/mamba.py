@@ -4,7 +4,9 @@
 
 for each of d_inner channels with d_state states; Δ, B and C depend on the token. Paper → here:
 D → d_inner, N → d_state, E → expand, R → dt_rank. Discretisation as the released code does it:
-zero-order hold for A, Euler for B. Not included: the fused CUDA kernel, complex-valued A.
+zero-order hold for A, Euler for B. `select_norm` puts an RMSNorm on Δ (before its projection), B
+and C: "plain" without a scale as in Falcon Mamba (Zuo et al. 2024, 2410.05355), "learned" as in
+Jamba (Lieber et al. 2024, 2403.19887, §6.4). Not included: complex-valued A.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from models.base import Cost, Init, Matrix, Mixer, MixerConfig, State
-from models.layers import Linear, ShortConv, lift
+from models.layers import Linear, RMSNorm, ShortConv, lift
 from models.packing import Position, kept
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # the released code's range of initial steps
@@ -33,10 +35,17 @@ class Mamba(MixerConfig):
     expand: PositiveInt = 2
     d_conv: PositiveInt = 4
     dt_rank: PositiveInt | None = None  # None: ⌈d_model / 16⌉
+    conv_bias: bool = True
+    bias: bool = False  # of the projections in and out
+    select_norm: Literal["none", "plain", "learned"] = "none"
+    norm_eps: PositiveFloat = 1e-6  # of select_norm
     chunk: PositiveInt = 32  # tokens between the states kept for the backward pass
 
     def rank(self, d_model: int) -> int:
         return self.dt_rank or math.ceil(d_model / 16)
+
+    def resolved(self, d_model: int) -> Mamba:
+        return self.model_copy(update={"dt_rank": self.rank(d_model)})
 
     def build(self, d_model: int, *, init: Init) -> SelectiveSsm:
         return SelectiveSsm(self, d_model, init=init)
@@ -45,7 +54,9 @@ class Mamba(MixerConfig):
         d_inner, rank = self.expand * d_model, self.rank(d_model)
         projections = 3 * d_model * d_inner + d_inner * (2 * rank + 2 * self.d_state)
         # conv taps and bias; bias of Δ; A; D
-        params = projections + d_inner * (self.d_conv + 1 + 1 + self.d_state + 1)
+        params = projections + d_inner * (self.d_conv + self.conv_bias + 1 + self.d_state + 1)
+        params += self.bias * (2 * d_inner + d_model)
+        params += (self.select_norm == "learned") * (rank + 2 * self.d_state)
         recurrence = 7 * d_inner * self.d_state + 4 * d_inner  # 7 per state; Δx, D skip, gate
         return Cost(
             matmul_flops=2 * projections * seq_len,
@@ -66,8 +77,8 @@ class SelectiveSsm(Mixer):
     def __init__(self, config: Mamba, d_model: int, *, init: Init):
         self.config = config
         self.d_inner, self.rank = config.expand * d_model, config.rank(d_model)
-        self.inward = Linear(d_model, 2 * self.d_inner, init=init)
-        self.conv = ShortConv(self.d_inner, config.d_conv, init=init)
+        self.inward = Linear(d_model, 2 * self.d_inner, init=init, bias=config.bias)
+        self.conv = ShortConv(self.d_inner, config.d_conv, init=init, bias=config.conv_bias)
         self.select = Linear(self.d_inner, self.rank + 2 * config.d_state, init=init)
         self.dt = Linear(self.rank, self.d_inner, init=init)
         bound = self.rank**-0.5
@@ -76,7 +87,14 @@ class SelectiveSsm(Mixer):
         states = np.log(np.arange(1, config.d_state + 1))
         self.A_log = nnx.Param(init.draw((self.d_inner, config.d_state), lambda rng: states))
         self.D = nnx.Param(init.full((self.d_inner,), 1.0))
-        self.out = Linear(self.d_inner, d_model, init=init)
+        self.out = Linear(self.d_inner, d_model, init=init, bias=config.bias)
+        self.dt_norm, self.B_norm, self.C_norm = (
+            self._select_norm(size, init) for size in (self.rank, config.d_state, config.d_state)
+        )
+
+    def _select_norm(self, size: int, init: Init) -> RMSNorm | None:
+        kind, eps = self.config.select_norm, self.config.norm_eps
+        return None if kind == "none" else RMSNorm(size, eps, init=init, learned=kind == "learned")
 
     def _initial_dt(self, rng: np.random.Generator) -> np.ndarray:
         """Biases such that softplus(bias) is log-uniform in [DT_MIN, DT_MAX]."""
@@ -113,7 +131,9 @@ class SelectiveSsm(Mixer):
     def _select(self, u: Float[Array, "*batch i"]):
         """Δ (fp32, after softplus), B and C of each token."""
         r, j = self.rank, self.config.d_state
-        low, B, C = jnp.split(self.select(u), [r, r + j], axis=-1)
+        parts = jnp.split(self.select(u), [r, r + j], axis=-1)
+        norms = (self.dt_norm, self.B_norm, self.C_norm)
+        low, B, C = (x if norm is None else norm(x) for norm, x in zip(norms, parts, strict=True))
         dt = jax.nn.softplus(self.dt(low).astype(jnp.float32) + lift(self.dt_bias[...], low))
         return dt, B.astype(jnp.float32), C.astype(jnp.float32)
 

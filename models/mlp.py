@@ -1,6 +1,7 @@
 """The two MLPs of dense models.
 
-SwiGLU   out(silu(gate(x)) ⊙ up(x))    without biases (Shazeer 2020, 2002.05202, eq. 6)
+SwiGLU   out(silu(gate(x)) ⊙ up(x))    (Shazeer 2020, 2002.05202, eq. 6); with `activation="gelu"`
+                                       its GEGLU (eq. 5), gelu in the tanh form as in Gemma
 GELU     out(gelu(up(x)))              with biases and the tanh form of gelu, as in GPT-2
                                        (Hendrycks & Gimpel 2016, 1606.08415; Radford et al. 2019)
 """
@@ -20,23 +21,27 @@ from models.layers import Linear
 class SwiGLU(ChannelConfig):
     kind: Literal["swiglu"] = "swiglu"
     d_ff: PositiveInt
+    activation: Literal["silu", "gelu"] = "silu"
+    bias: bool = False
 
     def build(self, d_model: int, *, init: Init) -> GatedMlp:
-        return GatedMlp(d_model, self.d_ff, init=init)
+        return GatedMlp(self, d_model, init=init)
 
     def cost(self, d_model: int, tokens: int) -> Cost:
-        params = 3 * d_model * self.d_ff
-        return Cost(matmul_flops=2 * params * tokens, params=params, active_params=params)
+        weights = 3 * d_model * self.d_ff
+        params = weights + self.bias * (d_model + 2 * self.d_ff)
+        return Cost(matmul_flops=2 * weights * tokens, params=params, active_params=params)
 
 
 class GatedMlp(Channel):
-    def __init__(self, d_model: int, d_ff: int, *, init: Init):
-        self.gate = Linear(d_model, d_ff, init=init)
-        self.up = Linear(d_model, d_ff, init=init)
-        self.out = Linear(d_ff, d_model, init=init)
+    def __init__(self, config: SwiGLU, d_model: int, *, init: Init):
+        self.activation = {"silu": jax.nn.silu, "gelu": jax.nn.gelu}[config.activation]
+        self.gate = Linear(d_model, config.d_ff, init=init, bias=config.bias)
+        self.up = Linear(d_model, config.d_ff, init=init, bias=config.bias)
+        self.out = Linear(config.d_ff, d_model, init=init, bias=config.bias)
 
     def __call__(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], Aux]:
-        return self.out(jax.nn.silu(self.gate(x)) * self.up(x)), {}
+        return self.out(self.activation(self.gate(x)) * self.up(x)), {}
 
 
 class Gelu(ChannelConfig):

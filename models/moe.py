@@ -40,6 +40,7 @@ class Moe(ChannelConfig):
     top_k: PositiveInt
     d_expert: PositiveInt
     n_shared: NonNegativeInt = 0  # experts that serve every token, each of d_expert
+    shared_gate: bool = False  # what the shared experts give is gated by σ(x w), as in Qwen2-MoE
     capacity_factor: PositiveFloat | None = None  # None: dropless
     gate: Literal["softmax", "sigmoid"] = "softmax"
     renormalize: bool = True  # the chosen gates sum to 1 (Mixtral); else as the router gave them
@@ -55,6 +56,8 @@ class Moe(ChannelConfig):
             raise UserError(
                 f"top_k={self.top_k} must be at most n_experts={self.n_experts}; lower top_k"
             )
+        if self.shared_gate and not self.n_shared:
+            raise UserError("shared_gate gates shared experts and n_shared=0; set n_shared")
         if self.route == "expert" and (self.steered or self.capacity_factor is not None):
             raise UserError(
                 "experts that choose tokens (route='expert') are balanced and sized by top_k; "
@@ -82,7 +85,7 @@ class Moe(ChannelConfig):
     def cost(self, d_model: int, tokens: int) -> Cost:
         expert = 3 * d_model * self.d_expert
         router, bias = d_model * self.n_experts, self.n_experts * self.steered
-        shared = self.n_shared * expert
+        shared = self.n_shared * expert + self.shared_gate * d_model
         blocks, rows = self.layout(tokens)
         return Cost(
             matmul_flops=2 * tokens * (router + shared) + 2 * blocks * rows * expert,
@@ -108,6 +111,7 @@ class RoutedExperts(Channel):
         self.down = Matrix(init.normal((e, f, d), f**-0.5))
         shared = SwiGLU(d_ff=max(1, config.n_shared) * f)
         self.shared = shared.build(d, init=init) if config.n_shared else None
+        self.shared_gate = Linear(d, 1, init=init) if config.shared_gate else None
 
     def __call__(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], Aux]:
         flat = rearrange(x, "b t d -> (b t) d")
@@ -118,7 +122,8 @@ class RoutedExperts(Channel):
         y, load, dropped = serve(flat, scores)
         y = y.reshape(x.shape)
         if self.shared is not None:
-            y = y + self.shared(x)[0]
+            gate = 1.0 if self.shared_gate is None else jax.nn.sigmoid(self.shared_gate(x))
+            y = y + gate * self.shared(x)[0]
         return y, self._aux(logits, load, dropped)
 
     def _tokens_choose(self, flat: Float[Array, "t d"], scores: Float[Array, "t e"]):

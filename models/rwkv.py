@@ -6,9 +6,10 @@ S is (k, v) per head, the transpose of the paper's. Every input of a layer is a 
 and the one before (token shift). w = exp(−e^(−1/2) σ(·)) ∈ (.545, 1), a = σ(·) and the output gate
 come from low-rank maps; κ is the key ⊙ k_k at length 1; k is the key ⊙ (1 + (a − 1) ⊙ k_a). Then a
 norm per head, the bonus (r · (k ⊙ r_k)) v, the gate, the output map. Channel mixing is
-relu(W x)² W' of the shifted token, and has a state too, so it is a mixer here. Layout and initial
-vectors as released for a first layer; matrices are drawn as everywhere in this package. Not
-included: values mixed with those of the first layer, which would cross layers.
+relu(W x)² W' of the shifted token, and has a state too, so it is a mixer here. With `values`, the
+published model's first layer leaves its values v' to the layers above, and those mix them in:
+v ← v + (v' − v) σ(·) before all else, low-rank again. Initial vectors as released for a first
+layer; matrices are drawn as everywhere in this package.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from models import recurrence
-from models.base import Cost, Init, Mixer, MixerConfig, State
+from models.base import Cost, Init, Left, Mixer, MixerConfig, State
 from models.delta import inverse_flops, solve
 from models.errors import UserError
 from models.layers import Linear, lift
@@ -47,15 +48,31 @@ class Rwkv7(MixerConfig):
     rank_decay: PositiveInt | None = None  # None: 2.5·√d_model to the nearest 32
     rank_rate: PositiveInt | None = None  # of a; None: the same
     rank_gate: PositiveInt | None = None  # None: 5·√d_model to the nearest 32
+    rank_value: PositiveInt | None = None  # None: 1.7·√d_model to the nearest 32
+    values: Literal["own", "leave", "mix"] = "own"  # leave them to, or mix them from, other layers
+    norm_eps: PositiveFloat = 1e-5  # of a head, for each of its channels
     chunk: PositiveInt = 16
 
-    def ranks(self, d_model: int) -> tuple[int, int, int]:
-        """Ranks of w, a and the gate."""
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"values"} if self.values == "mix" else ())
+
+    @property
+    def leaves(self) -> frozenset[str]:
+        return frozenset({"values"} if self.values == "leave" else ())
+
+    def resolved(self, d_model: int) -> Rwkv7:
+        names = ("rank_decay", "rank_rate", "rank_gate", "rank_value")
+        return self.model_copy(update=dict(zip(names, self.ranks(d_model), strict=True)))
+
+    def ranks(self, d_model: int) -> tuple[int, int, int, int]:
+        """Ranks of w, a, the gate and the values' mix."""
         small = _rank(d_model, 2.5)
         return (
             self.rank_decay or small,
             self.rank_rate or small,
             self.rank_gate or _rank(d_model, 5.0),
+            self.rank_value or _rank(d_model, 1.7),
         )
 
     def check(self, d_model: int) -> None:
@@ -70,14 +87,17 @@ class Rwkv7(MixerConfig):
         return TimeMix(self, d_model, init=init)
 
     def _cost(self, d_model: int, tokens: int, head: tuple[int, int]) -> Cost:
-        weights = 4 * d_model**2 + 2 * d_model * sum(self.ranks(d_model))
-        # six mixes, two biases, k_k, k_a, r_k, norm scale and bias
-        params = weights + 13 * d_model
+        mixes = self.values == "mix"
+        ranks = self.ranks(d_model)[: 3 + mixes]
+        weights = 4 * d_model**2 + 2 * d_model * sum(ranks)
+        # six mixes, two biases, k_k, k_a, r_k, norm scale and bias; the values' bias
+        params = weights + (13 + mixes) * d_model
         matmul, elementwise = head
-        # six mixes of 3, κ 1, k 3, bonus 4, gate 1
+        # six mixes of 3, κ 1, k 3, bonus 4, gate 1; the values' mix 3
+        local = 27 + 3 * mixes
         return Cost(
             matmul_flops=2 * weights * tokens + self.n_heads * matmul,
-            elementwise_flops=27 * d_model * tokens + self.n_heads * elementwise,
+            elementwise_flops=local * d_model * tokens + self.n_heads * elementwise,
             params=params,
             active_params=params,
         )
@@ -115,7 +135,7 @@ class TimeMix(Mixer):
         self.r = Linear(d, d, init=init)
         self.k = Linear(d, d, init=init)
         self.v = Linear(d, d, init=init)
-        rank_decay, rank_rate, rank_gate = config.ranks(d)
+        rank_decay, rank_rate, rank_gate, rank_value = config.ranks(d)
         self.decay_down = Linear(d, rank_decay, init=init)
         self.decay_up = Linear(rank_decay, d, init=init)
         self.decay_bias = constant(decay)
@@ -124,6 +144,10 @@ class TimeMix(Mixer):
         self.rate_bias = constant(rate)
         self.gate_down = Linear(d, rank_gate, init=init)
         self.gate_up = Linear(rank_gate, d, init=init)
+        if config.values == "mix":
+            self.value_down = Linear(d, rank_value, init=init)
+            self.value_up = Linear(rank_value, d, init=init)
+            self.value_bias = constant(0.73 - 0.4 * linear)
         self.k_k = constant(0.71 - 0.1 * linear)
         self.k_a = nnx.Param(init.full((d,), 1.02))
         self.r_k = nnx.Param(init.full((d,), -0.04))
@@ -134,12 +158,17 @@ class TimeMix(Mixer):
     def __call__(
         self, x: Float[Array, "b t d"], position: Position = None
     ) -> Float[Array, "b t d"]:
-        inputs, gate = self._inputs(x, previous(x, position))
+        return self.forward(x, {}, position)[0]
+
+    def forward(
+        self, x: Float[Array, "b t d"], left: Left, position: Position = None
+    ) -> tuple[Float[Array, "b t d"], Left]:
+        inputs, gate, left = self._inputs(x, previous(x, position), left)
         r, k, v, unit, rated, log_w = inputs
         rated = restart(rated, position, 0.0)  # since κ reads before the decay of its own token
         log_w = restart(log_w, position, recurrence.FORGET)
         y = chunked(r, k, v, unit, rated, log_w, chunk=self.config.chunk)
-        return self._finish(y, inputs, gate)
+        return self._finish(y, inputs, gate), left
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:
         heads = self.config.n_heads
@@ -149,15 +178,31 @@ class TimeMix(Mixer):
         }
 
     def step(self, state: State, x: Float[Array, "b d"]) -> tuple[State, Float[Array, "b d"]]:
-        inputs, gate = self._inputs(x[:, None], state["before"][:, None])
+        return self.forward_step(state, x, {})[:2]
+
+    def forward_step(
+        self, state: State, x: Float[Array, "b d"], left: Left
+    ) -> tuple[State, Float[Array, "b d"], Left]:
+        inputs, gate, left = self._inputs(x[:, None], state["before"][:, None], left)
         S, y = step(state["S"], *(z[:, :, 0] for z in inputs))
         y = self._finish(y[:, :, None], inputs, gate)[:, 0]
-        return {"before": x, "S": S}, y
+        return {"before": x, "S": S}, y, left
 
-    def _inputs(self, x: Float[Array, "b t d"], before: Float[Array, "b t d"]):
-        """(r, k, v, κ, a ⊙ κ, log w) in fp32, heads first; and the output gate."""
+    def _values(self, x: Float[Array, "b t d"], left: Left) -> tuple[Float[Array, "b t d"], Left]:
+        v = self.v(x)
+        if self.config.values == "leave":
+            return v, left | {"values": v}
+        if self.config.values == "mix":
+            share = self.value_up(self.value_down(x))
+            share = jax.nn.sigmoid(share + lift(self.value_bias.astype(x.dtype), x))
+            v = v + (left["values"] - v) * share
+        return v, left
+
+    def _inputs(self, x: Float[Array, "b t d"], before: Float[Array, "b t d"], left: Left):
+        """(r, k, v, κ, a ⊙ κ, log w) in fp32, heads first; the output gate; what is left."""
         mixed = shift(self.mix[...], x, before)
-        r, k, v = self.r(mixed["r"]), self.k(mixed["k"]), self.v(mixed["v"])
+        r, k = self.r(mixed["r"]), self.k(mixed["k"])
+        v, left = self._values(mixed["v"], left)
         w = self.decay_up(jnp.tanh(self.decay_down(mixed["w"]))).astype(jnp.float32)
         a = self.rate_up(self.rate_down(mixed["a"])).astype(jnp.float32)
         log_w = -math.exp(-0.5) * jax.nn.sigmoid(w + lift(self.decay_bias[...], w))
@@ -168,7 +213,7 @@ class TimeMix(Mixer):
         r, k, v, key, a, log_w = (self._split(z) for z in (r, k, v, key, a, log_w))
         unit = key * jax.lax.rsqrt(jnp.maximum(jnp.sum(key * key, -1, keepdims=True), 1e-24))
         gate = self.gate_up(jax.nn.sigmoid(self.gate_down(mixed["g"])))
-        return (r, k, v, unit, a * unit, log_w), gate
+        return (r, k, v, unit, a * unit, log_w), gate, left
 
     def _split(self, x: Float[Array, "b t d"]) -> Float[Array, "b h t k"]:
         return rearrange(x, "b t (h k) -> b h t k", h=self.config.n_heads)
@@ -176,7 +221,7 @@ class TimeMix(Mixer):
     def _finish(self, y: Float[Array, "b h t v"], inputs, gate: Float[Array, "b t d"]):
         r, k, v = inputs[:3]
         y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-5 * self.size)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.config.norm_eps * self.size)
         r_k = rearrange(self.r_k[...], "(h k) -> 1 h 1 k", k=self.size)
         bonus = jnp.sum(r * k * r_k, -1, keepdims=True) * v
         y, bonus = (rearrange(z, "b h t v -> b t (h v)") for z in (y, bonus))

@@ -20,7 +20,7 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from models import recurrence
 from models.base import Cost, Init, Mixer, MixerConfig, State
@@ -29,7 +29,6 @@ from models.layers import Linear, ShortConv, lift
 from models.packing import Position, restart
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # the released code's range of initial steps
-NORM_EPS = 1e-5
 
 
 class Mamba2(MixerConfig):
@@ -39,6 +38,9 @@ class Mamba2(MixerConfig):
     expand: PositiveInt = 2
     d_conv: PositiveInt = 4
     n_groups: PositiveInt = 1
+    conv_bias: bool = True
+    bias: bool = False  # of the projections in and out
+    norm_eps: PositiveFloat = 1e-5
     chunk: PositiveInt = 64
 
     def heads(self, d_model: int) -> int:
@@ -70,7 +72,8 @@ class Mamba2(MixerConfig):
         channels = self.conv_channels(d_model)
         projections = d_model * (d_inner + channels + heads) + d_inner * d_model
         # conv taps and bias; A, D and the bias of Δ; norm
-        params = projections + channels * (self.d_conv + 1) + 3 * heads + d_inner
+        params = projections + channels * (self.d_conv + self.conv_bias) + 3 * heads + d_inner
+        params += self.bias * (d_inner + channels + heads + d_model)
         matmul, elementwise = head
         local = ShortConv.flops(channels, self.d_conv) + 4 * d_inner  # Δx, D skip, gate
         return Cost(
@@ -100,14 +103,15 @@ class StateSpaceDual(Mixer):
         self.config = config
         self.d_inner, self.heads = config.expand * d_model, config.heads(d_model)
         channels = config.conv_channels(d_model)
-        self.inward = Linear(d_model, self.d_inner + channels + self.heads, init=init)
-        self.conv = ShortConv(channels, config.d_conv, init=init)
+        inward = self.d_inner + channels + self.heads
+        self.inward = Linear(d_model, inward, init=init, bias=config.bias)
+        self.conv = ShortConv(channels, config.d_conv, init=init, bias=config.conv_bias)
         self.dt_bias = nnx.Param(init.draw((self.heads,), self._initial_dt))
         rates = (self.heads,)
         self.A_log = nnx.Param(init.draw(rates, lambda rng: np.log(rng.uniform(1, 16, rates))))
         self.D = nnx.Param(init.full((self.heads,), 1.0))
         self.norm_scale = nnx.Param(init.full((self.d_inner,), 1.0))
-        self.out = Linear(self.d_inner, d_model, init=init)
+        self.out = Linear(self.d_inner, d_model, init=init, bias=config.bias)
 
     def _initial_dt(self, rng: np.random.Generator) -> np.ndarray:
         """Biases such that softplus(bias) is log-uniform in [DT_MIN, DT_MAX]."""
@@ -158,6 +162,6 @@ class StateSpaceDual(Mixer):
         y = rearrange(y + self.D[...][None, :, None, None] * u, "b h t v -> b t (h v)")
         y = y * jax.nn.silu(gate.astype(jnp.float32))
         groups = rearrange(y, "b t (g i) -> b t g i", g=self.config.n_groups)
-        rms = jax.lax.rsqrt(jnp.mean(groups * groups, -1, keepdims=True) + NORM_EPS)
+        rms = jax.lax.rsqrt(jnp.mean(groups * groups, -1, keepdims=True) + self.config.norm_eps)
         y = rearrange(groups * rms, "b t g i -> b t (g i)") * lift(self.norm_scale[...], y)
         return self.out(y.astype(gate.dtype))

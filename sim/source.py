@@ -41,6 +41,7 @@ class Source:
     train_tokens: int | None  # None: generated fresh, never repeated
     bytes_per_token: float | None  # of the held-out text; None where tokens are not text
     entropy: float | None  # nats per token that no model can beat; None where unknown
+    tokenizer: bytes | None = None  # a tokenizer.json; None where tokens are bytes, or no text
 
     def batch(self, step: int, seed: int, batch: int, seq_len: int) -> Int[np.ndarray, "b s"]:
         """int32 (batch, seq_len + 1): inputs and, shifted by one, targets."""
@@ -101,6 +102,7 @@ class StoredTokens(Source):
         train: Pieces,
         held_out: Pieces,
         text: tuple[Pieces, Pieces] | None = None,
+        tokenizer: bytes | None = None,
     ):
         if not len(train) or not len(held_out):
             raise UserError(
@@ -112,6 +114,7 @@ class StoredTokens(Source):
         self.train_tokens = len(train)
         self.entropy = None
         self.text = text  # the bytes of the training and of the held-out tokens
+        self.tokenizer = tokenizer
         self.bytes_per_token = None if text is None else len(text[1]) / len(held_out)
 
     def batch(self, step: int, seed: int, batch: int, seq_len: int) -> Int[np.ndarray, "b s"]:

@@ -40,7 +40,10 @@ def text_tokens(name: str, text: np.ndarray, digest: str, bpe_vocab: int | None)
         return Pieces(stored.view("<u2"), [(0, len(stored) // 2)])
 
     of_both = hashlib.sha256(f"{digest} {model_digest}".encode()).hexdigest()
-    return StoredTokens(name, of_both, encoded(train), encoded(held_out), text=both)
+    described = load(model.tobytes()).to_str().encode()
+    return StoredTokens(
+        name, of_both, encoded(train), encoded(held_out), text=both, tokenizer=described
+    )
 
 
 def _train(train: Pieces, vocab: int) -> bytes:

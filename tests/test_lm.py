@@ -14,6 +14,7 @@ from models.lm import Block, ModelConfig, tile
 from models.mamba import Mamba
 from models.mlp import Gelu, SwiGLU
 from models.moe import Moe
+from models.rwkv import Rwkv7, RwkvChannel
 from sim.flops import causal_flops, matmul_flops
 
 HYBRID = ModelConfig(
@@ -28,6 +29,26 @@ HYBRID = ModelConfig(
         Block(mixer=LinearAttention(n_heads=2, chunk=8), channel=SwiGLU(d_ff=24)),
     ),
 )
+
+OPTIONS = ModelConfig(
+    d_model=16,
+    vocab_size=11,
+    tie_embeddings=True,
+    norm="layer",
+    norm_eps=1e-3,
+    embed_norm=True,
+    embed_scale=3.0,
+    logit_cap=2.0,
+    blocks=(
+        Block(mixer=Rwkv7(n_heads=2, values="leave")),
+        Block(mixer=RwkvChannel(d_ff=20)),
+        Block(
+            mixer=Rwkv7(n_heads=2, rank_value=3, values="mix"),
+            channel=SwiGLU(d_ff=12, activation="gelu", bias=True),
+        ),
+    ),
+)
+both = pytest.mark.parametrize("config", [HYBRID, OPTIONS], ids=["hybrid", "options"])
 
 
 def parts(config: ModelConfig):
@@ -73,9 +94,10 @@ def test_mamba_130m_has_its_published_parameters():
     assert model.cost(1).params == 129_135_360
 
 
+@both
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_params_are_the_leaves(tied):
-    config = HYBRID.model_copy(update={"tie_embeddings": tied})
+def test_params_are_the_leaves(config, tied):
+    config = config.model_copy(update={"tie_embeddings": tied})
     params, _ = parts(config)
     assert config.cost(1).params == count(params)
     assert config.embedding_params == (1 if tied else 2) * 11 * 16
@@ -113,9 +135,12 @@ def test_scanned_layers_equal_unrolled_ones_in_value_and_gradient(monkeypatch):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_steps_give_the_logits_of_the_whole_sequence():
-    params, apply = parts(HYBRID)
-    x = tokens(HYBRID)
+@pytest.mark.parametrize(
+    "config", [HYBRID, pytest.param(OPTIONS, marks=pytest.mark.slow)], ids=["hybrid", "options"]
+)
+def test_steps_give_the_logits_of_the_whole_sequence(config):
+    params, apply = parts(config)
+    x = tokens(config)
     want = jax.jit(lambda p, x: apply(p)(x)[0])(params, x)
 
     def decode(params, x):
@@ -127,27 +152,30 @@ def test_steps_give_the_logits_of_the_whole_sequence():
     assert np.abs(np.asarray(got - want)).max() < 1e-5 * np.abs(np.asarray(want)).max()
 
 
-def test_state_size_is_the_size_of_the_state():
-    params, apply = parts(HYBRID)
+@both
+def test_state_size_is_the_size_of_the_state(config):
+    params, apply = parts(config)
     for context in (1, 4, 50):
-        assert HYBRID.state_size(context) == count(apply(params).init_state(1, context))
+        assert config.state_size(context) == count(apply(params).init_state(1, context))
 
 
+@both
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (3, 19), (2, 70)])
-def test_cost_with_a_batch_is_what_the_jaxpr_executes(batch, length):
-    params, apply = parts(HYBRID)
+def test_cost_with_a_batch_is_what_the_jaxpr_executes(config, batch, length):
+    params, apply = parts(config)
     x = jax.ShapeDtypeStruct((batch, length), jnp.int32)
     executed = matmul_flops(lambda p, x: apply(p)(x)[0], params, x)
-    assert HYBRID.cost(length, batch).matmul_flops == executed
+    assert config.cost(length, batch).matmul_flops == executed
 
 
+@both
 @pytest.mark.parametrize("batch", [1, 3])
-def test_step_cost_with_a_batch_is_what_the_jaxpr_executes(batch):
-    params, apply = parts(HYBRID)
+def test_step_cost_with_a_batch_is_what_the_jaxpr_executes(config, batch):
+    params, apply = parts(config)
     state = apply(params).init_state(batch, 9)
     x = jax.ShapeDtypeStruct((batch,), jnp.int32)
     executed = matmul_flops(lambda p, s, x: apply(p).step(s, x), params, state, x)
-    assert HYBRID.step_cost(9, batch).matmul_flops == executed
+    assert config.step_cost(9, batch).matmul_flops == executed
 
 
 def test_scanned_layers_cost_as_many_flops_as_unrolled_ones():
@@ -201,6 +229,13 @@ def test_an_unknown_field_is_refused():
 def test_a_width_that_heads_do_not_divide_is_refused():
     with pytest.raises(ValueError, match="d_model=10 must be a multiple of n_heads=4"):
         ModelConfig(d_model=10, vocab_size=8, blocks=(Block(mixer=Attention(n_heads=4)),))
+
+
+def test_values_that_no_block_below_leaves_are_refused():
+    message = "the rwkv7 of block 1 needs the values of a block below, and none leaves them"
+    blocks = (Block(mixer=Rwkv7(n_heads=2)), Block(mixer=Rwkv7(n_heads=2, values="mix")))
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(d_model=16, vocab_size=8, blocks=blocks)
 
 
 def test_bf16_activations_keep_fp32_logits_and_weights():

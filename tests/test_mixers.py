@@ -16,6 +16,7 @@ from models.linear import LinearAttention
 from models.mamba import Mamba
 from models.packing import positions
 from models.rnn import Lstm, MinGru
+from models.rotary import Llama3Scaling
 from models.rwkv import Rwkv7, RwkvChannel
 from models.ssd import Mamba2
 from sim.flops import matmul_flops
@@ -24,15 +25,28 @@ MIXERS = {
     "attention": Attention(n_heads=4),
     "gqa-window-qk-norm": Attention(n_heads=6, n_kv_heads=2, d_head=8, window=20, qk_norm=True),
     "mqa-nope": Attention(n_heads=3, n_kv_heads=1, d_head=5, rope_base=None),
+    "attention-options": Attention(
+        n_heads=4,
+        n_kv_heads=2,
+        rope_dims=4,
+        rope_scaling=Llama3Scaling(factor=4, low=1, high=3, original=32),
+        qk_norm="joint",
+        qkv_bias=True,
+        out_bias=True,
+        gate=True,
+    ),
     "mamba": Mamba(chunk=32),
     "mamba-wide-state": Mamba(d_state=5, expand=3, d_conv=3, dt_rank=7, chunk=16),
+    "mamba-options": Mamba(d_state=6, conv_bias=False, bias=True, select_norm="learned"),
     "mamba2-groups": Mamba2(d_state=5, d_head=8, n_groups=3, chunk=32),
+    "mamba2-options": Mamba2(d_state=5, d_head=8, conv_bias=False, bias=True, chunk=32),
     "linear": LinearAttention(n_heads=2, decay="none", chunk=32),
     "retention": LinearAttention(n_heads=4, decay="fixed", chunk=32),
     "linear-scalar": LinearAttention(n_heads=3, d_key=5, d_value=7, decay="scalar", chunk=32),
     "gla": LinearAttention(n_heads=2, decay="channel"),
     "deltanet": DeltaNet(n_heads=3, decay="none"),
     "gated-deltanet": DeltaNet(n_heads=2, d_key=6, d_value=9, negative_eigenvalues=True),
+    "delta-grouped": DeltaNet(n_heads=2, n_value_heads=6, d_key=6, d_value=5),
     "kda": DeltaNet(n_heads=2, decay="channel", d_conv=3),
     "rwkv7": Rwkv7(n_heads=3, rank_decay=5, rank_rate=6, rank_gate=7),
     "rwkv7-channel": RwkvChannel(d_ff=40),
@@ -44,7 +58,17 @@ CHUNKED = {name: m for name, m in MIXERS.items() if "chunk" in type(m).model_fie
 D_MODEL, LENGTH = 24, 81  # a length that no chunk or block divides
 
 # Second rows of a class change one switch; `make test-slow` takes them through every claim.
-VARIANTS = {"mqa-nope", "mamba-wide-state", "linear", "retention", "deltanet"}
+VARIANTS = {
+    "mqa-nope",
+    "attention-options",
+    "mamba-wide-state",
+    "mamba-options",
+    "mamba2-options",
+    "linear",
+    "retention",
+    "deltanet",
+    "delta-grouped",
+}
 # These restart as another row does, most by a log-gate as gla: slow for the claim of packing.
 RESTART_ALIKE = VARIANTS | {"attention", "mamba2-groups", "linear-scalar", "gated-deltanet", "kda"}
 

@@ -20,6 +20,7 @@ D_MODEL = 12
 FORMS = {
     "dropless": Moe(n_experts=5, top_k=2, d_expert=7, block=4),
     "shared": Moe(n_experts=4, top_k=3, d_expert=6, n_shared=2, gate="sigmoid", block=8),
+    "shared-gate": Moe(n_experts=4, top_k=2, d_expert=6, n_shared=1, shared_gate=True, block=8),
     "capacity": Moe(n_experts=4, top_k=2, d_expert=7, capacity_factor=1.0),
     "ample-capacity": Moe(n_experts=4, top_k=1, d_expert=5, n_shared=1, capacity_factor=4.0),
     "steered": Moe(n_experts=6, top_k=2, d_expert=3, gate="sigmoid", steered=True, block=4),

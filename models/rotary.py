@@ -1,0 +1,76 @@
+"""Rotary positions (Su et al. 2021, 2104.09864), halves rotated as Llama does, and their scalings.
+
+Channel pair p of P turns by position · base^(−p/P); relative offsets alone enter q · k. A scaling
+slows the turning so that longer contexts stay within the angles seen in training.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from models.base import Tagged
+from models.errors import UserError
+from models.layers import lift
+
+Turns = Float[np.ndarray, " p"]  # radians per token of each channel pair
+
+
+class LinearScaling(Tagged):
+    """Every pair turns `factor` times slower (Chen et al. 2023, 2306.15595)."""
+
+    kind: Literal["linear"] = "linear"
+    factor: PositiveFloat
+
+    def scale(self, turns: Turns) -> Turns:
+        return turns / self.factor
+
+
+class Llama3Scaling(Tagged):
+    """Pairs that turn fewer than `low` times in `original` tokens are slowed by `factor`, those
+    above `high` times not at all, and those between in proportion (Llama 3.1's released code).
+    """
+
+    kind: Literal["llama3"] = "llama3"
+    factor: PositiveFloat
+    low: PositiveFloat
+    high: PositiveFloat
+    original: PositiveInt  # context length before scaling
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Llama3Scaling:
+        if not self.low < self.high:
+            raise UserError(f"low={self.low} must be below high={self.high}; swap them")
+        return self
+
+    def scale(self, turns: Turns) -> Turns:
+        whole = self.original * turns / (2 * math.pi)
+        kept = np.clip((whole - self.low) / (self.high - self.low), 0, 1)
+        return kept * turns + (1 - kept) * turns / self.factor
+
+
+RopeScaling = Annotated[LinearScaling | Llama3Scaling, Field(discriminator="kind")]
+
+
+def frequencies(dims: int, base: float, scaling: LinearScaling | Llama3Scaling | None) -> Turns:
+    """Radians per token of the `dims` / 2 channel pairs."""
+    half = dims // 2
+    turns = base ** (-np.arange(half) / half)
+    return turns if scaling is None else scaling.scale(turns)
+
+
+def rope(
+    x: Float[Array, "b h t k"], positions: Int[Array, "*segments t"], turns: Turns
+) -> Float[Array, "b h t k"]:
+    """The first 2·P channels turned by their positions; angles in fp32, the rest as it is."""
+    angles = positions[..., None] * lift(jnp.asarray(turns, jnp.float32), positions[..., None])
+    cos, sin = lift(jnp.cos(angles), x), lift(jnp.sin(angles), x)
+    half = len(turns)
+    x1, x2, rest = jnp.split(x.astype(jnp.float32), [half, 2 * half], axis=-1)
+    turned = [x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest]
+    return jnp.concatenate(turned, -1).astype(x.dtype)

@@ -1,0 +1,272 @@
+"""Published checkpoints give the published logits, survive a round trip, and are never guessed at.
+
+The fixtures are what transformers computed (tests/fixtures/make.py); `make parity` compares live.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from fakes import record, run
+from flax import nnx
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+
+from experiments import context
+from experiments.cli import main
+from models import interop, zoo
+from models.attention import Attention
+from models.base import Init
+from models.errors import UserError
+from models.layouts import LAYOUTS
+from models.linear import LinearAttention
+from models.lm import Block, ModelConfig, tile
+from models.mlp import SwiGLU
+from models.moe import Moe
+from models.translation import essence
+from sim.inference import Checkpoint
+from sim.records import Store
+from sim.train import names
+
+FIXTURES = {path.stem: path for path in sorted((Path(__file__).parent / "fixtures").glob("*.npz"))}
+every_family = pytest.mark.parametrize("name", FIXTURES)
+SLOW = {"jamba", "qwen3_next"}  # seconds to compile; their parts are in the others
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "vocab_size": 32000,
+    "rms_norm_eps": 1e-5,
+    "rope_scaling": None,
+    "torch_dtype": "float16",
+}
+
+
+def folder(name: str, path: Path, config=(), **changed) -> Path:
+    """The fixture as a checkpoint, with fields of its config and some of its tensors changed."""
+    with np.load(FIXTURES[name]) as data:
+        fields = json.loads(str(data["config"])) | dict(config)
+        weights = {
+            key.removeprefix("weights/"): data[key].astype(np.float32)
+            for key in data.files
+            if key.startswith("weights/")
+        }
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text(json.dumps(fields))
+    safetensors.numpy.save_file(weights | changed, path / "model.safetensors")
+    return path
+
+
+def flat(params) -> dict[str, np.ndarray]:
+    return {name: np.asarray(leaf[...]) for name, leaf in interop.names(params).items()}
+
+
+def test_every_layout_has_a_fixture():
+    assert set(FIXTURES) == set(LAYOUTS)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in FIXTURES]
+)
+def test_imported_weights_give_the_published_logits(name, tmp_path):
+    model, params = interop.load(folder(name, tmp_path))
+    graph = nnx.split(nnx.eval_shape(lambda: model.build(init=Init(None))))[0]
+    with np.load(FIXTURES[name]) as data:
+        tokens, want = data["tokens"], data["logits"]
+    forward = jax.jit(lambda p, x: nnx.merge(graph, p)(x)[0]).lower(params, tokens)
+    got = np.asarray(forward.compile(compiler_options=QUICKLY)(params, tokens))
+    assert np.abs(got - want).max() < 1e-4 * np.abs(want).max()
+
+
+@every_family
+def test_import_and_export_are_one_table_in_two_directions(name, tmp_path):
+    source = folder(name, tmp_path / "in")
+    model, params = interop.load(source)
+    interop.save(tmp_path / "out", model, flat(params), name)
+    again, _ = interop.load(tmp_path / "out")
+    assert essence(again) == essence(model)
+    before, after = (
+        safetensors.numpy.load_file(path / "model.safetensors")
+        for path in (source, tmp_path / "out")
+    )
+    assert {k: v.shape for k, v in before.items()} == {k: v.shape for k, v in after.items()}
+    for key, array in before.items():
+        np.testing.assert_allclose(after[key], array, rtol=1e-6, atol=1e-6)
+
+
+def test_shards_hold_what_one_file_holds(tmp_path):
+    model, params = interop.load(folder("mixtral", tmp_path / "in"))
+    written = interop.save(tmp_path / "out", model, flat(params), shard_bytes=1500)
+    assert len(written) > 4
+    again = flat(interop.load(tmp_path / "out")[1])
+    for name, array in flat(params).items():
+        np.testing.assert_array_equal(again[name], array)
+
+
+@pytest.mark.parametrize(
+    ("fields", "total", "active"),
+    [
+        (LLAMA, 6_738_415_616, 6_738_415_616),
+        (
+            LLAMA
+            | {"model_type": "mixtral", "intermediate_size": 14336, "num_local_experts": 8}
+            | {"num_experts_per_tok": 2, "num_key_value_heads": 8, "rope_theta": 1e6},
+            46_702_792_704,
+            12_879_925_248,
+        ),
+        (
+            {"model_type": "mamba", "hidden_size": 768, "num_hidden_layers": 24}
+            | {"vocab_size": 50280, "time_step_rank": 48, "intermediate_size": 1536},
+            129_135_360,
+            129_135_360,
+        ),
+    ],
+    ids=["Llama-2-7B", "Mixtral-8x7B", "Mamba-130m"],
+)
+def test_published_configs_have_their_published_parameters(fields, total, active):
+    cost = LAYOUTS[fields["model_type"]].read(fields).cost(1)
+    assert (cost.params, cost.active_params) == (total, active)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("olmoe", {"clip_qkv": 8.0}, r"clip_qkv=8\.0 is not supported for olmoe, only None is"),
+        ("llama", {"hidden_act": "relu"}, "hidden_act='relu' is not supported for llama"),
+        ("llama", {"attention_sinks": 4}, "field attention_sinks=4 is unknown for llama"),
+        ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type='yarn' is not supported"),
+        ("mamba2", {"time_step_limit": [0.0, 0.5]}, r"time_step_limit=\[0\.0, 0\.5\] is not"),
+        ("qwen3", {"layer_types": ["chunked_attention"]}, "layer_types has 'chunked_attention'"),
+        ("qwen3", {"num_hidden_layers": 7}, "layer_types names 1 layers and num_hidden_layers=7"),
+        ("llama", {"hidden_size": "8"}, "has a value of a wrong type"),
+        ("llama", {"model_type": "bert"}, "model_type='bert' is not supported; use one of llama"),
+        ("llama", {"num_hidden_layers": 2}, r"lacks 13 tensors of a llama model: model\.layers\.1"),
+        ("llama", {"attention_bias": False}, "has unexpected 4 tensors of a llama model"),
+        (
+            "llama",
+            {"intermediate_size": 13},
+            r"gate_proj\.weight has shape \(12, 8\) and config\.json says \(13, 8\)",
+        ),
+    ],
+)
+def test_what_is_not_understood_is_named(name, config, message, tmp_path):
+    with pytest.raises(UserError, match=message) as error:
+        interop.load(folder(name, tmp_path, config))
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_field_is_named(tmp_path):
+    fields = {name: value for name, value in LLAMA.items() if name != "vocab_size"}
+    with pytest.raises(UserError, match=r"config\.json of a llama model lacks vocab_size"):
+        LAYOUTS["llama"].read(fields)
+
+
+def test_old_and_new_spellings_of_rope_are_one_model():
+    linear = {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    new = {"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0}}
+    assert LAYOUTS["llama"].read(LLAMA | linear) == LAYOUTS["llama"].read(LLAMA | new)
+
+
+def test_pickled_weights_are_refused_unread(tmp_path):
+    folder("llama", tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04never read")
+    with pytest.raises(UserError, match=r"only as a pickle \(pytorch_model\.bin\)"):
+        interop.load(tmp_path)
+
+
+def test_nothing_is_read_before_all_shapes_are_known(tmp_path, monkeypatch):
+    path = folder("llama", tmp_path, {}, **{"model.norm.weight": np.ones(9, np.float32)})
+    monkeypatch.setattr(interop.Tensors, "read", None)
+    with pytest.raises(UserError, match=r"has shape \(9,\) and config\.json says \(8,\)"):
+        interop.load(path)
+
+
+def test_a_model_without_a_published_layout_is_refused_with_the_reason():
+    linear = ModelConfig(d_model=8, vocab_size=9, blocks=(Block(mixer=LinearAttention(n_heads=2)),))
+    with pytest.raises(UserError, match="llama checkpoint has no place for the linear of block 0"):
+        LAYOUTS["llama"].write(linear)
+    gated = Block(mixer=Attention(n_heads=2, gate=True), channel=SwiGLU(d_ff=8))
+    with pytest.raises(UserError, match=r"no place for blocks\.0\.mixer\.gate=True"):
+        LAYOUTS["llama"].write(ModelConfig(d_model=8, vocab_size=9, blocks=(gated,)))
+    unlike = tuple(Block(mixer=Attention(n_heads=2), channel=SwiGLU(d_ff=n)) for n in (8, 9))
+    with pytest.raises(UserError, match="intermediate_size is one value in a llama checkpoint"):
+        LAYOUTS["llama"].write(ModelConfig(d_model=8, vocab_size=9, blocks=unlike))
+
+
+@pytest.mark.parametrize("name", zoo.FAMILIES)
+def test_every_family_of_the_zoo_has_a_layout_or_is_refused_in_one_line(name):
+    expected = {"dense": "llama", "moe": "mixtral"}
+    model = zoo.FAMILIES[name](64)
+    if name in expected:
+        assert interop.fitting(model)[0].model_type == expected[name]
+        return
+    with pytest.raises(UserError, match="no published layout has a place") as error:
+        interop.fitting(model)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("channel", "model_type"),
+    [(SwiGLU(d_ff=8), "llama"), (Moe(n_experts=3, top_k=2, d_expert=4, block=8), "mixtral")],
+)
+def test_our_own_families_find_their_layout(channel, model_type, tmp_path):
+    block = Block(mixer=Attention(n_heads=2), channel=channel)
+    model = ModelConfig(d_model=8, vocab_size=9, blocks=tile(2, block))
+    interop.save(tmp_path, model, names(nnx.state(model.build(init=Init(0)))))
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == model_type
+    assert essence(interop.read(tmp_path)) == essence(model)
+
+
+def test_tokens_are_those_of_tokenizer_json_or_bytes(tmp_path):
+    block = Block(mixer=Attention(n_heads=2))
+    model = ModelConfig(d_model=8, vocab_size=256, blocks=(block,))
+    of_bytes = Checkpoint(tmp_path, model, None)
+    assert of_bytes.decode(of_bytes.encode("naïve")) == "naïve"
+    with pytest.raises(UserError, match=r"no tokenizer\.json, and vocab_size=99 is not the 256"):
+        Checkpoint(tmp_path, model.model_copy(update={"vocab_size": 99}), None).encode("a")
+    words = {"to": 0, "be": 1, "or": 2, "not": 3}
+    Tokenizer(WordLevel(words)).save(str(tmp_path / "tokenizer.json"))
+    of_words = Checkpoint(tmp_path, model, None)
+    assert of_words.encode("not").tolist() == [3]
+    assert of_words.decode(np.array([0, 1])) == "to be"
+    with pytest.raises(UserError, match="gives token 3, and the model's vocab_size is 2"):
+        Checkpoint(tmp_path, model.model_copy(update={"vocab_size": 2}), None).encode("not")
+
+
+def test_a_checkpoint_goes_through_the_context_experiment(tmp_path):
+    path = folder("mistral", tmp_path / "mine")
+    (row,) = context.measure(
+        families=(), lengths=(16,), quantities=("state_bytes",), checkpoints=(path,)
+    )
+    assert (row["family"], row["value"]) == ("mine", 4 * interop.read(path).state_size(16))
+
+
+def test_a_trained_run_is_exported_imported_measured_and_sampled(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one = run()
+    model = one.model.model_copy(update={"vocab_size": 256})
+    one = one.model_copy(update={"model": model})
+    params = names(nnx.state(model.build(init=Init(0))))
+    weights = {name: np.ascontiguousarray(array) for name, array in params.items()}
+    Store(Path("runs")).save(record(one), weights)
+    assert main(["export", one.key[:6], "out"]) == 0
+    Path("text.txt").write_text("a text of some length, but not of many windows")
+    capsys.readouterr()
+    options = ["--text", "text.txt", "--sample", "In the", "--tokens", "5", "--seq-len", "16"]
+    assert main(["import", "out", *options, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"] == model.cost(1).params
+    assert found["tokens"] == 32
+    np.testing.assert_allclose(found["bits per byte"], found["nats per token"] / np.log(2))
+    assert 4 < found["nats per token"] < 8  # untrained: about log 256
+    assert len(found["samples"]["In the"]) > 0
+    assert main(["import", "out", "--text", "gone.txt"]) == 2
+    assert main(["export", "zzz", "out"]) == 2
+    assert capsys.readouterr().err.count("\n") == 2

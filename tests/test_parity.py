@@ -1,0 +1,338 @@
+"""Equal to the published implementations, for random small models of every family: `make parity`.
+
+Each model is made by transformers, saved by it, read by us, and written again by us.
+"""
+
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from models import interop
+from models.base import Init
+from models.translation import essence
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
+LENGTH, PROMPT, WRITTEN = 83, 19, 32  # a length that no chunk or block divides
+
+SMALL = {"vocab_size": 97, "num_hidden_layers": 2, "hidden_size": 48, "pad_token_id": None}
+HEADS = SMALL | {"intermediate_size": 56, "num_attention_heads": 6, "num_key_value_heads": 2}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+NEXT = HEADS | {
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+    "head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 7,
+    "linear_value_head_dim": 9,
+    "moe_intermediate_size": 12,
+    "shared_expert_intermediate_size": 12,
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+}
+GRIFFIN = HEADS | {"num_hidden_layers": 3, "attention_window_size": 11}
+JAMBA = HEADS | {
+    "num_hidden_layers": 4,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "num_experts": 4,
+    "mamba_d_state": 5,
+}
+CASES = {
+    "llama-gqa": ("llama", HEADS),
+    "llama-odd-tied": (
+        "llama",
+        HEADS
+        | {"num_attention_heads": 3, "num_key_value_heads": 1, "tie_word_embeddings": True}
+        | {"attention_bias": True, "mlp_bias": True, "rope_parameters": LLAMA3},
+    ),
+    "llama-linear-rope": (
+        "llama",
+        HEADS
+        | {"num_key_value_heads": 6, "head_dim": 10, "rms_norm_eps": 1e-3}
+        | {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 1e4}},
+    ),
+    "mistral-window": ("mistral", HEADS | {"sliding_window": 7}),
+    "mistral-odd": (
+        "mistral",
+        HEADS | {"num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 8},
+    ),
+    "mistral-tied": ("mistral", HEADS | {"sliding_window": None, "tie_word_embeddings": True}),
+    "qwen2": ("qwen2", HEADS),
+    "qwen3": ("qwen3", HEADS | {"head_dim": 8}),
+    "qwen3-odd-tied": (
+        "qwen3",
+        HEADS
+        | {"num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 6}
+        | {"tie_word_embeddings": True, "attention_bias": True},
+    ),
+    "qwen3-some-windows": (
+        "qwen3",
+        HEADS
+        | {"num_hidden_layers": 3, "head_dim": 12, "max_window_layers": 1}
+        | {"use_sliding_window": True, "sliding_window": 9},
+    ),
+    "mixtral": ("mixtral", HEADS | {"num_local_experts": 4}),
+    "mixtral-window-tied": (
+        "mixtral",
+        HEADS
+        | {"num_attention_heads": 3, "num_key_value_heads": 3, "num_local_experts": 5}
+        | {"sliding_window": 11, "num_experts_per_tok": 3, "tie_word_embeddings": True},
+    ),
+    "mixtral-one-of-many": (
+        "mixtral",
+        HEADS | {"num_local_experts": 9, "num_experts_per_tok": 1, "num_hidden_layers": 1},
+    ),
+    "olmoe": ("olmoe", HEADS | {"num_experts": 6, "num_experts_per_tok": 2}),
+    "olmoe-odd-tied": (
+        "olmoe",
+        HEADS
+        | {"num_attention_heads": 3, "num_key_value_heads": 1, "tie_word_embeddings": True}
+        | {"num_experts": 5, "num_experts_per_tok": 3, "norm_topk_prob": True},
+    ),
+    "olmoe-bias": (
+        "olmoe",
+        HEADS | {"num_experts": 4, "num_experts_per_tok": 4, "attention_bias": True},
+    ),
+    "mamba": ("mamba", SMALL | {"state_size": 7}),
+    "mamba-untied-bias": (
+        "mamba",
+        SMALL
+        | {"tie_word_embeddings": False, "use_bias": True, "use_conv_bias": False}
+        | {"expand": 3, "conv_kernel": 3, "time_step_rank": 5},
+    ),
+    "mamba-deep": ("mamba", SMALL | {"num_hidden_layers": 9, "state_size": 4}),
+    "mamba2": (
+        "mamba2",
+        SMALL | {"num_heads": 6, "head_dim": 16, "n_groups": 2, "state_size": 10, "chunk_size": 32},
+    ),
+    "mamba2-odd-tied": (
+        "mamba2",
+        SMALL
+        | {"num_heads": 3, "head_dim": 32, "n_groups": 3, "state_size": 5, "chunk_size": 16}
+        | {"tie_word_embeddings": True, "use_bias": True},
+    ),
+    "mamba2-one-group": (
+        "mamba2",
+        SMALL
+        | {"num_heads": 9, "head_dim": 16, "n_groups": 1, "state_size": 6, "expand": 3}
+        | {"chunk_size": 50, "use_conv_bias": False},
+    ),
+    "falcon-mamba": ("falcon_mamba", SMALL | {"state_size": 6}),
+    "falcon-mamba-untied": (
+        "falcon_mamba",
+        SMALL | {"tie_word_embeddings": False, "use_bias": True, "state_size": 5},
+    ),
+    "qwen3-next": ("qwen3_next", NEXT),
+    "qwen3-next-tied": (
+        "qwen3_next",
+        NEXT
+        | {"num_attention_heads": 3, "num_key_value_heads": 3, "tie_word_embeddings": True}
+        | {"linear_num_key_heads": 3, "linear_num_value_heads": 3, "norm_topk_prob": False},
+    ),
+    "qwen3-next-big-shared": (
+        "qwen3_next",
+        NEXT
+        | {"linear_num_key_heads": 1, "linear_num_value_heads": 5, "head_dim": 16}
+        | {"shared_expert_intermediate_size": 24, "linear_conv_kernel_dim": 3}
+        | {"layer_types": ["full_attention", "linear_attention", "linear_attention"]},
+    ),
+    "recurrent-gemma": ("recurrent_gemma", GRIFFIN),
+    "recurrent-gemma-odd": (
+        "recurrent_gemma",
+        GRIFFIN
+        | {"num_attention_heads": 3, "num_key_value_heads": 3, "attention_window_size": 40}
+        | {"num_hidden_layers": 5, "attention_bias": True},
+    ),
+    "recurrent-gemma-untied": (
+        "recurrent_gemma",
+        GRIFFIN
+        | {"tie_word_embeddings": False, "logits_soft_cap": 2.0, "num_hidden_layers": 2}
+        | {"block_types": ["attention", "recurrent"]},
+    ),
+    "jamba": ("jamba", JAMBA),
+    "jamba-odd-tied": (
+        "jamba",
+        JAMBA
+        | {"num_attention_heads": 3, "num_key_value_heads": 1, "tie_word_embeddings": True}
+        | {"attn_layer_period": 3, "attn_layer_offset": 0, "mamba_proj_bias": True},
+    ),
+    "jamba-no-experts": (
+        "jamba",
+        JAMBA | {"num_experts": 1, "num_experts_per_tok": 1, "mamba_dt_rank": 4},
+    ),
+    "falcon-mamba-eps": ("falcon_mamba", SMALL | {"mixer_rms_eps": 1e-2, "expand": 1}),
+}
+every_case = pytest.mark.parametrize("name", CASES)
+
+
+@cache
+def reference(name: str):
+    """A random model of transformers, every parameter moved off its initial value; its folder."""
+    model_type, fields = CASES[name]
+    torch.manual_seed(len(name))
+    config = transformers.AutoConfig.for_model(model_type, **fields)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    folder = Path(mkdtemp(prefix="parity-"))
+    model.save_pretrained(folder)
+    return model, folder
+
+
+@cache
+def imported(name: str):
+    return interop.load(reference(name)[1])
+
+
+def applied(model):
+    graph = nnx.split(nnx.eval_shape(lambda: model.build(init=Init(None))))[0]
+    return lambda params: nnx.merge(graph, params)
+
+
+def tokens(length: int = LENGTH, batch: int = 2) -> np.ndarray:
+    return np.random.default_rng(0).integers(1, 97, (batch, length))
+
+
+def their_logits(model, ids: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.tensor(ids), use_cache=False).logits.numpy()
+
+
+def assert_close(got, want):
+    assert np.abs(np.asarray(got) - want).max() < 1e-4 * np.abs(want).max()
+
+
+@every_case
+def test_logits_are_theirs(name):
+    model, params = imported(name)
+    apply = applied(model)
+    ids = tokens()
+    got = jax.jit(lambda p, x: apply(p)(x)[0])(params, jnp.asarray(ids, jnp.int32))
+    assert_close(got, their_logits(reference(name)[0], ids))
+
+
+@every_case
+def test_greedy_decoding_writes_their_tokens(name):
+    model, params = imported(name)
+    apply, prompt = applied(model), tokens(PROMPT)
+    want = reference(name)[0].generate(
+        torch.tensor(prompt),
+        attention_mask=torch.ones(prompt.shape, dtype=torch.long),
+        max_new_tokens=WRITTEN,
+        min_new_tokens=WRITTEN,
+        do_sample=False,
+        eos_token_id=None,
+    )
+
+    def write(params, prompt):
+        lm = apply(params)
+
+        def follow(carry, given):
+            state, last = carry
+            state, logits = lm.step(state, jnp.where(given < 0, last, given))
+            best = jnp.argmax(logits, -1).astype(jnp.int32)
+            return (state, best), best
+
+        blank = jnp.full((WRITTEN - 1, prompt.shape[0]), -1, jnp.int32)
+        start = lm.init_state(prompt.shape[0], PROMPT + WRITTEN), prompt[:, 0]
+        return jax.lax.scan(follow, start, jnp.concatenate([prompt.T, blank]))[1].T
+
+    got = jax.jit(write)(params, jnp.asarray(prompt, jnp.int32))[:, PROMPT - 1 :]
+    assert np.asarray(got).tolist() == want[:, PROMPT:].tolist()
+
+
+@every_case
+def test_parameters_are_as_many(name):
+    model, _ = imported(name)
+    assert model.cost(1).params == reference(name)[0].num_parameters()
+
+
+@every_case
+def test_what_we_write_they_read_with_the_same_logits(name, tmp_path):
+    model, params = imported(name)
+    weights = {key: np.asarray(leaf[...]) for key, leaf in interop.names(params).items()}
+    interop.save(tmp_path, model, weights, CASES[name][0], shard_bytes=60_000)
+    again, report = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    ids = tokens()
+    assert_close(their_logits(again.eval(), ids), their_logits(reference(name)[0], ids))
+    assert essence(interop.load(tmp_path)[0]) == essence(model)
+
+
+@pytest.mark.parametrize("model_type", interop.LAYOUTS)
+def test_fields_left_out_mean_what_they_mean_to_transformers(model_type):
+    theirs = transformers.AutoConfig.for_model(model_type).to_dict()
+    layout = interop.LAYOUTS[model_type]
+    required = {name: value for name, value in theirs.items() if name not in layout.defaults}
+    assert essence(layout.read(required)) == essence(layout.read(theirs))
+
+
+FULL_SIZE = {
+    "Llama-2-7B": (
+        6_738_415_616,
+        {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008}
+        | {"num_attention_heads": 32, "num_hidden_layers": 32, "vocab_size": 32000},
+    ),
+    "Llama-3.2-1B": (
+        1_235_814_400,
+        {"model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "head_dim": 64}
+        | {"num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 16}
+        | {"vocab_size": 128256, "tie_word_embeddings": True},
+    ),
+    "Mistral-7B": (7_241_732_096, {"model_type": "mistral"}),
+    "Qwen3-0.6B": (
+        596_049_920,
+        {"model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "head_dim": 128}
+        | {"num_attention_heads": 16, "num_key_value_heads": 8, "num_hidden_layers": 28}
+        | {"tie_word_embeddings": True},
+    ),
+    "Mixtral-8x7B": (46_702_792_704, {"model_type": "mixtral"}),
+    "OLMoE-1B-7B": (6_919_161_856, {"model_type": "olmoe", "intermediate_size": 1024}),
+    "Mamba-130m": (129_135_360, {"model_type": "mamba", "num_hidden_layers": 24}),
+    "Mamba2-130m": (
+        128_989_632,
+        {"model_type": "mamba2", "hidden_size": 768, "num_hidden_layers": 24, "num_heads": 24}
+        | {"n_groups": 1, "vocab_size": 50288, "tie_word_embeddings": True},
+    ),
+    "Falcon-Mamba-7B": (
+        7_272_665_088,
+        {"model_type": "falcon_mamba", "hidden_size": 4096, "num_hidden_layers": 64}
+        | {"vocab_size": 65024, "tie_word_embeddings": False},
+    ),
+    "Qwen3-Next-80B-A3B": (79_674_391_296, {"model_type": "qwen3_next"}),
+    "RecurrentGemma-2B": (
+        2_682_862_080,
+        {"model_type": "recurrent_gemma", "intermediate_size": 15360, "num_key_value_heads": 1},
+    ),
+    "Jamba-v0.1": (51_570_323_328, {"model_type": "jamba"}),
+}
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_models_of_full_size_have_their_parameters_without_arrays(name):
+    total, fields = FULL_SIZE[name]
+    config = transformers.AutoConfig.for_model(**fields)
+    with torch.device("meta"):
+        assert transformers.AutoModelForCausalLM.from_config(config).num_parameters() == total
+    assert interop.LAYOUTS[fields["model_type"]].read(config.to_dict()).cost(1).params == total
