@@ -280,7 +280,7 @@ def test_what_we_write_they_read_with_the_same_logits(name, tmp_path):
     assert essence(interop.load(tmp_path)[0]) == essence(model)
 
 
-@pytest.mark.parametrize("model_type", interop.LAYOUTS)
+@pytest.mark.parametrize("model_type", sorted(set(interop.LAYOUTS) - {"rwkv7"}))
 def test_fields_left_out_mean_what_they_mean_to_transformers(model_type):
     theirs = transformers.AutoConfig.for_model(model_type).to_dict()
     layout = interop.LAYOUTS[model_type]
