@@ -6,6 +6,8 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
+# most of the suite's time is compiling; the flag is read when JAX starts its backend
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # in processes that tests start
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
