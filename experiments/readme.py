@@ -39,9 +39,21 @@ def ladder_table() -> str:
         told = [_gain(gains[convention].get(family)) for convention in SHOWN]
         noise = study["noise"][family]["seeds"]
         body.append(
-            [f"`{family}`", f"{best['loss']:.3f}", *told, f"{noise:.2%}", _held_out(study, family)]
+            [
+                f"`{family}`",
+                f"{best['loss']:.3f} ({best['width']})",
+                *told,
+                f"{noise:.2%}",
+                _held_out(study, family),
+            ]
         )
-    heads = ["family", "best loss", *(f"gain, {c}" for c in SHOWN), "seed noise", "held out"]
+    heads = [
+        "family",
+        "best loss (width)",
+        *(f"gain, {c}" for c in SHOWN),
+        "seed noise",
+        "held out",
+    ]
     return markdown(heads, body)
 
 
@@ -69,7 +81,7 @@ def markdown(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-PARTS: dict[str, Callable[[], str]] = {"costs": cost_table}
+PARTS: dict[str, Callable[[], str]] = {"costs": cost_table, "ladder": ladder_table}
 
 
 def insert(text: str) -> str:

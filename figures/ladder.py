@@ -50,7 +50,7 @@ def flop_conventions(cells: list[Point], out: Path) -> list[Path]:
 
 
 def optima(found: dict[str, Any], looks: dict[str, style.Look], out: Path) -> list[Path]:
-    """N*(C) and D*(C) of each family inside its window, dashed where no such size was trained."""
+    """N*(C) and D*(C) of each family, dotted outside the sizes and tokens trained."""
     with style.sheet(2, width=4.8, height=3.9) as (figure, panels):
         for axes, quantity, name in zip(
             panels, ("N*", "D*"), ("active parameters N*", "tokens D*"), strict=True
@@ -78,8 +78,8 @@ def optima(found: dict[str, Any], looks: dict[str, style.Look], out: Path) -> li
         style.title(figure, "Compute-optimal size and data")
         style.note(
             figure,
-            "from L = A/Nᵅ + B/Dᵝ in each family's window; bands: 90 %; dotted: no such size "
-            "was trained; no line: the fit says no",
+            "from L = A/Nᵅ + B/Dᵝ in each family's window; bands: 90 %; dotted: outside "
+            "the sizes and tokens trained; no line: the fit says no",
         )
     return style.save(figure, found["windows"], out, "optima")
 

@@ -95,12 +95,14 @@ def _noise(group: Sequence[Point], rows: Sequence[Row]) -> dict[str, float | Non
 def _window(group: Sequence[Point], fit: Fit) -> dict[str, Any]:
     """The law without E: N*, D* and L* across the window, and the residual of each cell."""
     found: dict[str, Any] = {"status": fit.status, "reason": fit.reason, "optimum": []}
-    sizes = [cell.params[COUNT] for cell in group]
+    sizes, tokens = [cell.params[COUNT] for cell in group], [cell.tokens for cell in group]
     for name, value in fit.estimate.items() if fit.ok else ():
         if name.startswith("N*("):
             at = name[2:]
+            inside = min(sizes) <= value <= max(sizes)
+            inside &= min(tokens) <= fit.estimate["D*" + at] <= max(tokens)
             found["optimum"].append(
-                {"flops": float(at[1:-1]), "measured": min(sizes) <= value <= max(sizes)}
+                {"flops": float(at[1:-1]), "measured": inside}
                 | {q: [fit.estimate[q + at], *fit.interval[q + at]] for q in ("N*", "D*", "L*")}
             )
     if fit.law is not None:

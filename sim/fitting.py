@@ -125,15 +125,23 @@ class Fittable(Law):
             budgets = [] if cost is None else [cost.max() / 10.0, cost.max()]
         per_nd = _flops_per_nd(cls, x, cost)
         estimate = {q: float(v) for q, v in law.quantities(budgets, per_nd).items()}
-        cells, unit, need = units(table.columns, cls.inputs, len(theta))
-        weights = cell_weights(cells, draws, np.random.default_rng(seed), need)
+        drawn = units(table.columns, cls.inputs, len(theta))
+        if not drawn.spread:
+            reason = (
+                f"{len(drawn.group)} {drawn.name} are all needed for a fit, so nothing is left to "
+                f"draw an interval from: more seeds or sizes are needed"
+            )
+            return Fit(law, "unidentifiable", reason, **common)
+        rng = np.random.default_rng(seed)
+        weights = cell_weights(drawn.of, draws, rng, drawn.need, drawn.group)
         again = minimise(form, y, np.tile(theta, (draws, 1)), weights=weights, delta=delta)
         spread = cls.unpack(again.theta, x)
         values = spread.quantities(budgets, per_nd)
         interval = {q: percentile(v, LEVEL) for q, v in values.items()}
         share = float(again.converged.mean())
         checklist["interval"] = (
-            f"{LEVEL:.0%}, percentiles of {draws} bootstrap draws of {cells.max() + 1} {unit}, "
+            f"{LEVEL:.0%}, percentiles of {draws} bootstrap draws of {len(drawn.group)} "
+            f"{drawn.name}, "
             f"each converged again ({share:.1%} did)"
         )
         checklist["FLOPs per N·D"] = f"{per_nd:.3g}"

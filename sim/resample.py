@@ -176,24 +176,46 @@ def cells_of(table: dict[str, NDArray[Any]], keys: Sequence[str]) -> NDArray[np.
 FEW = 10  # cells; with fewer, the runs themselves are drawn
 
 
-def units(
-    table: dict[str, NDArray[Any]], keys: Sequence[str], p: int
-) -> tuple[NDArray[np.intp], str, int]:
-    """What the bootstrap draws: each row's unit, the units' name, and how many a law of p needs.
+@dataclass(frozen=True)
+class Units:
+    """What the bootstrap draws: each row's unit, each unit's group, and the groups a law needs."""
+
+    of: NDArray[np.intp]
+    group: NDArray[np.intp]
+    need: int
+    name: str
+
+    @property
+    def spread(self) -> bool:
+        """Whether draws can differ at all."""
+        return len(self.group) > min(self.need, int(self.group.max()) + 1)
+
+
+def units(table: dict[str, NDArray[Any]], keys: Sequence[str], p: int) -> Units:
+    """The units of a table for a law of p parameters.
 
     Trunks where a column `run` says which runs share one, else cells of equal `keys`. Fewer than
-    `FEW` cells are too few to draw from; then every run is its own unit. Units are numbered by
-    their keys, so that two arms with the same grid get the same draws from the same seed.
+    `FEW` trunks or cells are too few to draw from: then a trunk's seeds, or every run, are units
+    of their own, and a draw must still hold three sizes. Units are numbered by their keys, so that
+    two arms with the same grid get the same draws from the same seed.
     """
     seeds = ["seed"] if "seed" in table else []
     if "run" in table:
-        _, first, unit = np.unique(table["run"], return_index=True, return_inverse=True)
+        names, label = table["run"].astype(str), "trunks"
+        if len(np.unique(names)) < FEW and seeds:
+            names = np.char.add(np.char.add(names, " "), table["seed"].astype(str))
+            label = f"trunks of one seed (fewer than {FEW} trunks)"
+        _, first, unit = np.unique(names, return_index=True, return_inverse=True)
         heads = {key: table[key][first] for key in (keys[0], *seeds)}
-        return _numbered(heads, [keys[0], *seeds])[unit], "trunks", 3
+        order = _numbered(heads, [keys[0], *seeds])
+        group = np.empty(len(first), np.intp)
+        group[order] = np.unique(heads[keys[0]], return_inverse=True)[1]
+        return Units(order[unit], group, 3, label)
     cells = cells_of(table, keys)
     if cells.max() + 1 < FEW:
-        return _numbered(table, [*keys, *seeds]), f"runs (fewer than {FEW} cells)", p
-    return cells, "cells", p
+        runs = _numbered(table, [*keys, *seeds])
+        return Units(runs, np.arange(len(runs)), p, f"runs (fewer than {FEW} cells)")
+    return Units(cells, np.arange(cells.max() + 1), p, "cells")
 
 
 def _numbered(table: dict[str, NDArray[Any]], keys: Sequence[str]) -> NDArray[np.intp]:
@@ -203,20 +225,26 @@ def _numbered(table: dict[str, NDArray[Any]], keys: Sequence[str]) -> NDArray[np
 
 
 def cell_weights(
-    cells: NDArray[np.intp], draws: int, rng: np.random.Generator, need: int = 1
+    cells: NDArray[np.intp],
+    draws: int,
+    rng: np.random.Generator,
+    need: int = 1,
+    group: NDArray[np.intp] | None = None,
 ) -> Floats:
     """Multiplicities (draws, n) of a hierarchical bootstrap: cells with replacement, seeds within.
 
     Whole cells are drawn with replacement and come with all their seeds: for nested data the
     outermost level alone carries the variance, and drawing seeds again inside a drawn cell counts
     their noise twice (Davison & Hinkley 1997, "Bootstrap Methods and their Application", §3.8).
-    Draws with fewer than `need` different cells cannot determine a law and are drawn again.
+    Draws with fewer than `need` different cells, or groups of cells where `group` has each cell's,
+    cannot determine a law and are drawn again.
     """
     count = int(cells.max()) + 1
+    member = np.eye(count)[np.arange(count) if group is None else group].T
     share = np.full(count, 1.0 / count)
     chosen = rng.multinomial(count, share, size=draws)
-    need = min(need, count)
-    while (poor := np.count_nonzero(chosen, axis=1) < need).any():
+    need = min(need, int(member.any(axis=1).sum()))
+    while (poor := np.count_nonzero(chosen @ member.T, axis=1) < need).any():
         chosen[poor] = rng.multinomial(count, share, size=int(poor.sum()))
     return chosen[:, cells].astype(float)
 

@@ -42,7 +42,7 @@ def cells(*, seeds: int = 2, steps: tuple[int, ...] = (50, 100), lr: float = 1e-
 '''
 
 RULER = '''
-"""How long is a ruler?"""
+"""How long is a gauge?"""
 
 from pathlib import Path
 
@@ -58,13 +58,13 @@ def isoflop(tmp_path, monkeypatch, capsys):
     package = tmp_path / "experiments"
     package.mkdir()
     (package / "toy.py").write_text(TOY)
-    (package / "ruler.py").write_text(RULER)
+    (package / "gauge.py").write_text(RULER)
     (package / "kit.py").write_text("def cello(): ...")
     monkeypatch.setattr(experiments, "__path__", [str(package)])
     monkeypatch.setattr(sim.train, "train", fakes.train)
     monkeypatch.chdir(tmp_path)
     yield lambda *args: (main(args), *capsys.readouterr())
-    for name in ("toy", "ruler"):
+    for name in ("toy", "gauge"):
         sys.modules.pop(f"experiments.{name}", None)
 
 
@@ -91,10 +91,10 @@ def test_list_names_each_experiment_with_its_question_and_nothing_else(isoflop):
     assert code == 0
     assert out.splitlines() == [
         "experiment  question",
-        "ruler       How long is a ruler?",
+        "gauge       How long is a gauge?",
         "toy         Does a toy train?",
     ]
-    assert [item["name"] for item in json.loads(isoflop("list", "--json")[1])] == ["ruler", "toy"]
+    assert [item["name"] for item in json.loads(isoflop("list", "--json")[1])] == ["gauge", "toy"]
 
 
 def test_describe_prints_the_docstring(isoflop):
@@ -156,17 +156,17 @@ def test_shards_train_a_part_each(isoflop):
 
 
 def test_a_measuring_experiment_keeps_and_prints_its_table(isoflop, tmp_path):
-    code, out, _ = isoflop("run", "ruler", "--lengths", "8", "1600", "--runs", "r")
+    code, out, _ = isoflop("run", "gauge", "--lengths", "8", "1600", "--runs", "r")
     assert code == 0
     assert out.splitlines() == ["length  seconds", "     8        1", "  1.6k      200"]
-    kept = read_table(tmp_path / "r" / "measured" / "ruler.jsonl")
+    kept = read_table(tmp_path / "r" / "measured" / "gauge.jsonl")
     assert kept == [{"length": 8, "seconds": 1.0}, {"length": 1600, "seconds": 200.0}]
 
 
 MISTAKES = {
     "no command rum; perhaps you meant run": ["rum", "toy"],
     "no experiment tyo; perhaps you meant toy": ["run", "tyo"],
-    "no experiment kit; use one of: ruler, toy": ["run", "kit"],
+    "no experiment kit; use one of: gauge, toy": ["run", "kit"],
     "name the experiment first": ["run", "--seeds", "2", "toy"],
     "called --sedes; perhaps you meant --seeds": ["run", "toy", "--sedes", "2"],
     "called --worker; perhaps you meant --workers": ["run", "toy", "--worker=2"],
@@ -182,9 +182,9 @@ MISTAKES = {
     ],
     "Missing value for argument '--workers'": ["run", "toy", "--workers"],
     "cannot be written": ["run", "toy", "--runs", "experiments/toy.py"],
-    "ruler measures at once and has no budget table": ["run", "ruler", "--dry-run"],
+    "gauge measures at once and has no budget table": ["run", "gauge", "--dry-run"],
     "nowhere.csv": ["fit", "nowhere.csv"],
-    "ruler measures and trains no runs to report on": ["report", "ruler"],
+    "gauge measures and trains no runs to report on": ["report", "gauge"],
     "toy has no figures; define draw(rows, out) in figures/toy.py": ["figures", "toy"],
     "toy has no finished runs in runs; first: isoflop run toy": ["report", "toy"],
 }
@@ -192,7 +192,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("words", MISTAKES)
 def test_a_mistake_is_one_line_and_exit_code_2(isoflop, words, tmp_path):
-    write_table(tmp_path / "runs" / "measured" / "ruler.jsonl", [{"length": 1}])
+    write_table(tmp_path / "runs" / "measured" / "gauge.jsonl", [{"length": 1}])
     assert words in the_error(isoflop(*MISTAKES[words]))
     assert not list(tmp_path.rglob("result.json"))
 

@@ -85,6 +85,24 @@ def test_seed_noise_is_the_spread_between_seeds():
     assert seed_noise(np.arange(3), np.log([3.0, 2.0, 1.0])) is None
 
 
+def test_three_trunks_have_an_interval_from_their_seeds_and_none_without():
+    n, d = (v.ravel() for v in np.meshgrid([3e4, 6e4, 1.2e5], [3e5, 5e5, 8e5]))
+    rng = np.random.default_rng(0)
+    rows = [
+        (a, b, seed, (20 / a**0.3 + 30 / b**0.3) * np.exp(rng.normal(0, 0.01)))
+        for a, b in zip(n, d, strict=True)
+        for seed in (0, 1)
+    ]
+    columns = dict(zip(("N", "D", "seed", "loss"), map(list, zip(*rows, strict=True)), strict=True))
+    columns["run"] = columns["N"]
+    low, high = Chinchilla.fit(columns, draws=40, asymptote=False, held_out=()).interval["a"]
+    assert high - low > 0.01
+    alone = {k: v[::2] for k, v in columns.items()}
+    fit = Chinchilla.fit(alone, draws=40, asymptote=False, held_out=())
+    assert (fit.status, fit.interval) == ("unidentifiable", {})
+    assert "nothing is left to draw an interval from" in fit.reason
+
+
 def test_held_out_error_is_that_of_the_law_and_beats_both_baselines_on_its_own_surface():
     columns = lab(seeds=8, noise=0.002)
     for held in Chinchilla.fit(columns, draws=20).held_out:
