@@ -5,7 +5,7 @@ learning rate. Shorter runs are cooldown branches of the longest, so D is nearly
 Chinchilla fits, the compute-equivalent gains and the comparison of counting conventions.
 
 Command:   isoflop run ladder --workers 2 && isoflop report ladder
-Duration:  about half an hour for each family on 2 cores; see --dry-run, and --shard
+Duration:  see --dry-run; --sizes and --shard make it less
 Expected:  loss falls as a power of compute with an offset; exponents differ by convention more
            than by architecture
 """

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from figures.points import Point, envelope
+from figures.points import Point, conventions, envelope
 from figures.style import NAMES
 from sim.fitting import Fit
 from sim.laws import Chinchilla, PowerLaw
@@ -82,40 +82,51 @@ def _size(draws: Any) -> int:
 
 def chinchilla(cells: Sequence[Point], draws: int = 1000) -> list[FamilyFit]:
     """One surface per family, over every seed; branches of a trunk are resampled together."""
-    return [FamilyFit(name, Chinchilla, _surface(group, draws)) for name, group in _families(cells)]
+    return [
+        FamilyFit(name, Chinchilla, surface(group, draws=draws))
+        for name, group in families(cells).items()
+    ]
 
 
-def _surface(group: Sequence[Point], draws: int) -> Fit:
-    runs = [(cell, seed, loss) for cell in group for seed, loss in cell.losses.items()]
-    columns: dict[str, list[Any]] = {
+def surface(group: Sequence[Point], **options: Any) -> Fit:
+    """The Chinchilla surface of one family's runs; `options` are those of `Chinchilla.fit`."""
+    stated = {"which N": COUNT, "which FLOPs": "executed"}
+    return Chinchilla.fit(columns(group), stated=stated, **options)
+
+
+def columns(cells: Sequence[Point]) -> dict[str, list[Any]]:
+    """One row for each run: what `sim` fits and compares. `flops` are the executed."""
+    runs = [(cell, seed, loss) for cell in cells for seed, loss in cell.losses.items()]
+    found: dict[str, list[Any]] = {
+        "arch": [cell.family for cell, _, _ in runs],
         "N": [cell.params[COUNT] for cell, _, _ in runs],
         "D": [cell.tokens for cell, _, _ in runs],
         "loss": [loss for _, _, loss in runs],
-        "flops": [cell.flops["executed"] for cell, _, _ in runs],
         "run": [cell.trunk for cell, _, _ in runs],
         "seed": [seed for _, seed, _ in runs],
+        "flops": [cell.flops["executed"] for cell, _, _ in runs],
     }
-    stated = {"which N": COUNT, "which FLOPs": "executed"}
-    return Chinchilla.fit(columns, draws=draws, stated=stated)
+    return found | {name: [cell.flops[name] for cell, _, _ in runs] for name in conventions(cells)}
 
 
 def power(cells: Sequence[Point], convention: str, draws: int = 1000) -> list[FamilyFit]:
     """One power law per family, through the cells of its lower envelope."""
     found = []
-    for name, group in _families(cells):
+    for name, group in families(cells).items():
         edge = envelope(group, convention)
-        columns: dict[str, list[Any]] = {
+        line: dict[str, list[Any]] = {
             "C": [cell.flops[convention] for cell in edge],
             "loss": [cell.loss for cell in edge],
         }
         stated = {"which FLOPs": NAMES.get(convention, convention)}
-        fit = PowerLaw.fit(columns, draws=draws, asymptote=False, stated=stated)
+        fit = PowerLaw.fit(line, draws=draws, asymptote=False, stated=stated)
         found.append(FamilyFit(name, PowerLaw, fit))
     return found
 
 
-def _families(cells: Iterable[Point]) -> list[tuple[str, list[Point]]]:
+def families(cells: Iterable[Point]) -> dict[str, list[Point]]:
+    """The cells of each family, in their order."""
     groups: dict[str, list[Point]] = {}
     for cell in cells:
         groups.setdefault(cell.family, []).append(cell)
-    return list(groups.items())
+    return groups

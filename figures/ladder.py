@@ -149,7 +149,7 @@ def residuals(found: dict[str, Any], looks: dict[str, style.Look], out: Path) ->
             style.log_axis(axes.xaxis, *axes.get_xlim())
             axes.set_title(family)
             axes.set_xlabel("active parameters N")
-            axes.set_ylabel("predicted / measured − 1 (%)" if i % columns == 0 else "")
+            axes.set_ylabel("error of the law (%)" if i % columns == 0 else "")
         style.drop(panels[len(shown) :])
         style.note(figure, "grey: ± one standard deviation between seeds; darker: more tokens")
     return style.save(figure, shown, out, "residuals")

@@ -1,15 +1,16 @@
 """What a ladder says, as plain numbers: noise, laws, optima, gains, and what is not resolved.
 
 Two fits for each family, both over every run. L = E + A/Nᵅ + B/Dᵝ is the law; it may say no. The
-same without E is the description inside the window, which is what optima and gains are read from:
-a window of one decade holds no E, and leaving E out moves nothing inside it (`held_out` tells what
-it does outside). Gains are over one baseline and never compared as exponents (2502.18969).
+same without E is a description inside the window, which is what optima and gains are read from; how
+well it describes is in its residuals, and what it foretells beside the law with E in `held_out`.
+Gains are over one baseline; exponents are never compared between families (2502.18969).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -19,7 +20,6 @@ from figures import fits
 from figures.points import Point, conventions, points, seed_noise, usable
 from sim.compare import arms, gain
 from sim.fitting import Fit
-from sim.laws import Chinchilla
 from sim.records import Row
 
 BASELINE = "dense"
@@ -33,16 +33,18 @@ def numbers(rows: Sequence[Row], draws: int = DRAWS) -> dict[str, Any]:
     cells = points(rows)
     if not cells:
         return {}
-    families = list(dict.fromkeys(cell.family for cell in cells))
-    by_family = {name: [cell for cell in cells if cell.family == name] for name in families}
-    laws = {name: _fit(group, draws) for name, group in by_family.items()}
-    windows = {name: _fit(group, draws, asymptote=False) for name, group in by_family.items()}
+    by_family = fits.families(cells)
+    laws = {name: fits.surface(group, draws=draws) for name, group in by_family.items()}
+    windows = {
+        name: fits.surface(group, draws=draws, asymptote=False, budgets=_budgets(group))
+        for name, group in by_family.items()
+    }
     return {
         "runs": sum(len(cell.losses) for cell in cells),
         "dropped": len(rows) - sum(map(usable, rows)),
         "count": COUNT,
-        "best": {name: _best(group) for name, group in by_family.items()},
-        "noise": {name: _noise(group, rows) for name, group in by_family.items()},
+        "best": {name: best(group) for name, group in by_family.items()},
+        "noise": {name: noise(group, rows) for name, group in by_family.items()},
         "laws": {name: fit.json() for name, fit in laws.items()},
         "windows": {name: _window(by_family[name], fit) for name, fit in windows.items()},
         "gains": {c: _gains(cells, c, windows) for c in conventions(cells)},
@@ -51,34 +53,18 @@ def numbers(rows: Sequence[Row], draws: int = DRAWS) -> dict[str, Any]:
     }
 
 
-def columns(cells: Sequence[Point]) -> dict[str, list[Any]]:
-    """One row for each run: what `sim` fits and compares."""
-    runs = [(cell, seed, loss) for cell in cells for seed, loss in cell.losses.items()]
-    found: dict[str, list[Any]] = {
-        "arch": [cell.family for cell, _, _ in runs],
-        "N": [cell.params[COUNT] for cell, _, _ in runs],
-        "D": [cell.tokens for cell, _, _ in runs],
-        "loss": [loss for _, _, loss in runs],
-        "run": [cell.trunk for cell, _, _ in runs],
-        "seed": [seed for _, seed, _ in runs],
-    }
-    return found | {name: [cell.flops[name] for cell, _, _ in runs] for name in conventions(cells)}
+def _budgets(group: Sequence[Point]) -> list[float]:
+    """FLOPs across the family's window."""
+    cost = [cell.flops["executed"] for cell in group]
+    return [float(c) for c in np.geomspace(min(cost), max(cost), BUDGETS)]
 
 
-def _fit(group: Sequence[Point], draws: int, **options: Any) -> Fit:
-    table = columns(group)
-    table = {k: table[k] for k in ("N", "D", "loss", "run", "seed")} | {"flops": table["executed"]}
-    stated = {"which N": COUNT, "which FLOPs": "executed"}
-    budgets = np.geomspace(min(table["flops"]), max(table["flops"]), BUDGETS)
-    return Chinchilla.fit(table, draws=draws, budgets=list(budgets), stated=stated, **options)
-
-
-def _best(group: Sequence[Point]) -> dict[str, Any]:
+def best(group: Sequence[Point]) -> dict[str, Any]:
     cell = min(group, key=lambda cell: cell.loss)
     return {k: cell.numbers[k] for k in ("width", "depth", "tokens", "loss", "low", "high")}
 
 
-def _noise(group: Sequence[Point], rows: Sequence[Row]) -> dict[str, float | None]:
+def noise(group: Sequence[Point], rows: Sequence[Row]) -> dict[str, float | None]:
     """Relative: between seeds of a cell, and of one evaluation on its held-out sequences."""
     errors = [
         row.record.loss_se / row.record.loss
@@ -96,15 +82,14 @@ def _window(group: Sequence[Point], fit: Fit) -> dict[str, Any]:
     """The law without E: N*, D* and L* across the window, and the residual of each cell."""
     found: dict[str, Any] = {"status": fit.status, "reason": fit.reason, "optimum": []}
     sizes, tokens = [cell.params[COUNT] for cell in group], [cell.tokens for cell in group]
-    for name, value in fit.estimate.items() if fit.ok else ():
-        if name.startswith("N*("):
-            at = name[2:]
-            inside = min(sizes) <= value <= max(sizes)
-            inside &= min(tokens) <= fit.estimate["D*" + at] <= max(tokens)
-            found["optimum"].append(
-                {"flops": float(at[1:-1]), "measured": inside}
-                | {q: [fit.estimate[q + at], *fit.interval[q + at]] for q in ("N*", "D*", "L*")}
-            )
+    for budget in _budgets(group) if fit.ok else ():
+        told = {
+            q: [fit.estimate[f"{q}({budget:.3g})"], *fit.interval[f"{q}({budget:.3g})"]]
+            for q in ("N*", "D*", "L*")
+        }
+        inside = min(sizes) <= told["N*"][0] <= max(sizes)
+        inside &= min(tokens) <= told["D*"][0] <= max(tokens)
+        found["optimum"].append({"flops": budget, "measured": inside} | told)
     if fit.law is not None:
         found["residuals"] = [
             {"N": cell.params[COUNT], "D": cell.tokens, "log": math.log(loss / cell.loss)}
@@ -120,7 +105,7 @@ def _gains(
     """Gain of each family over the baseline on their compute-optimal frontiers."""
     if BASELINE not in surfaces:
         return []
-    fitted, _ = arms(columns(cells), cost=convention, n="N", d="D", surfaces=surfaces)
+    fitted, _ = arms(fits.columns(cells), cost=convention, n="N", d="D", surfaces=surfaces)
     base = fitted.pop(BASELINE)
     return [gain(arm, base, convention).json() for arm in fitted.values()]
 
@@ -143,16 +128,14 @@ def _subsets(group: Sequence[Point], draws: int) -> list[dict[str, Any]]:
     for width, depth in sizes:
         rest = [cell for cell in group if (cell.width, cell.depth) != (width, depth)]
         parts[f"without width {width}, depth {depth}"] = rest
-    found = []
-    for name, part in parts.items():
-        found.append({"subset": name} | _subset(_fit(part, draws, held_out=()), corner))
     for seed in seeds if len(seeds) > 1 else ():
-        table = columns(group)
-        kept = [i for i, s in enumerate(table["seed"]) if s == seed]
-        part_columns = {k: [table[k][i] for i in kept] for k in ("N", "D", "loss", "run", "seed")}
-        fit = Chinchilla.fit(part_columns, draws=draws, held_out=())
-        found.append({"subset": f"seed {seed} alone"} | _subset(fit, corner))
-    return found
+        parts[f"seed {seed} alone"] = [
+            replace(cell, losses={seed: cell.losses[seed]}) for cell in group if seed in cell.losses
+        ]
+    return [
+        {"subset": name} | _subset(fits.surface(part, draws=draws, held_out=()), corner)
+        for name, part in parts.items()
+    ]
 
 
 def _subset(fit: Fit, corner: Point) -> dict[str, Any]:

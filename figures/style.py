@@ -18,7 +18,13 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatterMathtext, NullLocator
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogFormatterMathtext,
+    NullFormatter,
+    NullLocator,
+)
 
 PETROFF10 = (
     *("#3f90da", "#ffa90e", "#bd1f01", "#832db6", "#94a4a2"),
@@ -139,7 +145,7 @@ def _plain(value: Any) -> Any:
 
 
 def ticks(low: float, high: float, most: int = 8) -> list[float]:
-    """Round values for a logarithmic axis that spans less than about a decade and a half."""
+    """Round values for a logarithmic axis that spans about two decades or less."""
     if not 0 < low <= high:
         return []
     if high / low > 5:
@@ -169,12 +175,13 @@ def _thin(values: list[float], low: float, high: float, most: int) -> list[float
 
 def log_axis(axis: Axis, low: float, high: float) -> None:
     """Plain round numbers over a short range, powers of ten over a long one."""
-    if high / low < 30:
+    if high / low < 200:
         axis.set_major_locator(FixedLocator(ticks(low, high)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         axis.set_minor_locator(NullLocator())
     else:
         axis.set_major_formatter(LogFormatterMathtext())
+        axis.set_minor_formatter(NullFormatter())
 
 
 def margins(values: Iterable[float], share: float = 0.06) -> tuple[float, float]:
@@ -196,9 +203,11 @@ def short(value: float) -> str:
 
 
 def key(axes: Axes, **where: Any) -> None:
-    """A legend, if anything asked for one."""
+    """A legend, if anything asked for one; a long one without options stands beside all panels."""
     handles, labels = axes.get_legend_handles_labels()
-    if labels:
+    if len(labels) > 6 and not where:
+        axes.figure.legend(handles, labels, loc="outside right upper", fontsize=8.5)
+    elif labels:
         axes.legend(handles, labels, loc="best", fontsize=8.5, **where)
 
 

@@ -21,7 +21,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from models import tiled
 from models.base import Cost, Init, Mixer, MixerConfig, State
-from models.errors import UserError
+from models.errors import UserError, check_multiple
 from models.layers import Linear, RMSNorm
 from models.packing import Position
 from models.rotary import RopeScaling, frequencies, rope
@@ -61,16 +61,9 @@ class Attention(MixerConfig):
         )
 
     def check(self, d_model: int) -> None:
-        if self.d_head is None and d_model % self.n_heads:
-            raise UserError(
-                f"d_model={d_model} must be a multiple of n_heads={self.n_heads}; "
-                "choose n_heads that divides it, or set d_head"
-            )
-        if self.n_heads % self.kv_heads:
-            raise UserError(
-                f"n_heads={self.n_heads} must be a multiple of n_kv_heads={self.kv_heads}; "
-                "choose n_kv_heads that divides it"
-            )
+        if self.d_head is None:
+            check_multiple("d_model", d_model, "n_heads", self.n_heads, ", or set d_head")
+        check_multiple("n_heads", self.n_heads, "n_kv_heads", self.kv_heads)
         turning = self.rope_dims or self.head_size(d_model)
         if self.rope_base and (turning % 2 or turning > self.head_size(d_model)):
             raise UserError(

@@ -29,7 +29,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from models import recurrence
 from models.base import Cost, Init, Mixer, MixerConfig, State
-from models.errors import UserError
+from models.errors import check_multiple
 from models.layers import Linear, RMSNorm, ShortConv, lift
 from models.packing import Position, restart
 
@@ -73,16 +73,10 @@ class DeltaNet(MixerConfig):
         return self.chunk or (16 if self.decay == "channel" else 32)
 
     def check(self, d_model: int) -> None:
-        if d_model % self.n_heads and not (self.d_key and self.d_value):
-            raise UserError(
-                f"d_model={d_model} must be a multiple of n_heads={self.n_heads}; "
-                "choose n_heads that divides it, or set d_key and d_value"
-            )
-        if self.value_heads % self.n_heads:
-            raise UserError(
-                f"n_value_heads={self.value_heads} must be a multiple of n_heads={self.n_heads}; "
-                "choose n_heads that divides it"
-            )
+        if not (self.d_key and self.d_value):
+            otherwise = ", or set d_key and d_value"
+            check_multiple("d_model", d_model, "n_heads", self.n_heads, otherwise)
+        check_multiple("n_value_heads", self.value_heads, "n_heads", self.n_heads)
 
     def build(self, d_model: int, *, init: Init) -> DeltaRule:
         self.check(d_model)

@@ -3,3 +3,12 @@
 
 class UserError(ValueError):
     """A mistake of the user's, told in one line: the rule, the values, the remedy."""
+
+
+def check_multiple(name: str, value: int, of: str, base: int, otherwise: str = "") -> None:
+    """Raise UserError unless `value` is a multiple of `base`; `otherwise` ends the remedy."""
+    if value % base:
+        raise UserError(
+            f"{name}={value} must be a multiple of {of}={base}; "
+            f"choose {of} that divides it{otherwise}"
+        )

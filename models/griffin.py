@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float
 from pydantic import PositiveInt
 
 from models.base import Cost, Init, Matrix, Mixer, MixerConfig, State
-from models.errors import UserError
+from models.errors import check_multiple
 from models.layers import Linear, ShortConv, lift
 from models.packing import Position, restart
 from models.recurrence import diagonal, diagonal_step
@@ -46,11 +46,7 @@ class RgLru(MixerConfig):
         return self.model_copy(update={"d_rnn": self.width(d_model)})
 
     def check(self, d_model: int) -> None:
-        if self.width(d_model) % self.n_heads:
-            raise UserError(
-                f"d_rnn={self.width(d_model)} must be a multiple of n_heads={self.n_heads}; "
-                "choose n_heads that divides it"
-            )
+        check_multiple("d_rnn", self.width(d_model), "n_heads", self.n_heads)
 
     def build(self, d_model: int, *, init: Init) -> RecurrentBlock:
         self.check(d_model)

@@ -21,7 +21,7 @@ from pydantic import PositiveInt
 
 from models import recurrence
 from models.base import Cost, Init, Mixer, MixerConfig, State
-from models.errors import UserError
+from models.errors import check_multiple
 from models.layers import Linear, RMSNorm
 from models.packing import Position, restart
 
@@ -47,11 +47,9 @@ class LinearAttention(MixerConfig):
         return self.chunk or (16 if self.decay == "channel" else 64)
 
     def check(self, d_model: int) -> None:
-        if d_model % self.n_heads and not (self.d_key and self.d_value):
-            raise UserError(
-                f"d_model={d_model} must be a multiple of n_heads={self.n_heads}; "
-                "choose n_heads that divides it, or set d_key and d_value"
-            )
+        if not (self.d_key and self.d_value):
+            otherwise = ", or set d_key and d_value"
+            check_multiple("d_model", d_model, "n_heads", self.n_heads, otherwise)
 
     def build(self, d_model: int, *, init: Init) -> GatedLinear:
         self.check(d_model)

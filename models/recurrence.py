@@ -4,7 +4,7 @@
 
 S is (k, v) per head. `log_a` is (b, h, t, k) for per-channel gates (GLA: Yang et al. 2023,
 2312.06635, eq. 3) or (b, h, t, 1) for one scalar per head (RetNet: Sun et al. 2023, 2307.08621,
-eq. 5; Mamba-2: Dao & Gu 2024, 2405.21060, §6). `sequential` is the oracle; `associative` and
+§2.1; Mamba-2: Dao & Gu 2024, 2405.21060, §6). `sequential` is the oracle; `associative` and
 `chunked` must equal it. Everything here computes in fp32.
 """
 

@@ -29,7 +29,7 @@ from pydantic import PositiveFloat, PositiveInt
 from models import recurrence
 from models.base import Cost, Init, Left, Mixer, MixerConfig, State
 from models.delta import inverse_flops, solve
-from models.errors import UserError
+from models.errors import check_multiple
 from models.layers import Linear, lift
 from models.packing import Position, previous, restart
 
@@ -76,11 +76,7 @@ class Rwkv7(MixerConfig):
         )
 
     def check(self, d_model: int) -> None:
-        if d_model % self.n_heads:
-            raise UserError(
-                f"d_model={d_model} must be a multiple of n_heads={self.n_heads}; "
-                "choose n_heads that divides it"
-            )
+        check_multiple("d_model", d_model, "n_heads", self.n_heads)
 
     def build(self, d_model: int, *, init: Init) -> TimeMix:
         self.check(d_model)

@@ -24,7 +24,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from models import recurrence
 from models.base import Cost, Init, Mixer, MixerConfig, State
-from models.errors import UserError
+from models.errors import check_multiple
 from models.layers import Linear, ShortConv, lift
 from models.packing import Position, restart
 
@@ -52,16 +52,8 @@ class Mamba2(MixerConfig):
 
     def check(self, d_model: int) -> None:
         d_inner = self.expand * d_model
-        if d_inner % self.d_head:
-            raise UserError(
-                f"expand·d_model={d_inner} must be a multiple of d_head={self.d_head}; "
-                "choose a d_head that divides it"
-            )
-        if self.heads(d_model) % self.n_groups:
-            raise UserError(
-                f"{self.heads(d_model)} heads must be a multiple of n_groups={self.n_groups}; "
-                "choose n_groups that divides the heads"
-            )
+        check_multiple("expand·d_model", d_inner, "d_head", self.d_head)
+        check_multiple("heads", self.heads(d_model), "n_groups", self.n_groups)
 
     def build(self, d_model: int, *, init: Init) -> StateSpaceDual:
         self.check(d_model)

@@ -11,7 +11,7 @@ import numpy as np
 from sim.law import Law
 from sim.resample import Floats, Form
 
-PLAIN = {"N": "model size", "D": "number of tokens", "C": "budget", "D/N": "ratio D/N"}
+PLAIN = {"N": "model size", "D": "token count", "C": "budget", "D/N": "D/N value"}
 
 
 def distinct(values: Floats) -> int:
@@ -32,8 +32,9 @@ def unidentifiable(cls: type[Law], x: Sequence[Floats], y: Floats) -> str:
         top, _, bottom = name.partition("/")
         have = distinct(by[top] / by[bottom] if bottom else by[top])
         if have < need:
-            word = PLAIN.get(name, f"value of {name}")
-            return f"only {'one' if have == 1 else have} {word}: at least {need} are needed"
+            word = PLAIN.get(name, f"{name} value")
+            few = f"one {word}" if have == 1 else f"{have} {word}s"
+            return f"only {few}: at least {need} are needed"
     if {"N", "D"} <= cls.levels.keys() and cls.levels["N"] > 2:
         r = float(np.corrcoef(np.log(by["N"]), np.log(by["D"]))[0, 1])
         if abs(r) > 0.99:

@@ -163,7 +163,7 @@ REFUSED = {
     "one size": ({"N": np.full(8, 1e5), "D": np.geomspace(1e6, 1e8, 8)}, "one model size"),
     "two token counts": (
         {"N": np.geomspace(1e4, 1e6, 8), "D": np.tile([1e6, 1e7], 4)},
-        "only 2 number of tokens",
+        "only 2 token counts",
     ),
 }
 

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import synthetic
 
-from figures import ladder, study
+from experiments import readme
+from figures import fits, ladder, study
+from figures.points import points
+from sim.records import read_rows
 
 SIZES = ((32, 2), (48, 2), (64, 2), (96, 4))
 
@@ -32,9 +35,10 @@ def test_gains_have_the_sign_of_the_surfaces_they_come_from(found):
 
 def test_the_optimum_is_that_of_the_true_surface(found):
     """Within the factor by which a law without the truth's E moves the optimum."""
-    for point in found["windows"]["dense"]["optimum"]:
-        if not point["measured"]:
-            continue
+    points = found["windows"]["dense"]["optimum"]
+    inside = [point for point in points if point["measured"]]
+    assert inside
+    for point in inside:
         n, d = point["N*"][0], point["D*"][0]
         best = min(
             synthetic.surface(n * f, d / f, "dense") for f in (0.25, 0.5, 0.8, 1, 1.25, 2, 4)
@@ -52,6 +56,25 @@ def test_parts_of_one_familys_runs_predict_alike(found):
     told = [item for item in found["subsets"] if "predicted" in item]
     assert len(told) >= 5
     assert all(abs(item["predicted"] / item["measured"] - 1) < 0.02 for item in told)
+
+
+def test_the_committed_study_is_of_the_committed_records():
+    """Without fitting anew: its best cells and its noise; `isoflop figures ladder` makes it."""
+    rows = read_rows(readme.ROOT / "experiments" / "results" / "ladder.jsonl")
+    committed = json.loads(readme.STUDY.read_text(encoding="utf-8"))
+    groups = fits.families(points(rows))
+    assert committed["runs"] == len(rows)
+    assert committed["best"] == {name: study.best(group) for name, group in groups.items()}
+    assert committed["noise"] == {name: study.noise(group, rows) for name, group in groups.items()}
+
+
+def test_what_the_readme_says_is_resolved_is_in_the_committed_study():
+    committed = json.loads(readme.STUDY.read_text(encoding="utf-8"))
+    far = {item["arm"]: item["ceg"][-1] for item in committed["gains"]["executed"]}
+    assert all(far[name]["low"] > 2 for name in ("lstm", "mamba", "hybrid"))
+    idle = {item["arm"]: item["ceg"][-1] for item in committed["gains"]["6ND_non_embedding"]}
+    assert far["moe"]["low"] > 1 > idle["moe"]["high"]
+    assert all(law["status"] != "converged" for law in committed["laws"].values())
 
 
 @pytest.mark.slow
