@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Int
 
 from models.base import Init
 from models.lm import ModelConfig
+from models.platforms import full_precision
 from sim import flops, optim
 from sim.data import Source
 from sim.records import Record
@@ -105,6 +106,7 @@ class Program:
         nats = cross_entropy(logits, tokens[:, 1:]).mean()
         return nats + aux.get("penalty", 0.0), nats
 
+    @full_precision  # backward passes are traced outside the model
     def advance(self, state, rates, factors, batches, steps):
         """`steps` ≤ DISPATCH training steps: the next state and each step's loss (step, lane)."""
         update = self._direction.update
