@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,11 @@ from experiments import costs
 from experiments.text import si
 
 ROOT = Path(__file__).parent.parent
-STUDY = ROOT / "figures" / "out" / "ladder" / "study.json"
+STUDIES = {  # records → what was made of them
+    ROOT / "experiments" / "results" / f"{name}.jsonl": ROOT / "figures" / "out" / at / "study.json"
+    for name, at in (("ladder", "ladder"), ("ladder_gpu", "gpu/ladder"))
+}
+LAPTOP, GPU = STUDIES.values()
 SHOWN = ("executed", "causal", "6ND_non_embedding")  # conventions whose gains the README prints
 
 
@@ -27,9 +32,9 @@ def cost_table() -> str:
     return markdown([name.replace("_", " ") for name in names], body)
 
 
-def ladder_table() -> str:
+def ladder_table(path: Path) -> str:
     """Each family's best loss, its gains over dense, and what its law foretells."""
-    study = json.loads(STUDY.read_text(encoding="utf-8"))
+    study = json.loads(path.read_text(encoding="utf-8"))
     gains = {
         convention: {item["arm"]: item for item in study["gains"][convention]}
         for convention in SHOWN
@@ -81,7 +86,11 @@ def markdown(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-PARTS: dict[str, Callable[[], str]] = {"costs": cost_table, "ladder": ladder_table}
+PARTS: dict[str, Callable[[], str]] = {
+    "costs": cost_table,
+    "ladder": partial(ladder_table, LAPTOP),
+    "ladder_gpu": partial(ladder_table, GPU),
+}
 
 
 def insert(text: str) -> str:
