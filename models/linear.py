@@ -6,7 +6,8 @@
 sum of keys is replaced by a norm: Qin et al. 2022, 2210.10340). `"fixed"` is RetNet's retention,
 a = 1 − 2^(−5−h) (Sun et al. 2023, 2307.08621, §2.2). `"scalar"` makes that decay depend on the
 token, a = σ(x w)^(1/τ). `"channel"` is GLA, low-rank gates per channel with τ = 16 (Yang et al.
-2023, 2312.06635, §4.4). Not included: RetNet's xPos rotation.
+2023, 2312.06635, §4.4). `rope_base` turns q and k by their positions, as RetNet's e^{inθ} does;
+halves are paired as in flash-linear-attention, and the decay stands for xPos' exponential.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from models import recurrence
 from models.base import Cost, Init, Mixer, MixerConfig, State
 from models.errors import check_multiple
 from models.layers import Linear, RMSNorm
 from models.packing import Position, restart
+from models.rotary import check_dims, frequencies, rope
 
 TAU = 16.0  # gates start near 1: σ(0)^(1/16) = .96 forgets half in 16 tokens
 GATE_RANK = 16
@@ -35,6 +37,7 @@ class LinearAttention(MixerConfig):
     d_key: PositiveInt | None = None  # per head; None: d_model / n_heads
     d_value: PositiveInt | None = None  # per head; None: d_model / n_heads
     decay: Literal["none", "fixed", "scalar", "channel"] = "scalar"
+    rope_base: PositiveFloat | None = None  # None: no positions
     chunk: PositiveInt | None = None  # None: 64 tokens, or 16 for channel gates
 
     def heads(self, d_model: int) -> tuple[int, int]:
@@ -50,6 +53,9 @@ class LinearAttention(MixerConfig):
         if not (self.d_key and self.d_value):
             otherwise = ", or set d_key and d_value"
             check_multiple("d_model", d_model, "n_heads", self.n_heads, otherwise)
+        if self.rope_base:
+            d_key, _ = self.heads(d_model)
+            check_dims(d_key, d_key)
 
     def build(self, d_model: int, *, init: Init) -> GatedLinear:
         self.check(d_model)
@@ -89,8 +95,9 @@ class LinearAttention(MixerConfig):
         return self._cost(d_model, 1, recurrence.step_flops(*self.heads(d_model)))
 
     def state_size(self, d_model: int, context: int) -> int:
+        """The memory, and with rotation the position, whatever the context."""
         d_k, d_v = self.heads(d_model)
-        return self.n_heads * d_k * d_v
+        return self.n_heads * d_k * d_v + (self.rope_base is not None)
 
 
 class GatedLinear(Mixer):
@@ -113,26 +120,34 @@ class GatedLinear(Mixer):
     def __call__(
         self, x: Float[Array, "b t d"], position: Position = None
     ) -> Float[Array, "b t d"]:
-        q, k, v, log_a = self._heads(x)
+        q, k, v, log_a = self._heads(x, position)
         log_a = restart(log_a, position, recurrence.FORGET)
         o = recurrence.chunked(q, k, v, log_a, self.config.chunk_size)
         return self._finish(o, x)
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:
-        return jnp.zeros((batch, self.config.n_heads, self.d_k, self.d_v), jnp.float32)
+        S = jnp.zeros((batch, self.config.n_heads, self.d_k, self.d_v), jnp.float32)
+        turns = self.config.rope_base is not None
+        return {"S": S} | ({"position": jnp.zeros(batch, jnp.int32)} if turns else {})
 
     def step(self, state: State, x: Float[Array, "b d"]) -> tuple[State, Float[Array, "b d"]]:
-        q, k, v, log_a = (y[:, :, 0] for y in self._heads(x[:, None]))
-        state, o = recurrence.step(state, q, k, v, log_a)
-        return state, self._finish(o[:, :, None], x[:, None])[:, 0]
+        S, position = state["S"], state.get("position")
+        here = None if position is None else position[:, None]
+        S, o = recurrence.step(S, *(y[:, :, 0] for y in self._heads(x[:, None], here)))
+        after = {} if position is None else {"position": position + 1}
+        return after | {"S": S}, self._finish(o[:, :, None], x[:, None])[:, 0]
 
-    def _heads(self, x: Float[Array, "b t d"]):
+    def _heads(self, x: Float[Array, "b t d"], position: Position):
         """Queries, keys, values and log-gates in fp32, heads first."""
         h = self.config.n_heads
         q, k, v = (
             rearrange(project(x), "b t (h k) -> b h t k", h=h).astype(jnp.float32)
             for project in (self.q, self.k, self.v)
         )
+        if self.config.rope_base is not None:
+            place = jnp.arange(x.shape[1]) if position is None else position[:, None]
+            turns = frequencies(self.d_k, self.config.rope_base, None)
+            q, k = rope(q, place, turns), rope(k, place, turns)
         return q * self.d_k**-0.5, k, v, self._log_decay(x)
 
     def _log_decay(self, x: Float[Array, "b t d"]) -> Float[Array, "b h t a"]:
