@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Int
 
 from models.base import Init
 from models.lm import ModelConfig
+from models.platforms import full_precision
 from sim import flops, optim
 from sim.data import Source
 from sim.records import Record
@@ -58,26 +59,18 @@ def cross_entropy(
     return jax.nn.logsumexp(logits, axis=-1) - picked
 
 
-def over_lanes(function: Callable, *args: Any) -> Any:
-    """`function` of every seed lane: one after another on a CPU, together on an accelerator.
-
-    A CPU gains nothing from batching lanes, and Mamba's scan loses a factor of 3 by it (LOG.md);
-    lanes in turn equal the same seeds trained alone.
-    """
-    if jax.default_backend() == "cpu":
-        return jax.lax.map(lambda lane: function(*lane), args)
-    return jax.vmap(function)(*args)
-
-
 @dataclass(frozen=True)
 class Program:
     """The pure functions of one architecture and optimiser, before compilation.
 
-    Every array argument but `rates` and the step counts has a leading axis of seed lanes.
+    Every array argument but `rates` and the step counts has a leading axis of seed lanes. They are
+    computed one after another, or together with `batched`: a CPU gains nothing from that, and
+    Mamba's scan loses a factor of 3 (LOG.md). In turn they equal the same seeds trained alone.
     """
 
     model: ModelConfig
     optim: Optim
+    batched: bool = False
 
     @property
     def abstract(self) -> tuple[Any, Any]:
@@ -90,9 +83,28 @@ class Program:
         params = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *lanes)
         return params, jax.jit(jax.vmap(self._direction.init))(params)
 
+    def shapes(self, batch: int, seq_len: int, lanes: int = 1, steps: int = 1) -> tuple[Any, ...]:
+        """The arguments of `advance` without arrays, to lower or compile it by."""
+
+        def described(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, dtype)
+
+        params = jax.tree.map(lambda x: described(x.dtype, lanes, *x.shape), self.abstract[1])
+        moments = jax.eval_shape(jax.vmap(self._direction.init), params)
+        rates = jax.eval_shape(lambda: self.rates(self.optim))
+        factors, count = described(jnp.float32, steps), described(jnp.int32)
+        batches = described(jnp.int32, steps, lanes, batch, seq_len + 1)
+        return (params, moments), rates, factors, batches, count
+
     @property
     def _direction(self) -> optax.GradientTransformation:
         return optim.direction(self.optim, self.abstract[1])
+
+    def over_lanes(self, function: Callable, *args: Any) -> Any:
+        """`function` of every lane."""
+        if self.batched:
+            return jax.vmap(function)(*args)
+        return jax.lax.map(lambda lane: function(*lane), args)
 
     def rates(self, peak: Optim) -> Any:
         return optim.learning_rates(peak, self.model.d_model, self.abstract[1])
@@ -105,6 +117,7 @@ class Program:
         nats = cross_entropy(logits, tokens[:, 1:]).mean()
         return nats + aux.get("penalty", 0.0), nats
 
+    @full_precision  # backward passes are traced outside the model
     def advance(self, state, rates, factors, batches, steps):
         """`steps` ≤ DISPATCH training steps: the next state and each step's loss (step, lane)."""
         update = self._direction.update
@@ -116,7 +129,7 @@ class Program:
 
         def body(i, carry):
             params, moments, losses = carry
-            params, moments, nats = over_lanes(
+            params, moments, nats = self.over_lanes(
                 lambda p, m, tokens: lane(p, m, tokens, factors[i]), params, moments, batches[i]
             )
             return params, moments, losses.at[i].set(nats)
@@ -136,13 +149,13 @@ class Program:
             nats, aux = jax.lax.map(chunk, tokens)
             return nats, jax.tree.map(jnp.mean, aux)
 
-        return over_lanes(lane, params)
+        return self.over_lanes(lane, params)
 
 
 @cache
-def _programs(model: ModelConfig, static: Optim) -> tuple[Program, dict[str, Any]]:
+def _programs(model: ModelConfig, static: Optim, batched: bool) -> tuple[Program, dict[str, Any]]:
     """The jitted functions of a shape; learning rates are arguments, so they share one program."""
-    program = Program(model, static)
+    program = Program(model, static, batched)
     return program, {
         "advance": jax.jit(program.advance, donate_argnums=0),
         "evaluate": jax.jit(program.evaluate),
@@ -180,9 +193,10 @@ class Job:
             update={"lr": 1.0, "embedding_lr": 1.0, "vector_lr": 1.0, "base_width": 1}
             | {"steered_lr": 1.0}
         ).model_copy(update={"warmup_steps": 0, "cooldown": 1.0})
-        self.program, self.jitted = _programs(first.model, static)
-        self.rates = self.program.rates(first.optim)
         self.seeds = sorted({run.seed for run in self.runs})
+        batched = len(self.seeds) > 1 and jax.default_backend() != "cpu"
+        self.program, self.jitted = _programs(first.model, static, batched)
+        self.rates = self.program.rates(first.optim)
         self.source = first.data.open()
         self.ends = sorted({run.budget.steps for run in self.runs})
 
