@@ -3,11 +3,12 @@
     S_t = diag(a_t) S_{t−1} + k_t v_tᵀ        o_t = norm(S_tᵀ q_t) ⊙ silu(x W_g)
 
 `decay="none"` is linear attention without normaliser (Katharopoulos et al. 2020, 2006.16236; the
-sum of keys is replaced by a norm: Qin et al. 2022, 2210.10340). `"fixed"` is RetNet's retention,
-a = 1 − 2^(−5−h) (Sun et al. 2023, 2307.08621, §2.2). `"scalar"` makes that decay depend on the
-token, a = σ(x w)^(1/τ). `"channel"` is GLA, low-rank gates per channel with τ = 16 (Yang et al.
-2023, 2312.06635, §4.4). `rope_base` turns q and k by their positions, as RetNet's e^{inθ} does;
-halves are paired as in flash-linear-attention, and the decay stands for xPos' exponential.
+sum of keys is replaced by a norm: Qin et al. 2022, 2210.10340); with `normalizer="keys"` it is as
+first published, o_t = S_tᵀ φ(q_t) / Σ_s φ(k_s)·φ(q_t) and φ = elu + 1, without norm and gate.
+`"fixed"` is RetNet's retention, a = 1 − 2^(−5−h) (Sun et al. 2023, 2307.08621, §2.2). `"scalar"`
+makes that decay depend on the token, a = σ(x w)^(1/τ). `"channel"` is GLA, low-rank gates per
+channel with τ = 16 (Yang et al. 2023, 2312.06635, §4.4). `rope_base` turns q and k by their
+positions, as RetNet's e^{inθ} does; halves are paired as in flash-linear-attention.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from models.rotary import check_dims, frequencies, rope
 
 TAU = 16.0  # gates start near 1: σ(0)^(1/16) = .96 forgets half in 16 tokens
 GATE_RANK = 16
+KEYS_EPS = 1e-6
 
 
 class LinearAttention(MixerConfig):
@@ -37,6 +39,7 @@ class LinearAttention(MixerConfig):
     d_key: PositiveInt | None = None  # per head; None: d_model / n_heads
     d_value: PositiveInt | None = None  # per head; None: d_model / n_heads
     decay: Literal["none", "fixed", "scalar", "channel"] = "scalar"
+    normalizer: Literal["norm", "keys"] = "norm"
     rope_base: PositiveFloat | None = None  # None: no positions
     chunk: PositiveInt | None = None  # None: 64 tokens, or 16 for channel gates
 
@@ -44,6 +47,11 @@ class LinearAttention(MixerConfig):
         """(d_key, d_value) of one head."""
         default = d_model // self.n_heads
         return self.d_key or default, self.d_value or default
+
+    def memory(self, d_model: int) -> tuple[int, int]:
+        """Sides of the state of one head, in which the sum of keys is one more value."""
+        d_k, d_v = self.heads(d_model)
+        return d_k, d_v + (self.normalizer == "keys")
 
     @property
     def chunk_size(self) -> int:
@@ -69,34 +77,35 @@ class LinearAttention(MixerConfig):
             "scalar": d_model * self.n_heads,
             "channel": GATE_RANK * (d_model + self.n_heads * d_k),
         }
-        return d_model * self.n_heads * (2 * d_k + 3 * d_v) + gates[self.decay]
+        values = 3 if self.normalizer == "norm" else 2  # v, out, and the output gate
+        return d_model * self.n_heads * (2 * d_k + values * d_v) + gates[self.decay]
 
     def _cost(self, d_model: int, tokens: int, head: tuple[int, int]) -> Cost:
         d_k, d_v = self.heads(d_model)
         gate_bias = {"none": 0, "fixed": 0, "scalar": 1, "channel": d_k}[self.decay]
         weights = self._projections(d_model)
-        params = weights + self.n_heads * gate_bias + d_v
+        params = weights + self.n_heads * gate_bias + d_v * (self.normalizer == "norm")
         matmul, elementwise = head
         return Cost(
             matmul_flops=2 * weights * tokens + self.n_heads * matmul,
-            elementwise_flops=self.n_heads * (elementwise + tokens * d_v),  # and the output gate
+            elementwise_flops=self.n_heads
+            * (elementwise + tokens * d_v),  # and output gate or quotient
             params=params,
             active_params=params,
         )
 
     def cost(self, d_model: int, seq_len: int) -> Cost:
-        d_k, d_v = self.heads(d_model)
         flops = recurrence.chunked_flops(
-            seq_len, d_k, d_v, self.chunk_size, scalar=self.decay != "channel"
+            seq_len, *self.memory(d_model), self.chunk_size, scalar=self.decay != "channel"
         )
         return self._cost(d_model, seq_len, flops)
 
     def step_cost(self, d_model: int, context: int) -> Cost:
-        return self._cost(d_model, 1, recurrence.step_flops(*self.heads(d_model)))
+        return self._cost(d_model, 1, recurrence.step_flops(*self.memory(d_model)))
 
     def state_size(self, d_model: int, context: int) -> int:
         """The memory, and with rotation the position, whatever the context."""
-        d_k, d_v = self.heads(d_model)
+        d_k, d_v = self.memory(d_model)
         return self.n_heads * d_k * d_v + (self.rope_base is not None)
 
 
@@ -108,13 +117,14 @@ class GatedLinear(Mixer):
         self.q = Linear(d_model, h * self.d_k, init=init)
         self.k = Linear(d_model, h * self.d_k, init=init)
         self.v = Linear(d_model, h * self.d_v, init=init)
-        self.gate = Linear(d_model, h * self.d_v, init=init)
+        if config.normalizer == "norm":
+            self.gate = Linear(d_model, h * self.d_v, init=init)
+            self.norm = RMSNorm(self.d_v, init=init)
         if config.decay == "scalar":
             self.decay = Linear(d_model, h, init=init, bias=True)
         if config.decay == "channel":
             self.decay_down = Linear(d_model, GATE_RANK, init=init)
             self.decay = Linear(GATE_RANK, h * self.d_k, init=init, bias=True)
-        self.norm = RMSNorm(self.d_v, init=init)
         self.out = Linear(h * self.d_v, d_model, init=init)
 
     def __call__(
@@ -126,7 +136,8 @@ class GatedLinear(Mixer):
         return self._finish(o, x)
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:
-        S = jnp.zeros((batch, self.config.n_heads, self.d_k, self.d_v), jnp.float32)
+        size = self.d_v + (self.config.normalizer == "keys")
+        S = jnp.zeros((batch, self.config.n_heads, self.d_k, size), jnp.float32)
         turns = self.config.rope_base is not None
         return {"S": S} | ({"position": jnp.zeros(batch, jnp.int32)} if turns else {})
 
@@ -148,6 +159,9 @@ class GatedLinear(Mixer):
             place = jnp.arange(x.shape[1]) if position is None else position[:, None]
             turns = frequencies(self.d_k, self.config.rope_base, None)
             q, k = rope(q, place, turns), rope(k, place, turns)
+        if self.config.normalizer == "keys":
+            q, k = jax.nn.elu(q) + 1, jax.nn.elu(k) + 1
+            v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
         return q * self.d_k**-0.5, k, v, self._log_decay(x)
 
     def _log_decay(self, x: Float[Array, "b t d"]) -> Float[Array, "b h t a"]:
@@ -162,5 +176,8 @@ class GatedLinear(Mixer):
         return rearrange(gates, "b t (h a) -> b h t a", h=h)
 
     def _finish(self, o: Float[Array, "b h t v"], x: Float[Array, "b t d"]):
+        if self.config.normalizer == "keys":
+            o = o[..., :-1] / (o[..., -1:] + KEYS_EPS)
+            return self.out(rearrange(o, "b h t v -> b t (h v)").astype(x.dtype))
         o = rearrange(self.norm(o), "b h t v -> b t (h v)").astype(x.dtype)
         return self.out(o * jax.nn.silu(self.gate(x)))

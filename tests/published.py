@@ -33,12 +33,12 @@ def published(path: str) -> ModuleType:
     return module
 
 
-def naive(op: str, function: str, **inputs):
+def naive(op: str, function: str, options=None, **inputs):
     """What flash-linear-attention's slow form of `op` makes of inputs (t, h, …)."""
     swap = op in HEADS_FIRST
     tensors = (tensor(x.swapaxes(0, 1) if swap else x)[None] for x in inputs.values())
     out = getattr(published(f"fla/ops/{op}/naive.py"), function)(
-        **dict(zip(inputs, tensors, strict=True))
+        **dict(zip(inputs, tensors, strict=True)), **options or {}
     )
     out = (out[0] if isinstance(out, tuple) else out)[0].numpy()
     return out.swapaxes(0, 1) if swap else out
@@ -64,6 +64,10 @@ def rms_norm(x, scale, eps):
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * scale
 
 
+def elu_plus_one(x):
+    return np.where(x > 0, x + 1, np.exp(x))
+
+
 def turn(x, base):
     """Channels i and i + half of (t, h, k) as one complex number times e^{int}."""
     half = x.shape[-1] // 2
@@ -74,14 +78,19 @@ def turn(x, base):
 
 def linear(w, x, config):
     """fla/layers/linear_attn.py, multiscale_retention.py, simple_gla.py and gla.py, all with an
-    output gate and a norm whose ε is ours: tokens (t, d) → (t, d).
+    output gate and a norm whose ε is ours, or as linear_attn.py has it with φ = elu + 1, the sum of
+    keys, and no norm: tokens (t, d) → (t, d).
     """
     heads = config.n_heads
     q, k, v = ((x @ w[f"{name}.kernel"]).reshape(len(x), heads, -1) for name in "qkv")
     if config.rope_base:
         q, k = turn(q, config.rope_base), turn(k, config.rope_base)
+    keys = config.normalizer == "keys"
+    if keys:
+        q, k = elu_plus_one(q), elu_plus_one(k)
     if config.decay == "none":
-        out = naive("linear_attn", "naive_recurrent_linear_attn", q=q, k=k, v=v)
+        options = {"normalize": keys}
+        out = naive("linear_attn", "naive_recurrent_linear_attn", options, q=q, k=k, v=v)
     if config.decay == "fixed":
         out = naive("retention", "naive_retention", q=q, k=k, v=v)
     if config.decay == "scalar":
@@ -91,6 +100,8 @@ def linear(w, x, config):
         gates = x @ w["decay_down.kernel"] @ w["decay.kernel"] + w["decay.bias"]
         gk = -softplus(-gates).reshape(k.shape) / 16
         out = naive("gla", "naive_recurrent_gla", q=q, k=k, v=v, gk=gk)
+    if keys:
+        return out.reshape(len(x), -1) @ w["out.kernel"]
     out = rms_norm(out, w["norm.scale"], 1e-6).reshape(len(x), -1)
     return out * silu(x @ w["gate.kernel"]) @ w["out.kernel"]
 

@@ -33,6 +33,7 @@ def sizes(kind, **options):
 
 
 ROWS = {
+    "linear-keys": (published.linear, sizes(LinearAttention, decay="none", normalizer="keys")),
     "linear": (published.linear, sizes(LinearAttention, decay="none")),
     "simple-gla": (published.linear, sizes(LinearAttention, decay="scalar")),
     "gla": (published.linear, sizes(LinearAttention, decay="channel")),
