@@ -79,6 +79,18 @@ CASES = {
     ),
     "mistral-tied": ("mistral", HEADS | {"sliding_window": None, "tie_word_embeddings": True}),
     "qwen2": ("qwen2", HEADS),
+    "qwen2-odd-tied": (
+        "qwen2",
+        HEADS
+        | {"num_attention_heads": 3, "num_key_value_heads": 3, "tie_word_embeddings": True}
+        | {"rope_parameters": LLAMA3},
+    ),
+    "qwen2-some-windows": (
+        "qwen2",
+        HEADS
+        | {"num_key_value_heads": 1, "layer_types": ["sliding_attention", "full_attention"]}
+        | {"use_sliding_window": True, "sliding_window": 13},
+    ),
     "qwen3": ("qwen3", HEADS | {"head_dim": 8}),
     "qwen3-odd-tied": (
         "qwen3",
