@@ -58,6 +58,15 @@ JAMBA = HEADS | {
     "mamba_d_state": 5,
 }
 RWKV7 = {"layers": 2, "heads": 2, "vocab_size": 97, "inner": 256}
+BAMBA = HEADS | {
+    "num_hidden_layers": 3,
+    "head_dim": 8,
+    "attn_layer_indices": [1],
+    "mamba_n_heads": 6,
+    "mamba_d_state": 10,
+    "mamba_n_groups": 2,
+    "mamba_chunk_size": 32,
+}
 CASES = {
     "llama-gqa": ("llama", HEADS),
     "llama-odd-tied": (
@@ -192,6 +201,21 @@ CASES = {
     "jamba-no-experts": (
         "jamba",
         JAMBA | {"num_experts": 1, "num_experts_per_tok": 1, "mamba_dt_rank": 4},
+    ),
+    "bamba": ("bamba", BAMBA),
+    "bamba-odd-tied": (
+        "bamba",
+        BAMBA
+        | {"num_attention_heads": 3, "num_key_value_heads": 1, "tie_word_embeddings": True}
+        | {"mamba_n_heads": 3, "mamba_n_groups": 3, "mamba_proj_bias": True, "mlp_bias": True}
+        | {"attn_layer_indices": [0, 2], "head_dim": 16},
+    ),
+    "bamba-one-group": (
+        "bamba",
+        BAMBA
+        | {"mamba_n_heads": 9, "mamba_expand": 3, "mamba_n_groups": 1, "mamba_conv_bias": False}
+        | {"attention_bias": True, "mamba_d_conv": 3, "mamba_chunk_size": 50}
+        | {"rope_parameters": LLAMA3 | {"partial_rotary_factor": 1.0}},
     ),
     "rwkv7": ("rwkv7", RWKV7),
     "rwkv7-odd": ("rwkv7", RWKV7 | {"layers": 3, "heads": 3, "inner": 40}),
@@ -356,6 +380,11 @@ FULL_SIZE = {
         {"model_type": "recurrent_gemma", "intermediate_size": 15360, "num_key_value_heads": 1},
     ),
     "Jamba-v0.1": (51_570_323_328, {"model_type": "jamba"}),
+    "Bamba-9B": (
+        9_780_235_392,
+        {"model_type": "bamba", "attn_layer_indices": [9, 18, 27], "mamba_d_state": 128}
+        | {"mamba_d_head": 64, "vocab_size": 128256},
+    ),
 }
 
 
