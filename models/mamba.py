@@ -231,7 +231,7 @@ def _backward_in_turn(A, tokens, starts, dy):
     def token(carry, inputs):
         g, dA = carry
         tokens, before, dy = inputs
-        u, dt, _, C, keep = tokens
+        _, dt, _, C, keep = tokens
         g = g + C[..., None] * dy[:, None]
         more, gradients = _gradients(A, tokens, before, dy, g)
         return (g * _decay(A, dt, keep), dA + more), gradients
@@ -272,7 +272,7 @@ def _backward_at_once(A, tokens, starts, dy):
 
 def _gradients(A, tokens, before, dy, g):
     """One token's part in dA, and its du, dΔ, dB and dC."""
-    u, dt, B, C, keep = tokens
+    u, dt, B, _, keep = tokens
     decayed, inflow = _decay(A, dt, keep) * before, dt * u
     d_exponent = g * decayed
     d_inflow = jnp.sum(g * B[..., None], axis=1)
@@ -303,7 +303,7 @@ def _joined(tokens):
     return jax.tree.map(join, tokens)
 
 
-def _parted(x: Float[Array, "n c b i"], like: Float[Array, "n c b k"]) -> Float[Array, "n c b i"]:
+def _parted(x: Float[Array, "m e b i"], like: Float[Array, "n c b k"]) -> Float[Array, "n c b i"]:
     """The inverse of `_joined`."""
     n, c = like.shape[:2]
     return rearrange(x, "n (m c) b i -> (n m) c b i", c=c)[:n]
