@@ -36,10 +36,9 @@ def published(path: str) -> ModuleType:
 def naive(op: str, function: str, options=None, **inputs):
     """What flash-linear-attention's slow form of `op` makes of inputs (t, h, …)."""
     swap = op in HEADS_FIRST
-    tensors = (tensor(x.swapaxes(0, 1) if swap else x)[None] for x in inputs.values())
-    out = getattr(published(f"fla/ops/{op}/naive.py"), function)(
-        **dict(zip(inputs, tensors, strict=True)), **options or {}
-    )
+    tensors = {k: tensor(x.swapaxes(0, 1) if swap else x)[None] for k, x in inputs.items()}
+    form = getattr(published(f"fla/ops/{op}/naive.py"), function)
+    out = form(**tensors, **options or {})
     out = (out[0] if isinstance(out, tuple) else out)[0].numpy()
     return out.swapaxes(0, 1) if swap else out
 
