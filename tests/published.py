@@ -20,6 +20,8 @@ import torch
 from transformers import KimiLinearConfig
 from transformers.models.kimi_linear.modeling_kimi_linear import KimiLinearDeltaAttention
 
+torch.set_num_threads(1)  # threads of several test processes would wait for each other
+
 HEADS_FIRST = {"retention", "delta_rule"}  # others have time before heads
 
 
