@@ -30,7 +30,7 @@ from models.rotary import check_dims, frequencies, rope
 
 TAU = 16.0  # gates start near 1: σ(0)^(1/16) = .96 forgets half in 16 tokens
 GATE_RANK = 16
-KEYS_EPS = 1e-6
+KEYS_EPS = 1e-6  # beside the sum of keys
 
 
 class LinearAttention(MixerConfig):
@@ -49,7 +49,7 @@ class LinearAttention(MixerConfig):
         return self.d_key or default, self.d_value or default
 
     def memory(self, d_model: int) -> tuple[int, int]:
-        """Sides of the state of one head, in which the sum of keys is one more value."""
+        """Sides of one head's state: the sum of keys is one more value."""
         d_k, d_v = self.heads(d_model)
         return d_k, d_v + (self.normalizer == "keys")
 
@@ -61,8 +61,8 @@ class LinearAttention(MixerConfig):
         if not (self.d_key and self.d_value):
             otherwise = ", or set d_key and d_value"
             check_multiple("d_model", d_model, "n_heads", self.n_heads, otherwise)
+        d_key, _ = self.heads(d_model)
         if self.rope_base:
-            d_key, _ = self.heads(d_model)
             check_dims(d_key, d_key)
 
     def build(self, d_model: int, *, init: Init) -> GatedLinear:
@@ -88,8 +88,7 @@ class LinearAttention(MixerConfig):
         matmul, elementwise = head
         return Cost(
             matmul_flops=2 * weights * tokens + self.n_heads * matmul,
-            elementwise_flops=self.n_heads
-            * (elementwise + tokens * d_v),  # and output gate or quotient
+            elementwise_flops=self.n_heads * (elementwise + tokens * d_v),  # gate or quotient
             params=params,
             active_params=params,
         )
@@ -113,6 +112,7 @@ class GatedLinear(Mixer):
     def __init__(self, config: LinearAttention, d_model: int, *, init: Init):
         self.config = config
         self.d_k, self.d_v = config.heads(d_model)
+        self.memory = config.memory(d_model)
         h = config.n_heads
         self.q = Linear(d_model, h * self.d_k, init=init)
         self.k = Linear(d_model, h * self.d_k, init=init)
@@ -136,10 +136,10 @@ class GatedLinear(Mixer):
         return self._finish(o, x)
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:
-        size = self.d_v + (self.config.normalizer == "keys")
-        S = jnp.zeros((batch, self.config.n_heads, self.d_k, size), jnp.float32)
-        turns = self.config.rope_base is not None
-        return {"S": S} | ({"position": jnp.zeros(batch, jnp.int32)} if turns else {})
+        S = jnp.zeros((batch, self.config.n_heads, *self.memory), jnp.float32)
+        if self.config.rope_base is None:
+            return {"S": S}
+        return {"S": S, "position": jnp.zeros(batch, jnp.int32)}
 
     def step(self, state: State, x: Float[Array, "b d"]) -> tuple[State, Float[Array, "b d"]]:
         S, position = state["S"], state.get("position")
