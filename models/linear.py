@@ -105,10 +105,10 @@ class GatedLinear(Mixer):
         if config.decay == "scalar":
             self.decay = Linear(d_model, h, init=init, bias=True)
         if config.decay == "channel":
-            self.decay_down = Linear(d_model, GATE_RANK, init=init)
+            self.decay_down = Linear(d_model, GATE_RANK, axes="dr", init=init)
             self.decay = Linear(GATE_RANK, h * self.d_k, init=init, bias=True)
         self.norm = RMSNorm(self.d_v, init=init)
-        self.out = Linear(h * self.d_v, d_model, init=init)
+        self.out = Linear(h * self.d_v, d_model, axes="id", init=init)
 
     def __call__(
         self, x: Float[Array, "b t d"], position: Position = None
