@@ -20,6 +20,7 @@ from models.base import AnyChannel, AnyMixer, Aux, Config, Cost, Embedding, Init
 from models.errors import UserError
 from models.layers import BATCH, LayerNorm, Linear, RMSNorm, place
 from models.packing import Position, positions
+from models.platforms import full_precision
 
 SCAN_FROM = 8  # repeats of the block pattern from which it is scanned instead of unrolled
 
@@ -213,6 +214,7 @@ class LM(nnx.Module):
         hidden, aux = self.hidden(tokens, segment_ids)
         return self.logits(hidden), aux
 
+    @full_precision
     def hidden(
         self, tokens: Int[Array, "b t"], segment_ids: Int[Array, "b t"] | None = None
     ) -> tuple[Float[Array, "b t d"], Aux]:
@@ -249,6 +251,7 @@ class LM(nnx.Module):
         keep = self.config.remat is False
         return jax.lax.scan(body if keep else jax.checkpoint(body), x, stacked)
 
+    @full_precision
     def logits(self, hidden: Float[Array, "*batch d"]) -> Float[Array, "*batch w"]:
         if self.head is None:
             logits = hidden @ self.embed[...].T.astype(hidden.dtype)
@@ -268,6 +271,7 @@ class LM(nnx.Module):
             for block in self.blocks
         ]
 
+    @full_precision
     def step(
         self, state: list[State], tokens: Int[Array, " b"]
     ) -> tuple[list[State], Float[Array, "b w"]]:

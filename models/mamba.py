@@ -12,6 +12,7 @@ Jamba (Lieber et al. 2024, 2403.19887, §6.4). Not included: complex-valued A.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -25,6 +26,8 @@ from pydantic import PositiveFloat, PositiveInt
 from models.base import Cost, Init, Matrix, Mixer, MixerConfig, State
 from models.layers import Linear, RMSNorm, ShortConv, lift
 from models.packing import Position, kept
+from models.platforms import by_platform
+from models.recurrence import prefix
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # the released code's range of initial steps
 
@@ -144,7 +147,10 @@ class SelectiveSsm(Mixer):
 
 # The recurrence keeps d_inner as the last axis, so that sums over states run along vectors.
 # Its backward pass is written by hand: autodiff would store every decay and state of a chunk, and
-# takes 2.8 times as long.
+# takes 2.8 times as long. A CPU takes the tokens of a chunk in turn; an accelerator, where a loop
+# costs a launch for each token, all states of several chunks at once.
+
+TOGETHER = 8  # chunks
 
 
 def ssm_step(A: Float[Array, "j i"], h: Float[Array, "b j i"], inputs):
@@ -188,46 +194,116 @@ def _scan(u, dt, A, B, C, keep) -> Float[Array, "n c b i"]:
 
 
 def _scan_forward(u, dt, A, B, C, keep):
-    def chunk(h, inputs):
-        after, y = jax.lax.scan(lambda h, x: ssm_step(A, h, x), h, inputs)
-        return after, (y, h)
-
-    h = jnp.zeros((u.shape[2], *A.shape), jnp.float32)
-    _, (y, starts) = jax.lax.scan(chunk, h, (u, dt, B, C, keep))
-    return y, (u, dt, A, B, C, keep, starts)
+    tokens = u, dt, B, C, keep
+    y, starts = by_platform(_forward_in_turn, _forward_at_once)(A, tokens)
+    return y, (A, tokens, starts)
 
 
 def _scan_backward(saved, dy):
-    """Chunks from the last to the first: states again from the chunk's start, then their gradients.
-
-    With g the gradient of h_t: g ← g + C_t dy_t; then dC = h_t dy_t, d(Δu) = g B, dB = g Δu,
+    """With g the gradient of h_t: g ← g + C_t dy_t; then dC = h_t dy_t, d(Δu) = g B, dB = g Δu,
     d(ΔA) = g exp(ΔA) h_{t−1}; and g exp(ΔA) goes on to h_{t−1}.
     """
-    u, dt, A, B, C, keep, starts = saved
-
-    def chunk(carry, inputs):
-        *tokens, start, dy = inputs
-        _, before = jax.lax.scan(lambda h, x: (ssm_step(A, h, x)[0], h), start, tuple(tokens))
-        return jax.lax.scan(token, carry, (*tokens, before, dy), reverse=True)
-
-    def token(carry, inputs):
-        g, dA = carry
-        u, dt, B, C, keep, h, dy = inputs
-        decay = _decay(A, dt, keep)
-        decayed, inflow = decay * h, dt * u
-        dC = jnp.sum((decayed + B[..., None] * inflow[:, None]) * dy[:, None], axis=2)
-        g = g + C[..., None] * dy[:, None]
-        d_exponent = g * decayed
-        d_inflow = jnp.sum(g * B[..., None], axis=1)
-        dB = jnp.sum(g * inflow[:, None], axis=2)
-        d_dt = jnp.sum(d_exponent * A[None], axis=1) + d_inflow * u
-        dA = dA + jnp.sum(d_exponent * dt[:, None], axis=0)
-        return (g * decay, dA), (d_inflow * dt, d_dt, dB, dC)
-
-    zero = jnp.zeros_like(starts[0]), jnp.zeros_like(A)
-    inputs = (u, dt, B, C, keep, starts, dy)
-    (_, dA), (du, d_dt, dB, dC) = jax.lax.scan(chunk, zero, inputs, reverse=True)
+    dA, (du, d_dt, dB, dC) = by_platform(_backward_in_turn, _backward_at_once)(*saved, dy)
     return du, d_dt, dA, dB, dC, None
 
 
 _scan.defvjp(_scan_forward, _scan_backward)
+
+
+def _forward_in_turn(A, tokens):
+    """(y, the state at each chunk's start), token by token."""
+
+    def chunk(h, tokens):
+        after, y = jax.lax.scan(lambda h, x: ssm_step(A, h, x), h, tokens)
+        return after, (y, h)
+
+    return jax.lax.scan(chunk, _empty(A, tokens), tokens)[1]
+
+
+def _backward_in_turn(A, tokens, starts, dy):
+    """Chunks from the last to the first: states again from the chunk's start, then gradients."""
+
+    def chunk(carry, inputs):
+        tokens, start, dy = inputs
+        _, before = jax.lax.scan(lambda h, x: (ssm_step(A, h, x)[0], h), start, tokens)
+        return jax.lax.scan(token, carry, (tokens, before, dy), reverse=True)
+
+    def token(carry, inputs):
+        g, dA = carry
+        tokens, before, dy = inputs
+        _, dt, _, C, keep = tokens
+        g = g + C[..., None] * dy[:, None]
+        more, gradients = _gradients(A, tokens, before, dy, g)
+        return (g * _decay(A, dt, keep), dA + more), gradients
+
+    zero = jnp.zeros_like(starts[0]), jnp.zeros_like(A)
+    (_, dA), gradients = jax.lax.scan(chunk, zero, (tokens, starts, dy), reverse=True)
+    return dA, gradients
+
+
+def _forward_at_once(A, tokens):
+    size = tokens[0].shape[1]
+
+    def chunks(h, tokens):
+        states = _states(A, h, tokens)[0]
+        before = jnp.concatenate([h[None], states[:-1]])
+        return states[-1], (jnp.sum(states * tokens[3][..., None], axis=2), before[::size])
+
+    _, (y, starts) = jax.lax.scan(chunks, _empty(A, tokens), _joined(tokens))
+    return _parted(y, tokens[0]), rearrange(starts, "n m b j i -> (n m) b j i")[: len(tokens[0])]
+
+
+def _backward_at_once(A, tokens, starts, dy):
+    def chunks(carry, inputs):
+        g, dA = carry
+        tokens, start, dy = inputs
+        states, decay = _states(A, start, tokens)
+        before = jnp.concatenate([start[None], states[:-1]])
+        later = jnp.concatenate([decay[1:], jnp.ones_like(decay[:1])])
+        g = prefix(g, later, tokens[3][..., None] * dy[:, :, None], reverse=True)
+        more, gradients = jax.vmap(partial(_gradients, A))(tokens, before, dy, g)
+        return (g[0] * decay[0], dA + more.sum(0)), gradients
+
+    zero = jnp.zeros_like(starts[0]), jnp.zeros_like(A)
+    inputs = _joined(tokens), starts[::TOGETHER], _joined(dy)
+    (_, dA), gradients = jax.lax.scan(chunks, zero, inputs, reverse=True)
+    return dA, jax.tree.map(lambda x: _parted(x, tokens[0]), gradients)
+
+
+def _gradients(A, tokens, before, dy, g):
+    """One token's part in dA, and its du, dΔ, dB and dC."""
+    u, dt, B, _, keep = tokens
+    decayed, inflow = _decay(A, dt, keep) * before, dt * u
+    d_exponent = g * decayed
+    d_inflow = jnp.sum(g * B[..., None], axis=1)
+    dB = jnp.sum(g * inflow[:, None], axis=2)
+    dC = jnp.sum((decayed + B[..., None] * inflow[:, None]) * dy[:, None], axis=2)
+    d_dt = jnp.sum(d_exponent * A[None], axis=1) + d_inflow * u
+    return jnp.sum(d_exponent * dt[:, None], axis=0), (d_inflow * dt, d_dt, dB, dC)
+
+
+def _states(A, start, tokens):
+    """(states, decays) of tokens (c b …), each (c b j i), by a parallel prefix scan."""
+    u, dt, B, _, keep = tokens
+    decay = jax.vmap(partial(_decay, A))(dt, keep)
+    return prefix(start, decay, B[..., None] * (dt * u)[:, :, None]), decay
+
+
+def _empty(A, tokens) -> Float[Array, "b j i"]:
+    return jnp.zeros((tokens[0].shape[2], *A.shape), jnp.float32)
+
+
+def _joined(tokens):
+    """Chunks in groups of TOGETHER: (n c b i) → (n/m m·c b i), padded with Δ = 0."""
+
+    def join(x: Float[Array, "n c b i"]):
+        x = jnp.pad(x, ((0, -len(x) % TOGETHER), (0, 0), (0, 0), (0, 0)))
+        return rearrange(x, "(n m) c b i -> n (m c) b i", m=TOGETHER)
+
+    return jax.tree.map(join, tokens)
+
+
+def _parted(x: Float[Array, "m e b i"], like: Float[Array, "n c b k"]) -> Float[Array, "n c b i"]:
+    """The inverse of `_joined`."""
+    n, c = like.shape[:2]
+    return rearrange(x, "n (m c) b i -> (n m) c b i", c=c)[:n]

@@ -9,12 +9,14 @@ then o = O/l and L = m + log l, from which the backward pass makes P = exp(S −
     dV = PᵀdO    dS = P ⊙ (dO Vᵀ − rowsum(dO ⊙ o))    dQ = dS K/√d    dK = dSᵀ Q/√d
 
 Online softmax: Milakov & Gimelshein 2018 (1805.02867, §3); tiles and backward pass: Dao et al. 2022
-(2205.14135, algorithms 1 and 4). One loop runs over the pairs of tiles that are not all in the
-future or all beyond the window; the others cost nothing.
+(2205.14135, algorithms 1 and 4). Pairs of tiles that are all in the future or all beyond the window
+cost nothing. A CPU takes the other pairs in turn; an accelerator, where every step of a loop waits
+for several launches, all pairs of one distance between query and key at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -24,7 +26,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from models.packing import Position
+from models.platforms import by_platform
 
+UNROLLED = 32  # diagonals at most, where they are unrolled
 UNSEEN = -1e30  # a finite score, so that a tile without a key to see makes no NaN
 
 Queries = Float[Array, "b g r t k"]
@@ -71,16 +75,43 @@ def attend(
     tile: int,
     window: int | None,
 ) -> Float[Array, "b h t k"]:
-    """Causal attention of the whole sequence in tiles of `tile` × `tile`."""
+    """Causal attention of the whole sequence in tiles of `tile` × `tile`.
+
+    On an NVIDIA GPU bf16 without segments goes to cuDNN, whose kernel tiles by itself.
+    """
+    tiles = partial(_by_tiles, block=(tile, window))
+    if _flash(q, position):
+        kernel = partial(_cudnn, window=window)
+        return jax.lax.platform_dependent(q, k, v, position, cuda=kernel, default=tiles)
+    return tiles(q, k, v, position)
+
+
+def _flash(q: Array, position: Position) -> bool:
+    """Whether this process has a GPU whose kernel takes these inputs; it is bound to the device."""
+    fits = q.dtype == jnp.bfloat16 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+    return fits and position is None and jax.default_backend() == "gpu"
+
+
+def _cudnn(q: Array, k: Array, v: Array, position: None, window: int | None) -> Array:
+    """cuDNN's attention, which never holds the scores: 2205.14135 as one kernel each way."""
+    q, k, v = (jnp.moveaxis(x, 1, 2) for x in (q, k, v))
+    left = None if window is None else (window - 1, 0)
+    out = jax.nn.dot_product_attention(
+        q, k, v, is_causal=True, local_window_size=left, implementation="cudnn"
+    )
+    return jnp.moveaxis(out, 2, 1)
+
+
+def _by_tiles(q: Array, k: Array, v: Array, position: Position, block: Block) -> Array:
     batch, heads, length, size = q.shape
-    groups = k.shape[1]
+    groups, tile = k.shape[1], block[0]
 
     def whole_tiles(x: Array) -> Array:
         return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, -length % tile), (0, 0)])
 
     q = q.reshape(batch, groups, heads // groups, length, size)
     place = None if position is None else position[..., None]
-    out = _attend((tile, window), *jax.tree.map(whole_tiles, (q, k, v, place)))
+    out = _attend(block, *jax.tree.map(whole_tiles, (q, k, v, place)))
     return out.reshape(batch, heads, -1, size)[:, :, :length]
 
 
@@ -116,15 +147,35 @@ def _attend(block: Block, q: Queries, k: Keys, v: Keys, place: Place) -> Queries
 
 
 def _forward(block: Block, q: Queries, k: Keys, v: Keys, place: Place):
+    forms = _forms(block, q, _forward_in_turn, _forward_by_diagonals)
+    out, lse = forms(q, k, v, place)
+    return out, (q, k, v, place, out, lse)
+
+
+def _backward(block: Block, saved, d_out: Queries):
+    q, k, v, place, out, lse = saved
+    overlap = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), -1, keepdims=True)
+    forms = _forms(block, q, _backward_in_turn, _backward_by_diagonals)
+    gradients = forms(q, k, v, place, d_out, lse, overlap)
+    return *(g.astype(x.dtype) for g, x in zip(gradients, (q, k, v), strict=True)), None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _forms(block: Block, q: Queries, in_turn: Callable, by_diagonals: Callable) -> Callable:
+    """Diagonals are unrolled, so there must not be many."""
+    tile, window = block
+    few = len(_diagonals(q.shape[3], tile, window)) <= UNROLLED
+    return by_platform(partial(in_turn, block), partial(by_diagonals if few else in_turn, block))
+
+
+def _forward_in_turn(block: Block, q: Queries, k: Keys, v: Keys, place: Place):
+    """(out, log of the sums)."""
     tile, window = block
     order = pairs(q.shape[3], tile, window)
     begins = np.diff(order[:, 0], prepend=-1) > 0
-    row = (*q.shape[:3], tile, 1)
-    start = (
-        jnp.zeros((*row[:-1], q.shape[-1]), jnp.float32),
-        jnp.full(row, UNSEEN, jnp.float32),
-        jnp.zeros(row, jnp.float32),
-    )
+    start = _nothing(q[:, :, :, :tile])
 
     def step(carry, inputs):
         out, lse, running = carry
@@ -132,42 +183,116 @@ def _forward(block: Block, q: Queries, k: Keys, v: Keys, place: Place):
         O, m, l = (jnp.where(begin, new, old) for new, old in zip(start, running, strict=True))
         qi, here = _at((q, place), i, tile)
         kj, vj = _at((k, v), j, tile)
-        scores = _scores(block, i, j, qi, kj, here)
-        top = jnp.maximum(m, scores.max(-1, keepdims=True))
-        weights, fade = jnp.exp(scores - top), jnp.exp(m - top)
-        l = fade * l + weights.sum(-1, keepdims=True)
-        values = _dot("bgrts,bgsk->bgrtk", weights.astype(v.dtype), vj)
-        O = fade * O + values
-        out, lse = _put(out, O / l, i, tile), _put(lse, top + jnp.log(l), i, tile)
-        return (out, lse, (O, top, l)), None
+        O, m, l = _gather((O, m, l), _scores(block, i, j, qi, kj, here), vj)
+        out, lse = _put(out, O / l, i, tile), _put(lse, m + jnp.log(l), i, tile)
+        return (out, lse, (O, m, l)), None
 
     empty = jnp.zeros_like(q), jnp.zeros((*q.shape[:-1], 1), jnp.float32), start
     (out, lse, _), _ = jax.lax.scan(step, empty, (order, begins))
-    return out, (q, k, v, place, out, lse)
+    return out, lse
 
 
-def _backward(block: Block, saved, d_out: Queries):
-    q, k, v, place, out, lse = saved
+def _nothing(q: Queries):
+    """The online softmax of no keys: values, maximum and sum."""
+    row = (*q.shape[:-1], 1)
+    return jnp.zeros(q.shape, jnp.float32), jnp.full(row, UNSEEN), jnp.zeros(row, jnp.float32)
+
+
+def _gather(running, scores: Float[Array, "b g r t s"], v: Keys):
+    """The online softmax's values, maximum and sum of each query, with some more keys."""
+    O, m, l = running
+    top = jnp.maximum(m, scores.max(-1, keepdims=True))
+    weights, fade = jnp.exp(scores - top), jnp.exp(m - top)
+    O = fade * O + _dot("bgrts,bgsk->bgrtk", weights.astype(v.dtype), v)
+    return O, top, fade * l + weights.sum(-1, keepdims=True)
+
+
+def _backward_in_turn(block: Block, q, k, v, place, d_out, lse, overlap):
     tile, window = block
-    overlap = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), -1, keepdims=True)
 
     def step(carry, pair):
         dq, dk, dv = carry
         i, j = pair
         qi, here, dout, level, shared = _at((q, place, d_out, lse, overlap), i, tile)
         kj, vj = _at((k, v), j, tile)
-        weights = jnp.exp(_scores(block, i, j, qi, kj, here) - level)
-        d_weights = _dot("bgrtk,bgsk->bgrts", dout, vj)
-        d_products = weights * (d_weights - shared) * q.shape[-1] ** -0.5
-        d_products, weights = d_products.astype(q.dtype), weights.astype(v.dtype)
+        scores = _scores(block, i, j, qi, kj, here)
+        weights, d_products = _unsoftmax(scores, dout, vj, level, shared)
         dq = _add(dq, _dot("bgrts,bgsk->bgrtk", d_products, kj), i, tile)
         dk = _add(dk, _dot("bgrts,bgrtk->bgsk", d_products, qi), j, tile)
         dv = _add(dv, _dot("bgrts,bgrtk->bgsk", weights, dout), j, tile)
         return (dq, dk, dv), None
 
     zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
-    gradients, _ = jax.lax.scan(step, zeros, pairs(q.shape[3], tile, window))
-    return *(g.astype(x.dtype) for g, x in zip(gradients, (q, k, v), strict=True)), None
+    return jax.lax.scan(step, zeros, pairs(q.shape[3], tile, window))[0]
 
 
-_attend.defvjp(_forward, _backward)
+def _unsoftmax(scores, d_out, v, lse, overlap):
+    """The weights again, and the gradient of the products before scaling, in the inputs' format."""
+    weights = jnp.exp(scores - lse)
+    d_products = weights * (_dot("bgrtk,bgsk->bgrts", d_out, v) - overlap)
+    d_products = d_products * d_out.shape[-1] ** -0.5
+    return weights.astype(v.dtype), d_products.astype(v.dtype)
+
+
+# By diagonals: tile i of the queries with tile i − d of the keys, for all i as one batch
+
+
+def _diagonals(length: int, tile: int, window: int | None) -> range:
+    """The distances d at which some key is seen."""
+    return range(max(i + 1 - first for i, first in enumerate(_first_keys(length, tile, window))))
+
+
+def _tiles(arrays: Any, tile: int) -> Any:
+    """Time split into tiles, which lead: (n b … tile k)."""
+
+    def split(x: Array) -> Array:
+        return jnp.moveaxis(x.reshape(*x.shape[:-2], -1, tile, x.shape[-1]), -3, 0)
+
+    return jax.tree.map(split, arrays)
+
+
+def _batch(arrays: Any, rows: slice) -> Any:
+    """Some tiles as one batch."""
+    return jax.tree.map(lambda x: x[rows].reshape(-1, *x.shape[2:]), arrays)
+
+
+def _whole(x: Float[Array, "n b *heads t k"]) -> Array:
+    """The inverse of `_tiles`."""
+    x = jnp.moveaxis(x, 0, -3)
+    return x.reshape(*x.shape[:-3], -1, x.shape[-1])
+
+
+def _forward_by_diagonals(block: Block, q: Queries, k: Keys, v: Keys, place: Place):
+    tile, window = block
+    running = _tiles(_nothing(q), tile)
+    queries, keys = _tiles((q, place), tile), _tiles((k, v), tile)
+    count = len(keys[0])
+    for d in _diagonals(q.shape[3], tile, window):
+        rows, columns = slice(d, None), slice(0, count - d)
+        (qs, here), (ks, vs) = _batch(queries, rows), _batch(keys, columns)
+        more = _gather(_batch(running, rows), _scores(block, d, 0, qs, ks, here), vs)
+        running = jax.tree.map(
+            lambda x, new, rows=rows: x.at[rows].set(new.reshape(x[rows].shape)), running, more
+        )
+    O, m, l = map(_whole, running)
+    return (O / l).astype(q.dtype), m + jnp.log(l)
+
+
+def _backward_by_diagonals(block: Block, q, k, v, place, d_out, lse, overlap):
+    tile, window = block
+    queries, keys = _tiles((q, place, d_out, lse, overlap), tile), _tiles((k, v), tile)
+    dq, dk, dv = _tiles([jnp.zeros(x.shape, jnp.float32) for x in (q, k, v)], tile)
+    count = len(dk)
+
+    def add(x: Array, rows: slice, more: Array) -> Array:
+        return x.at[rows].add(more.reshape(x[rows].shape))
+
+    for d in _diagonals(q.shape[3], tile, window):
+        rows, columns = slice(d, None), slice(0, count - d)
+        (qs, here, dout, level, shared), (ks, vs) = _batch(queries, rows), _batch(keys, columns)
+        scores = _scores(block, d, 0, qs, ks, here)
+        weights, d_products = _unsoftmax(scores, dout, vs, level, shared)
+        dq = add(dq, rows, _dot("bgrts,bgsk->bgrtk", d_products, ks))
+        dk = add(dk, columns, _dot("bgrts,bgrtk->bgsk", d_products, qs))
+        dv = add(dv, columns, _dot("bgrts,bgrtk->bgsk", weights, dout))
+    return tuple(map(_whole, (dq, dk, dv)))

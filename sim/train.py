@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, Int
 
 from models.base import Aux, Init
 from models.lm import ModelConfig
+from models.platforms import full_precision
 from sim import flops, layout, optim
 from sim.data import Source
 from sim.layout import ONE_DEVICE, Layout
@@ -145,6 +146,7 @@ class Program:
         nats = cross_entropy(logits, tokens[:, 1:]).mean()
         return nats + aux.get("penalty", 0.0), nats
 
+    @full_precision  # backward passes are traced outside the model
     def gradient(self, params: Any, tokens: Int[Array, "b s"]) -> tuple[Any, Float[Array, ""]]:
         """Of the loss, and the mean nats: averaged over micro-batches of every n-th row."""
         compute = jax.grad(self.loss, has_aux=True)

@@ -192,6 +192,30 @@ def packed():
     return positions(jnp.asarray(ids, jnp.int32))
 
 
+@every_mixer
+def test_the_form_for_accelerators_equals_the_one_for_cpus(config, monkeypatch):
+    params, apply = build(config)
+    x, weight, place = tokens(), tokens(seed=2), packed()
+
+    def value(params, x):
+        y = apply(params)(x, place)
+        return jnp.sum(y * weight), y
+
+    if "platform_index" not in str(jax.make_jaxpr(value)(params, x)):
+        pytest.skip("one form for all")
+
+    def measured():
+        step = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)
+        return matmul_flops(step, params, x), jax.jit(step)(params, x)
+
+    flops, cpu = measured()
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, **_: default(*args))
+    executed, accelerator = measured()
+    assert executed == flops
+    for got, want in zip(*map(jax.tree.leaves, (accelerator, cpu)), strict=True):
+        assert relative(np.asarray(got), np.asarray(want)) < 1e-5
+
+
 def unpack(x, places):
     """The segments at these places, each at the start of a row of zeros."""
     rows = np.zeros_like(x)
