@@ -1,5 +1,5 @@
-"""The `isoflop` command: list, describe, run, figures, report, records, bench; fit, compare, plan;
-import, export.
+"""The `isoflop` command: list, describe, run, figures, report, records, bench, compile; fit,
+compare, plan; import, export.
 
 Nothing that brings JAX is imported before it is needed, so that help and lists are immediate.
 A user's mistake is one line on stderr and exit code 2; a bug keeps its traceback.
@@ -72,6 +72,22 @@ def run(args: Sequence[str]) -> int:
 def bench(args: Sequence[str]) -> int:
     """Time the training step of each family beside this machine's matrix products (run bench)."""
     return run(["bench", *args])
+
+
+def compile_(args: Sequence[str]) -> int:
+    """Compile training steps for a TPU that is not there: memory, FLOPs, the largest batch."""
+    about = inspect.getdoc(compile_) or ""
+    if not args or args[0].startswith("-"):
+        if args and args[0] in {"-h", "--help"}:
+            print(f"usage: isoflop compile EXPERIMENT|FAMILY [OPTIONS]\n\n{about}")
+            return 0
+        raise Usage(
+            "name an experiment or a family first, as in isoflop compile dense --topology v5e:4x4"
+        )
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # read when JAX is imported: else it seeks TPUs
+    from experiments.ahead import command
+
+    return command(args[0], about, args[1:])
 
 
 def _train(flags: RunFlags, cells: list[Cell]) -> int:
@@ -301,6 +317,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "report": report,
     "records": records,
     "bench": bench,
+    "compile": compile_,
 } | {verb: _function(verb, module, name) for verb, (module, name, _) in FUNCTIONS.items()}
 
 

@@ -54,6 +54,11 @@ class Layout(Config):
     def devices(self) -> int:
         return math.prod(self.sizes.values())
 
+    @property
+    def parts(self) -> int:
+        """Of a batch, in space and time."""
+        return math.prod(self.sizes[name] for name in BATCH) * self.micro_batches
+
     def __str__(self) -> str:
         return ",".join(f"{name}={size}" for name, size in self.split.items())
 
@@ -64,8 +69,7 @@ class Layout(Config):
 
     def check(self, model: ModelConfig, batch: int) -> None:
         """Raise UserError if the batch or an axis of a weight is indivisible; makes no arrays."""
-        parts = math.prod(self.sizes[name] for name in BATCH) * self.micro_batches
-        check_multiple("batch", batch, " × ".join((*BATCH, "micro_batches")), parts)
+        check_multiple("batch", batch, " × ".join((*BATCH, "micro_batches")), self.parts)
         if self.micro_batches > 1 and not model.additive:
             raise UserError(
                 f"micro_batches={self.micro_batches} changes the loss of experts that are balanced "
