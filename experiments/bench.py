@@ -41,6 +41,7 @@ SHAPES = {
     "medium": Shape(128, 4, 256, 16),
     "large": Shape(256, 6, 1024, 4),
     "long": Shape(64, 2, 8192, 1),
+    "gpu": Shape(512, 8, 1024, 16),
 }
 
 

@@ -56,11 +56,12 @@ def describe(args: Sequence[str]) -> int:
 def run(args: Sequence[str]) -> int:
     """Train what an experiment lacks, or with --dry-run tell what that would take."""
     experiment, rest = _experiment("run", args)
-    if experiment.trains:  # measurements of speed compile afresh
-        from sim import cache
+    from sim import cache
 
-        for name, value in cache.compilation().items():
-            os.environ.setdefault(name, value)  # read when JAX is imported, here and in workers
+    # measurements of speed compile afresh
+    settings = cache.FAST_COMPILING | (cache.compilation() if experiment.trains else {})
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)  # read when JAX is imported, here and in workers
     module = experiment.load()
     options = module.cells if experiment.trains else later(module.measure)
     flags, cells = parse(f"run {experiment.name}", experiment.question, rest, RunFlags, options)

@@ -54,15 +54,16 @@ def grid(
     data: AnyData,
     eval_tokens: int,
     batch: int = 8,
+    seq_len: int = 128,
 ) -> list[Cell]:
-    """Families × (width, depth) × training lengths, of `batch` × 128 tokens a step, × seeds."""
+    """Families × (width, depth) × training lengths, of `batch` × `seq_len` tokens, × seeds."""
     return [
         cell(
             family,
             width,
             depth,
             data,
-            Budget(steps=length, batch=batch, seq_len=128, eval_tokens=eval_tokens),
+            Budget(steps=length, batch=batch, seq_len=seq_len, eval_tokens=eval_tokens),
             seed,
             warmup=50,
         )

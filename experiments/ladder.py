@@ -1,8 +1,9 @@
 """How does each architecture's loss scale with parameters and data, and which wins where?
 
-Five sizes × three training lengths × two seeds for every family, each family with its own tuned
-learning rate. Shorter runs are cooldown branches of the longest, so D is nearly free. Feeds the
-Chinchilla fits, the compute-equivalent gains and the comparison of counting conventions.
+Sizes × three training lengths × two seeds for every family, each family with its own tuned learning
+rate, at the scale of a laptop or of one GPU. Shorter runs are cooldown branches of the longest, so
+D is nearly free. Feeds the Chinchilla fits, the compute-equivalent gains and the comparison of
+counting conventions.
 
 Command:   isoflop run ladder --workers 2 && isoflop report ladder
 Duration:  see --dry-run; --sizes and --shard make it less
@@ -12,12 +13,27 @@ Expected:  loss falls as a power of compute with an offset; exponents differ by 
 
 from __future__ import annotations
 
+from typing import Literal, NamedTuple
+
 from experiments.families import grid
 from models.errors import UserError
 from sim.data import Corpus
 from sim.spec import Cell
 
-SHAPES = ((24, 2), (32, 2), (48, 2), (64, 2), (64, 4))  # (width, depth): 14k to 200k parameters
+
+class Scale(NamedTuple):
+    shapes: tuple[tuple[int, int], ...]  # (width, depth)
+    steps: tuple[int, ...]
+    batch: int
+    seq_len: int
+
+
+SCALES = {
+    # 14k to 200k non-embedding parameters, 256k to 666k tokens
+    "laptop": Scale(((24, 2), (32, 2), (48, 2), (64, 2), (64, 4)), (500, 800, 1300), 4, 128),
+    # 98k to 1.5M, 2.0M to 8.2M
+    "gpu": Scale(((64, 2), (96, 3), (128, 4), (160, 5)), (500, 1000, 2000), 16, 256),
+}
 
 
 def cells(
@@ -31,8 +47,9 @@ def cells(
         "hybrid",
         "lstm",
     ),
-    sizes: int = len(SHAPES),
-    steps: tuple[int, ...] = (500, 800, 1300),
+    scale: Literal["laptop", "gpu"] = "laptop",
+    sizes: int | None = None,
+    steps: tuple[int, ...] | None = None,
     seeds: int = 2,
     corpus: str = "sympy",
 ) -> list[Cell]:
@@ -40,12 +57,14 @@ def cells(
 
     Args:
         families: names of the zoo's families.
-        sizes: how many of the five sizes, the smallest first.
-        steps: training lengths, of 512 tokens a step.
+        scale: sizes, training lengths and batch: laptop, of 512 tokens a step, or gpu, of 4096.
+        sizes: how many of the scale's sizes, the smallest first; all by default.
+        steps: training lengths, instead of the scale's.
         seeds: runs of each cell, trained together; the same data order for every family.
         corpus: sympy (Python code, 15.8 MB to train on) or kjv (English, 4.0 MB).
     """
-    if not 1 <= sizes <= len(SHAPES):
-        raise UserError(f"sizes={sizes} must be between 1 and {len(SHAPES)}, the sizes there are")
+    shapes, lengths, batch, seq_len = SCALES[scale]
+    if sizes is not None and not 1 <= sizes <= len(shapes):
+        raise UserError(f"sizes={sizes} must be between 1 and {len(shapes)}, the sizes there are")
     data = Corpus(name=corpus)
-    return grid(families, SHAPES[:sizes], steps, seeds, data, eval_tokens=131_072, batch=4)
+    return grid(families, shapes[:sizes], steps or lengths, seeds, data, 131_072, batch, seq_len)

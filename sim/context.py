@@ -15,7 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,12 @@ DECODED = 16  # tokens in one call, so that starting it weighs little beside wri
 
 Tell = Callable[[str], None]
 Key = TypeVar("Key", bound=Hashable)
+
+
+class Timed(Protocol):
+    """What takes turns with others."""
+
+    def seconds(self) -> float: ...
 
 
 @dataclass
@@ -139,7 +145,7 @@ def state_bytes(model: ModelConfig, context: int) -> int:
 
 
 def interleave(
-    probes: Mapping[Key, Probe], repeats: int, tell: Tell = lambda text: None
+    probes: Mapping[Key, Timed], repeats: int, tell: Tell = lambda text: None
 ) -> dict[Key, tuple[float, ...]]:
     """Seconds of every probe in each of `repeats` turns, after one turn that is not counted."""
     seconds: dict[Key, list[float]] = {key: [] for key in probes}
