@@ -105,7 +105,8 @@ def beyond(message: str) -> tuple[int, int]:
 
 
 def largest(attempt: Callable[[int], Compiled], step: int, first: Compiled) -> Compiled | None:
-    """The largest multiple of `step` that fits, found to fit beside one that does not.
+    """The largest multiple of `step` that fits, beside one that does not: exact up to 16 of them,
+    to a sixteenth beyond.
 
     Memory is close to linear in the batch, so every other attempt is where that line meets the
     chip's memory, and the others halve what is left: near the end the compiler recomputes to fit.
@@ -116,7 +117,8 @@ def largest(attempt: Callable[[int], Compiled], step: int, first: Compiled) -> C
     while True:
         low = fits.batch if fits else 0
         high = fails.batch if fails else MOST
-        if high <= low + step:
+        least = max(step, low // 16 // step * step)
+        if high - low <= least:
             return fits
         guess = (low + high) // 2
         if fails is None:
@@ -126,5 +128,5 @@ def largest(attempt: Callable[[int], Compiled], step: int, first: Compiled) -> C
             rate = (fails.total - base) / (high - low)
             guess = high - math.ceil(fails.excess / max(rate, 1e-9))
         straight = not straight
-        found = attempt(min(max(guess // step * step, low + step), high - step))
+        found = attempt(min(max(guess // step * step, low + least), high - step))
         fits, fails = (found, fails) if found.excess == 0 else (fits, found)

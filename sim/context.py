@@ -15,7 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ Tell = Callable[[str], None]
 Key = TypeVar("Key", bound=Hashable)
 
 
+@runtime_checkable
 class Timed(Protocol):
     """What takes turns with others."""
 
