@@ -1,5 +1,5 @@
-"""The `isoflop` command: list, describe, run, figures, report, records, bench; fit, compare, plan;
-import, export.
+"""The `isoflop` command: list, describe, run, figures, report, records, bench, compile; fit,
+compare, plan; import, export.
 
 Nothing that brings JAX is imported before it is needed, so that help and lists are immediate.
 A user's mistake is one line on stderr and exit code 2; a bug keeps its traceback.
@@ -7,6 +7,7 @@ A user's mistake is one line on stderr and exit code 2; a bug keeps its tracebac
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -19,11 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import experiments
-from experiments.flags import ListFlags, RunFlags, ShowFlags, Usage, later, parse, shard
+from experiments.flags import ListFlags, RunFlags, ShowFlags, Usage, later, layout, parse, shard
 from experiments.text import budget_table, si, table
 
 if TYPE_CHECKING:
     from sim.grid import Outcome
+    from sim.layout import Layout
     from sim.records import Row
     from sim.spec import Cell
 
@@ -73,6 +75,22 @@ def bench(args: Sequence[str]) -> int:
     return run(["bench", *args])
 
 
+def compile_(args: Sequence[str]) -> int:
+    """Compile training steps for a TPU that is not there: memory, FLOPs, the largest batch."""
+    about = inspect.getdoc(compile_) or ""
+    if not args or args[0].startswith("-"):
+        if args and args[0] in {"-h", "--help"}:
+            print(f"usage: isoflop compile EXPERIMENT|FAMILY [OPTIONS]\n\n{about}")
+            return 0
+        raise Usage(
+            "name an experiment or a family first, as in isoflop compile dense --topology v5e:4x4"
+        )
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # read when JAX is imported: else it seeks TPUs
+    from experiments.ahead import command
+
+    return command(args[0], about, args[1:])
+
+
 def _train(flags: RunFlags, cells: list[Cell]) -> int:
     from sim.grid import execute
     from sim.plan import plan
@@ -83,6 +101,7 @@ def _train(flags: RunFlags, cells: list[Cell]) -> int:
         raise Usage(f"--workers {workers} must be at least 1")
     if not cells:
         raise Usage("these options leave the grid without a run; see --help")
+    asked = _laid_out(flags, cells)
     store = Store(flags.runs)
     budget = plan(cells, store, workers=workers, shard=part)
     if flags.dry_run:
@@ -94,11 +113,12 @@ def _train(flags: RunFlags, cells: list[Cell]) -> int:
     from experiments.progress import Progress
     from sim.train import train
 
+    trainer = train if asked is None else functools.partial(train, layout=asked)
     with Progress(cells, budget, sys.stderr, flags.quiet) as progress:
         outcome = execute(
             cells,
             flags.runs,
-            train,
+            trainer,
             workers=workers,
             shard=part,
             watch=progress.watch,
@@ -110,6 +130,22 @@ def _train(flags: RunFlags, cells: list[Cell]) -> int:
     else:
         print(_summary(outcome, len(budget.rows)))
     return _verdict(outcome)
+
+
+def _laid_out(flags: RunFlags, cells: list[Cell]) -> Layout | None:
+    """The layout asked for, if any, once every run of the grid can have it."""
+    if not flags.layout:
+        return None
+    asked = layout(flags.layout)
+    if asked.devices > 1 and flags.workers > 1:
+        raise Usage(
+            f"--layout {asked} gives every device to one job; leave out --workers {flags.workers}"
+        )
+    for model, batch in {(cell.run.model, cell.run.budget.batch) for cell in cells}:
+        asked.check(model, batch)
+    if not flags.dry_run:
+        asked.mesh()
+    return asked
 
 
 def _verdict(outcome: Outcome) -> int:
@@ -146,6 +182,8 @@ def _summary(outcome: Outcome, total: int) -> str:
 def _measure(name: str, flags: RunFlags, measure: Callable[[], list[dict]]) -> int:
     if flags.dry_run:
         raise Usage(f"{name} measures at once and has no budget table; see isoflop describe {name}")
+    if flags.layout:
+        raise Usage(f"{name} measures on one device; leave out --layout")
     from sim.records import Store, write_table
 
     path = _measured(flags.runs, name)
@@ -280,6 +318,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "report": report,
     "records": records,
     "bench": bench,
+    "compile": compile_,
 } | {verb: _function(verb, module, name) for verb, (module, name, _) in FUNCTIONS.items()}
 
 

@@ -10,9 +10,12 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from experiments import pick
+
+if TYPE_CHECKING:
+    from sim.layout import Layout
 
 
 class Usage(Exception):
@@ -33,6 +36,9 @@ class RunFlags:
     """Processes that train side by side, each with its share of the cores."""
     shard: str = "0/1"
     """Train the i-th of n parts, counted from 0, as in 0/4: for several machines or job arrays."""
+    layout: str = ""
+    """How each job lies on this machine's devices, as in data=2,fsdp=2,tensor=2; or expert=4 for
+    experts, and micro_batches=4 for less memory. Losses are those of one device, to rounding."""
     dry_run: bool = False
     """Print what it would take and what it cannot show, and train nothing."""
     json: bool = False
@@ -97,6 +103,20 @@ def later(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
     """The same flags, but a call without arguments instead of the call itself."""
     bind = functools.partial(functools.partial, function)
     return functools.wraps(function)(lambda *args, **kwargs: bind(*args, **kwargs))
+
+
+def layout(text: str) -> Layout:
+    """Sizes by name, from name=size,name=size."""
+    from sim.layout import Layout
+
+    sizes = {}
+    for part in text.split(",") if text else ():
+        name, _, size = part.partition("=")
+        pick(name, Layout.model_fields, "axis of a layout called")
+        if not size.isdigit() or int(size) < 1:
+            raise Usage(f"--layout {text} must be sizes of at least 1 by name, as in data=2,fsdp=4")
+        sizes[name] = int(size)
+    return Layout(**sizes)
 
 
 def shard(text: str) -> tuple[int, int]:

@@ -134,7 +134,7 @@ class SoftmaxAttention(Mixer):
         self.k = Linear(d_model, kv_width, init=init, bias=config.qkv_bias)
         self.v = Linear(d_model, kv_width, init=init, bias=config.qkv_bias)
         self.gate = Linear(d_model, width, init=init) if config.gate else None
-        self.out = Linear(width, d_model, init=init, bias=config.out_bias)
+        self.out = Linear(width, d_model, axes="id", init=init, bias=config.out_bias)
         normed = (width, kv_width) if config.qk_norm == "joint" else (d_head, d_head)
         self.q_norm, self.k_norm = (
             RMSNorm(size, config.norm_eps, init=init) if config.qk_norm else None for size in normed

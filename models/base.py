@@ -5,6 +5,7 @@ Axis legend, used in every annotation and einsum of this package:
     b batch    t query time   s key time   d d_model   h heads (g: key/value heads)
     k key or state channels   v value channels          f d_ff      e expert
     c position inside a chunk n chunk                   i d_inner   j state of an SSM channel
+    w vocabulary              r rank of a low-rank product
 """
 
 from __future__ import annotations
@@ -189,6 +190,13 @@ class ChannelConfig(Tagged):
         """Whether no token's output depends on a later token; a property of every mixer."""
         return True
 
+    @property
+    def additive(self) -> bool:
+        """Whether a batch's output and mean penalty are those of its parts, each in its own call:
+        with the gradients, which is what matters to whoever adds up micro-batches.
+        """
+        return True
+
 
 class Channel(nnx.Module):
     """Mixes channels of each token; reports scalars (`balance`, `router_z`, `dropped`) beside."""
@@ -206,11 +214,15 @@ AnyChannel = Annotated[
 
 
 class Matrix(nnx.Param):
-    """A weight matrix that acts on the width: its learning rate falls as 1 / width (2203.03466)."""
+    """A weight matrix that acts on the width: its learning rate falls as 1 / width (2203.03466).
+
+    `axes` has a letter of the legend for each axis, by which a mesh of devices splits it: d is the
+    residual stream's width, i any channels inside a layer (heads × their size, d_inner, d_ff).
+    """
 
 
 class Embedding(nnx.Param):
-    """A look-up table: its own learning rate, independent of width."""
+    """A look-up table: its own learning rate, independent of width. `axes` as a Matrix has them."""
 
 
 class Steered(nnx.Param):

@@ -133,15 +133,15 @@ class DeltaRule(Mixer):
             self.dt_bias = nnx.Param(init.draw((h,), self._initial_dt))
             self.gate = Linear(d_model, h * d_v, init=init)
         if config.decay == "channel":
-            self.decay_down = Linear(d_model, d_v, init=init)
+            self.decay_down = Linear(d_model, d_v, axes="dr", init=init)
             self.decay = Linear(d_v, h * d_k, init=init)
             self.dt_bias = nnx.Param(init.full((h * d_k,), 0.0))
-            self.gate_down = Linear(d_model, d_v, init=init)
+            self.gate_down = Linear(d_model, d_v, axes="dr", init=init)
             self.gate = Linear(d_v, h * d_v, init=init, bias=True)
         if config.decay != "none":
             self.A_log = nnx.Param(init.draw((h,), lambda rng: np.log(rng.uniform(1, 16, h))))
         self.norm = RMSNorm(d_v, config.norm_eps, init=init)
-        self.out = Linear(h * d_v, d_model, init=init)
+        self.out = Linear(h * d_v, d_model, axes="id", init=init)
 
     def _initial_dt(self, rng: np.random.Generator) -> np.ndarray:
         """Biases such that softplus(bias) is log-uniform in [DT_MIN, DT_MAX]."""

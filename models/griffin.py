@@ -84,7 +84,7 @@ class RecurrentBlock(Mixer):
         self.decay_gate = BlockDiagonal(width, config.n_heads, init=init)
         self.input_gate = BlockDiagonal(width, config.n_heads, init=init)
         self.decay = nnx.Param(init.draw((width,), self._initial_decay))
-        self.out = Linear(width, d_model, init=init, bias=True)
+        self.out = Linear(width, d_model, axes="id", init=init, bias=True)
 
     def _initial_decay(self, rng: np.random.Generator) -> np.ndarray:
         low, high = RING
@@ -130,7 +130,7 @@ class BlockDiagonal(nnx.Module):
 
     def __init__(self, width: int, n_heads: int, *, init: Init):
         size = width // n_heads
-        self.kernel = Matrix(init.normal((n_heads, size, size), size**-0.5))
+        self.kernel = Matrix(init.normal((n_heads, size, size), size**-0.5), axes="ikv")
         self.bias = nnx.Param(init.full((width,), 0.0))
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch i"]:

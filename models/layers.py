@@ -15,6 +15,8 @@ from jaxtyping import Array, ArrayLike, Float
 from models.base import Init, Matrix
 from models.packing import Position
 
+BATCH = ("data", "fsdp", "expert")  # axes of a mesh over which a batch lies
+
 
 def lift(vector: ArrayLike, x: Array) -> Array:
     """`vector` with leading axes of size 1, so that it meets the last axes of `x`."""
@@ -23,10 +25,13 @@ def lift(vector: ArrayLike, x: Array) -> Array:
 
 
 class Linear(nnx.Module):
-    """y = x W (+ bias), W of shape (d_in, d_out) drawn from N(0, 1/d_in): unit variance stays."""
+    """y = x W (+ bias), W of shape (d_in, d_out) drawn from N(0, 1/d_in): unit variance stays.
 
-    def __init__(self, d_in: int, d_out: int, *, init: Init, bias: bool = False):
-        self.kernel = Matrix(init.normal((d_in, d_out), d_in**-0.5))
+    `axes` names W's axes (see Matrix): from the width into a layer, unless told otherwise.
+    """
+
+    def __init__(self, d_in: int, d_out: int, *, axes: str = "di", init: Init, bias: bool = False):
+        self.kernel = Matrix(init.normal((d_in, d_out), d_in**-0.5), axes=axes)
         self.bias = nnx.Param(init.full((d_out,), 0.0)) if bias else None
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
@@ -59,6 +64,15 @@ def _product_backward(saved, dy):
 
 
 product.defvjp(_product_forward, _product_backward)
+
+
+def place(x: Float[Array, "..."], *axes: str | tuple[str, ...]) -> Float[Array, "..."]:
+    """`x` with its leading axes along these of a mesh of devices, where a mesh is set, and whole
+    along the others: for what split weights would otherwise pull over to their own axes.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(*axes))
 
 
 class RMSNorm(nnx.Module):

@@ -123,9 +123,9 @@ class GatedLinear(Mixer):
         if config.decay == "scalar":
             self.decay = Linear(d_model, h, init=init, bias=True)
         if config.decay == "channel":
-            self.decay_down = Linear(d_model, GATE_RANK, init=init)
+            self.decay_down = Linear(d_model, GATE_RANK, axes="dr", init=init)
             self.decay = Linear(GATE_RANK, h * self.d_k, init=init, bias=True)
-        self.out = Linear(h * self.d_v, d_model, init=init)
+        self.out = Linear(h * self.d_v, d_model, axes="id", init=init)
 
     def __call__(
         self, x: Float[Array, "b t d"], position: Position = None

@@ -18,7 +18,7 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from models.base import AnyChannel, AnyMixer, Aux, Config, Cost, Embedding, Init, Left, State
 from models.errors import UserError
-from models.layers import LayerNorm, Linear, RMSNorm
+from models.layers import BATCH, LayerNorm, Linear, RMSNorm, place
 from models.packing import Position, positions
 from models.platforms import full_precision
 
@@ -116,6 +116,11 @@ class ModelConfig(Config):
         """Whether no token's logits depend on a later token: else a loss is no language model's."""
         return all(block.channel is None or block.channel.causal for block in self.blocks)
 
+    @property
+    def additive(self) -> bool:
+        """Whether the loss of a batch, and its gradient, are the means of its micro-batches'."""
+        return all(block.channel is None or block.channel.additive for block in self.blocks)
+
     def touched_params(self, tokens: int) -> float:
         """Weights that a decoded token of each of `tokens` sequences reads, in expectation.
 
@@ -168,9 +173,9 @@ class BlockModule(nnx.Module):
     ) -> tuple[Float[Array, "b t d"], Left, Aux]:
         if self.mixer is not None and self.mixer_norm is not None:
             y, left = self.mixer.forward(self.mixer_norm(x), left, position)
-            x = x + y
+            x = place(x + y, BATCH)
         x, aux = self._channel(x)
-        return x, left, aux
+        return place(x, BATCH), left, aux
 
     def step(
         self, state: State, x: Float[Array, "b d"], left: Left
@@ -192,11 +197,11 @@ class LM(nnx.Module):
         self.config = config
         d, v = config.d_model, config.vocab_size
         scale = d**-0.5 if config.tie_embeddings else 1.0
-        self.embed = Embedding(init.normal((v, d), scale))
+        self.embed = Embedding(init.normal((v, d), scale), axes="wd")
         self.blocks = nnx.List([BlockModule(block, config, init=init) for block in config.blocks])
         self.embed_norm = _norm(config, init) if config.embed_norm else None
         self.norm = _norm(config, init)
-        self.head = None if config.tie_embeddings else Linear(d, v, init=init)
+        self.head = None if config.tie_embeddings else Linear(d, v, axes="dw", init=init)
 
     def __call__(
         self, tokens: Int[Array, "b t"], segment_ids: Int[Array, "b t"] | None = None
@@ -215,7 +220,7 @@ class LM(nnx.Module):
     ) -> tuple[Float[Array, "b t d"], Aux]:
         """The normed activations that the head reads."""
         position = None if segment_ids is None else positions(segment_ids)
-        x = self._embed(tokens)
+        x = place(self._embed(tokens), BATCH)
         period = _period(self.config.blocks)
         if len(self.config.blocks) // period < SCAN_FROM:
             aux, left = [], Left()
@@ -256,7 +261,8 @@ class LM(nnx.Module):
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
     def _embed(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch d"]:
-        x = (self.embed[...][tokens] * self.config.embed_scale).astype(self.config.dtype)
+        table = place(self.embed[...], "tensor")
+        x = (table[tokens] * self.config.embed_scale).astype(self.config.dtype)
         return x if self.embed_norm is None else self.embed_norm(x)
 
     def init_state(self, batch: int, context: int) -> list[State]:

@@ -38,7 +38,7 @@ class GatedMlp(Channel):
         self.activation = {"silu": jax.nn.silu, "gelu": jax.nn.gelu}[config.activation]
         self.gate = Linear(d_model, config.d_ff, init=init, bias=config.bias)
         self.up = Linear(d_model, config.d_ff, init=init, bias=config.bias)
-        self.out = Linear(config.d_ff, d_model, init=init, bias=config.bias)
+        self.out = Linear(config.d_ff, d_model, axes="id", init=init, bias=config.bias)
 
     def __call__(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], Aux]:
         return self.out(self.activation(self.gate(x)) * self.up(x)), {}
@@ -61,7 +61,7 @@ class Gelu(ChannelConfig):
 class GeluMlp(Channel):
     def __init__(self, d_model: int, d_ff: int, bias: bool, *, init: Init):
         self.up = Linear(d_model, d_ff, init=init, bias=bias)
-        self.out = Linear(d_ff, d_model, init=init, bias=bias)
+        self.out = Linear(d_ff, d_model, axes="id", init=init, bias=bias)
 
     def __call__(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], Aux]:
         return self.out(jax.nn.gelu(self.up(x), approximate=True)), {}

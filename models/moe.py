@@ -70,6 +70,11 @@ class Moe(ChannelConfig):
     def causal(self) -> bool:
         return self.route == "token"
 
+    @property
+    def additive(self) -> bool:
+        """The balance loss is a product of two means over the batch; room is shared in a call."""
+        return self.causal and self.capacity_factor is None and self.balance_weight == 0
+
     def build(self, d_model: int, *, init: Init) -> RoutedExperts:
         return RoutedExperts(self, d_model, init=init)
 
@@ -106,14 +111,14 @@ class RoutedExperts(Channel):
     def __init__(self, config: Moe, d_model: int, *, init: Init):
         self.config = config
         e, d, f = config.n_experts, d_model, config.d_expert
-        self.router = Linear(d, e, init=init)
+        self.router = Linear(d, e, axes="de", init=init)
         self.bias = Steered(init.full((e,), 0.0)) if config.steered else None
-        self.gate = Matrix(init.normal((e, d, f), d**-0.5))
-        self.up = Matrix(init.normal((e, d, f), d**-0.5))
-        self.down = Matrix(init.normal((e, f, d), f**-0.5))
+        self.gate = Matrix(init.normal((e, d, f), d**-0.5), axes="edi")
+        self.up = Matrix(init.normal((e, d, f), d**-0.5), axes="edi")
+        self.down = Matrix(init.normal((e, f, d), f**-0.5), axes="eid")
         shared = SwiGLU(d_ff=max(1, config.n_shared) * f)
         self.shared = shared.build(d, init=init) if config.n_shared else None
-        self.shared_gate = Linear(d, 1, init=init) if config.shared_gate else None
+        self.shared_gate = Linear(d, 1, axes="dr", init=init) if config.shared_gate else None
 
     def __call__(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], Aux]:
         flat = rearrange(x, "b t d -> (b t) d")

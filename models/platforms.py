@@ -15,11 +15,12 @@ from typing import Any
 import jax
 
 
-def by_platform(cpu: Callable, accelerator: Callable) -> Callable:
-    """The function that is `cpu` on CPUs and `accelerator` elsewhere."""
+def by_platform(cpu: Callable, accelerator: Callable, tpu: Callable | None = None) -> Callable:
+    """The function that is `cpu` on CPUs, `tpu` on TPUs if told, and `accelerator` elsewhere."""
+    others = {} if tpu is None else {"tpu": tpu}
 
     def choose(*args: Any) -> Any:
-        return jax.lax.platform_dependent(*args, cpu=cpu, default=accelerator)
+        return jax.lax.platform_dependent(*args, cpu=cpu, **others, default=accelerator)
 
     return choose
 

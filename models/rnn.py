@@ -70,10 +70,10 @@ class LongShortTerm(Mixer):
         self.config = config
         self.size = size = config.hidden(d_model)
         self.inward = Linear(d_model, 4 * size, init=init)
-        self.across = Matrix(init.normal((size, 4 * size), size**-0.5))
+        self.across = Matrix(init.normal((size, 4 * size), size**-0.5), axes="di")
         forget = np.repeat([0.0, 1.0, 0.0, 0.0], size)
         self.bias = nnx.Param(init.draw((4 * size,), lambda rng: forget))
-        self.out = Linear(size, d_model, init=init)
+        self.out = Linear(size, d_model, axes="id", init=init)
 
     def __call__(
         self, x: Float[Array, "b t d"], position: Position = None
@@ -152,7 +152,7 @@ class MinimalGru(Mixer):
         self.size = size = config.expand * d_model
         self.gate = Linear(d_model, size, init=init)
         self.candidate = Linear(d_model, size, init=init)
-        self.out = Linear(size, d_model, init=init)
+        self.out = Linear(size, d_model, axes="id", init=init)
 
     def __call__(
         self, x: Float[Array, "b t d"], position: Position = None

@@ -132,24 +132,24 @@ class TimeMix(Mixer):
         self.k = Linear(d, d, init=init)
         self.v = Linear(d, d, init=init)
         rank_decay, rank_rate, rank_gate, rank_value = config.ranks(d)
-        self.decay_down = Linear(d, rank_decay, init=init)
-        self.decay_up = Linear(rank_decay, d, init=init)
+        self.decay_down = Linear(d, rank_decay, axes="dr", init=init)
+        self.decay_up = Linear(rank_decay, d, axes="ri", init=init)
         self.decay_bias = constant(decay)
-        self.rate_down = Linear(d, rank_rate, init=init)
-        self.rate_up = Linear(rank_rate, d, init=init)
+        self.rate_down = Linear(d, rank_rate, axes="dr", init=init)
+        self.rate_up = Linear(rank_rate, d, axes="ri", init=init)
         self.rate_bias = constant(rate)
-        self.gate_down = Linear(d, rank_gate, init=init)
-        self.gate_up = Linear(rank_gate, d, init=init)
+        self.gate_down = Linear(d, rank_gate, axes="dr", init=init)
+        self.gate_up = Linear(rank_gate, d, axes="ri", init=init)
         if config.values == "mix":
-            self.value_down = Linear(d, rank_value, init=init)
-            self.value_up = Linear(rank_value, d, init=init)
+            self.value_down = Linear(d, rank_value, axes="dr", init=init)
+            self.value_up = Linear(rank_value, d, axes="ri", init=init)
             self.value_bias = constant(0.73 - 0.4 * linear)
         self.k_k = constant(0.71 - 0.1 * linear)
         self.k_a = nnx.Param(init.full((d,), 1.02))
         self.r_k = nnx.Param(init.full((d,), -0.04))
         self.norm_scale = nnx.Param(init.full((d,), 1.0))
         self.norm_bias = nnx.Param(init.full((d,), 0.0))
-        self.out = Linear(d, d, init=init)
+        self.out = Linear(d, d, axes="id", init=init)
 
     def __call__(
         self, x: Float[Array, "b t d"], position: Position = None
@@ -322,7 +322,7 @@ class ChannelMix(Mixer):
         mix = 1 - (np.arange(d_model) / d_model) ** 4
         self.mix = nnx.Param(init.draw((d_model,), lambda rng: mix))
         self.up = Linear(d_model, d_ff, init=init)
-        self.out = Linear(d_ff, d_model, init=init)
+        self.out = Linear(d_ff, d_model, axes="id", init=init)
 
     def __call__(
         self, x: Float[Array, "b t d"], position: Position = None

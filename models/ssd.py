@@ -103,7 +103,7 @@ class StateSpaceDual(Mixer):
         self.A_log = nnx.Param(init.draw(rates, lambda rng: np.log(rng.uniform(1, 16, rates))))
         self.D = nnx.Param(init.full((self.heads,), 1.0))
         self.norm_scale = nnx.Param(init.full((self.d_inner,), 1.0))
-        self.out = Linear(self.d_inner, d_model, init=init, bias=config.bias)
+        self.out = Linear(self.d_inner, d_model, axes="id", init=init, bias=config.bias)
 
     def _initial_dt(self, rng: np.random.Generator) -> np.ndarray:
         """Biases such that softplus(bias) is log-uniform in [DT_MIN, DT_MAX]."""

@@ -164,10 +164,11 @@ _attend.defvjp(_forward, _backward)
 
 
 def _forms(block: Block, q: Queries, in_turn: Callable, by_diagonals: Callable) -> Callable:
-    """Diagonals are unrolled, so there must not be many."""
+    """Diagonals are unrolled, so there must not be many; a TPU's compiler takes minutes for 16."""
     tile, window = block
     few = len(_diagonals(q.shape[3], tile, window)) <= UNROLLED
-    return by_platform(partial(in_turn, block), partial(by_diagonals if few else in_turn, block))
+    turns = partial(in_turn, block)
+    return by_platform(turns, partial(by_diagonals, block) if few else turns, tpu=turns)
 
 
 def _forward_in_turn(block: Block, q: Queries, k: Keys, v: Keys, place: Place):

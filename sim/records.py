@@ -62,6 +62,7 @@ class Record(Config):
     aux: dict[str, float] = Field(default_factory=dict)  # balance, router_z, dropped at the end
     data_digest: str = ""
     device: str = ""
+    layout: dict[str, int] = Field(default_factory=dict)  # of more than 1 (sim/layout.py)
     versions: dict[str, str] = Field(default_factory=dict)
 
     @property

@@ -21,14 +21,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from einops import rearrange
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from models.base import Init
+from models.base import Aux, Init
 from models.lm import ModelConfig
 from models.platforms import full_precision
-from sim import flops, optim
+from sim import flops, layout, optim
 from sim.data import Source
+from sim.layout import ONE_DEVICE, Layout
 from sim.records import Record
 from sim.spec import Optim, Run
 
@@ -66,11 +69,15 @@ class Program:
     Every array argument but `rates` and the step counts has a leading axis of seed lanes. They are
     computed one after another, or together with `batched`: a CPU gains nothing from that, and
     Mamba's scan loses a factor of 3 (LOG.md). In turn they equal the same seeds trained alone.
+    With a `mesh`, weights, moments and batches are split over its devices (sim/layout.py).
+    `micro_batches` parts of a batch go one after another; gradients are averaged over them.
     """
 
     model: ModelConfig
     optim: Optim
     batched: bool = False
+    mesh: Mesh | None = None
+    micro_batches: int = 1
 
     @property
     def abstract(self) -> tuple[Any, Any]:
@@ -80,8 +87,19 @@ class Program:
     def init(self, seeds: Sequence[int]) -> tuple[Any, Any]:
         """(parameters, optimiser state) of every lane."""
         lanes = [nnx.state(self.model.build(init=Init(seed))) for seed in seeds]
-        params = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *lanes)
-        return params, jax.jit(jax.vmap(self._direction.init))(params)
+        params = jax.tree.map(lambda *leaves: np.stack(leaves), *lanes)
+        params = jax.device_put(params, self.shardings(params))
+        init = jax.vmap(self._direction.init)
+        places = self.shardings(jax.eval_shape(init, params))
+        return params, jax.jit(init, out_shardings=places)(params)
+
+    def shardings(self, state: Any) -> Any:
+        """Where every leaf of a state is."""
+        return layout.shardings(state, self.mesh)
+
+    def tokens(self, tokens: Int[np.ndarray, "*batch b s"]) -> Int[Array, "*batch b s"]:
+        """Tokens on the devices that compute them."""
+        return jax.device_put(tokens, layout.rows(tokens.ndim, self.mesh))
 
     def shapes(self, batch: int, seq_len: int, lanes: int = 1, steps: int = 1) -> tuple[Any, ...]:
         """The arguments of `advance` without arrays, to lower or compile it by."""
@@ -90,11 +108,17 @@ class Program:
             return jax.ShapeDtypeStruct(shape, dtype)
 
         params = jax.tree.map(lambda x: described(x.dtype, lanes, *x.shape), self.abstract[1])
-        moments = jax.eval_shape(jax.vmap(self._direction.init), params)
+        state = params, jax.eval_shape(jax.vmap(self._direction.init), params)
         rates = jax.eval_shape(lambda: self.rates(self.optim))
         factors, count = described(jnp.float32, steps), described(jnp.int32)
         batches = described(jnp.int32, steps, lanes, batch, seq_len + 1)
-        return (params, moments), rates, factors, batches, count
+        if self.mesh is not None:
+            state, batches = jax.tree.map(
+                lambda leaf, place: leaf.update(sharding=place),
+                (state, batches),
+                (self.shardings(state), layout.rows(batches.ndim, self.mesh)),
+            )
+        return state, rates, factors, batches, count
 
     @property
     def _direction(self) -> optax.GradientTransformation:
@@ -109,21 +133,41 @@ class Program:
     def rates(self, peak: Optim) -> Any:
         return optim.learning_rates(peak, self.model.d_model, self.abstract[1])
 
+    def predict(self, params: Any, tokens: Int[Array, "b t"]) -> tuple[Float[Array, "b t w"], Aux]:
+        """Logits, and what the channel mixers report."""
+        with layout.within(self.mesh):
+            return nnx.merge(self.abstract[0], params)(tokens)
+
     def loss(
         self, params: Any, tokens: Int[Array, "b s"]
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Mean nats per token plus the channel mixers' penalties, and the former alone."""
-        logits, aux = nnx.merge(self.abstract[0], params)(tokens[:, :-1])
+        logits, aux = self.predict(params, tokens[:, :-1])
         nats = cross_entropy(logits, tokens[:, 1:]).mean()
         return nats + aux.get("penalty", 0.0), nats
 
     @full_precision  # backward passes are traced outside the model
+    def gradient(self, params: Any, tokens: Int[Array, "b s"]) -> tuple[Any, Float[Array, ""]]:
+        """Of the loss, and the mean nats: averaged over micro-batches of every n-th row."""
+        compute = jax.grad(self.loss, has_aux=True)
+        if self.micro_batches == 1:
+            return compute(params, tokens)
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, compute(params, part)), None
+
+        # rows that are neighbours are on one device, so each device has its share of every part
+        parts = rearrange(tokens, "(b n) s -> n b s", n=self.micro_batches)
+        zeros = jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.float32)
+        total, _ = jax.lax.scan(add, zeros, parts)
+        return jax.tree.map(lambda x: x / self.micro_batches, total)
+
     def advance(self, state, rates, factors, batches, steps):
         """`steps` ≤ DISPATCH training steps: the next state and each step's loss (step, lane)."""
         update = self._direction.update
 
         def lane(params, moments, tokens, factor):
-            gradient, nats = jax.grad(self.loss, has_aux=True)(params, tokens)
+            gradient, nats = self.gradient(params, tokens)
             change, moments = update(gradient, moments, params)
             return optim.apply(params, change, rates, factor), moments, nats
 
@@ -143,7 +187,7 @@ class Program:
 
         def lane(params):
             def chunk(tokens):
-                logits, aux = nnx.merge(self.abstract[0], params)(tokens[:, :-1])
+                logits, aux = self.predict(params, tokens[:, :-1])
                 return cross_entropy(logits, tokens[:, 1:]).mean(-1), aux
 
             nats, aux = jax.lax.map(chunk, tokens)
@@ -153,11 +197,11 @@ class Program:
 
 
 @cache
-def _programs(model: ModelConfig, static: Optim, batched: bool) -> tuple[Program, dict[str, Any]]:
-    """The jitted functions of a shape; learning rates are arguments, so they share one program."""
-    program = Program(model, static, batched)
-    return program, {
-        "advance": jax.jit(program.advance, donate_argnums=0),
+def jitted(program: Program) -> dict[str, Any]:
+    """A program's functions; learning rates are arguments, so runs of a shape share them."""
+    state = program.shardings(program.shapes(1, 1)[0])
+    return {
+        "advance": jax.jit(program.advance, donate_argnums=0, out_shardings=(state, None)),
         "evaluate": jax.jit(program.evaluate),
     }
 
@@ -179,6 +223,7 @@ class Job:
 
     runs: Sequence[Run]
     emit: Callable[[Event], None] = lambda event: None
+    layout: Layout = ONE_DEVICE
     compile_seconds: float = 0.0
     compiled: int = 0
     cached: int = 0
@@ -195,7 +240,9 @@ class Job:
         ).model_copy(update={"warmup_steps": 0, "cooldown": 1.0})
         self.seeds = sorted({run.seed for run in self.runs})
         batched = len(self.seeds) > 1 and jax.default_backend() != "cpu"
-        self.program, self.jitted = _programs(first.model, static, batched)
+        self.layout.check(first.model, first.budget.batch)
+        mesh = self.layout.mesh() if self.layout.devices > 1 else None
+        self.program = Program(first.model, static, batched, mesh, self.layout.micro_batches)
         self.rates = self.program.rates(first.optim)
         self.source = first.data.open()
         self.ends = sorted({run.budget.steps for run in self.runs})
@@ -211,7 +258,7 @@ class Job:
         if key not in _compiled:
             self.emit(Event(self.runs[0].trunk, 0, self.total_steps, float("nan"), 0.0, True))
             start, hits = time.perf_counter(), _cache_hits[0]
-            _compiled[key] = self.jitted[name].lower(*args).compile()
+            _compiled[key] = jitted(self.program)[name].lower(*args).compile()
             self.compile_seconds += time.perf_counter() - start
             self.cached += _cache_hits[0] - hits
             self.compiled += hits == _cache_hits[0]
@@ -238,14 +285,16 @@ def train(
     workdir: Path | None = None,
     emit: Callable[[Event], None] = lambda event: None,
     wanted: Collection[str] | None = None,
+    layout: Layout = ONE_DEVICE,
 ) -> Iterator[tuple[Record, Weights]]:
     """Train one job and yield each run's record and weights as soon as they are final.
 
     `wanted` names the keys to yield (None: all); branches that nobody wants are not trained, and
     the lanes stay as they are, so that the rest equals an uninterrupted job's to the last bit.
     With a `workdir`, the trunk is saved there about every CHECKPOINT_SECONDS and resumed from.
+    Raises UserError, before anything is compiled, if the job cannot have that `layout` here.
     """
-    job = Job(runs, emit)
+    job = Job(runs, emit, layout)
     keys = {run.key for run in runs} if wanted is None else set(wanted)
     ends = [end for end in job.ends if any(r.key in keys for r in runs if r.budget.steps == end)]
     if not ends:
@@ -281,7 +330,8 @@ def _advance(job: Job, trunk: Trunk, run: Run, stop: int, done: int) -> int:
                 )
         factors = np.zeros(DISPATCH, np.float32)
         factors[:steps] = optim.schedule(run, trunk.step, trunk.step + steps)
-        args = (trunk.state, job.rates, factors, batches, np.int32(steps))
+        tokens = job.program.tokens(batches)
+        args = (trunk.state, job.rates, factors, tokens, np.int32(steps))
         compiled = job.compile_seconds
         start = time.perf_counter()
         trunk.state, losses = job.call("advance", *args)
@@ -304,7 +354,7 @@ def _finish(job: Job, branch: Trunk, runs: Sequence[Run]) -> Iterator[tuple[Reco
     padded = np.zeros((rows * budget.batch, held_out.shape[1]), np.int32)
     padded[: len(held_out)] = held_out
     chunks = padded.reshape(rows, budget.batch, -1)
-    nats, aux = job.call("evaluate", branch.state[0], chunks)
+    nats, aux = job.call("evaluate", branch.state[0], job.program.tokens(chunks))
     nats = np.asarray(nats).reshape(len(job.seeds), -1)[:, : len(held_out)]
     losses = np.concatenate(branch.losses)
     for run in runs:
@@ -346,6 +396,7 @@ def _record(
         aux=aux if not reason else {},
         data_digest=source.digest,
         device=jax.devices()[0].device_kind,
+        layout=job.layout.split,
         versions={name: version(name) for name in ("isoflop", "jax", "flax", "optax", "numpy")},
     )
 
@@ -385,7 +436,7 @@ def _save(trunk: Trunk, workdir: Path) -> None:
     import orbax.checkpoint as ocp
 
     tree = {
-        "leaves": jax.tree.leaves(trunk.state),
+        "leaves": [np.asarray(leaf) for leaf in jax.tree.leaves(trunk.state)],  # for any layout
         "losses": np.concatenate(trunk.losses),
         "seconds": np.float64(trunk.seconds),
     }
@@ -408,7 +459,8 @@ def _restore(trunk: Trunk, workdir: Path, latest: int) -> None:
         tree = manager.restore(max(steps), args=ocp.args.StandardRestore())
     leaves, structure = jax.tree.flatten(trunk.state)
     restored = [
-        jnp.asarray(new, old.dtype) for new, old in zip(tree["leaves"], leaves, strict=True)
+        jax.device_put(np.asarray(new, old.dtype), old.sharding)
+        for new, old in zip(tree["leaves"], leaves, strict=True)
     ]
     trunk.state = jax.tree.unflatten(structure, restored)
     trunk.step = max(steps)

@@ -126,6 +126,19 @@ def test_help_of_a_run_shows_its_own_and_the_experiments_flags_with_types(isoflo
     assert "how often each point is repeated" in out
 
 
+def test_a_layout_reaches_the_trainer_and_a_dry_run_needs_no_devices(isoflop, monkeypatch):
+    asked = []
+
+    def spy(*args, layout):
+        asked.append(layout.split)
+        return fakes.train(*args)
+
+    monkeypatch.setattr(sim.train, "train", spy)
+    assert isoflop("run", "toy", "--layout", "data=2,tensor=2", "--dry-run")[0] == 0
+    assert isoflop("run", "toy", "--layout", "micro_batches=2", "--quiet")[0] == 0
+    assert asked == [{"micro_batches": 2}] * 2
+
+
 def test_json_of_a_run_is_a_row_for_every_cell(isoflop):
     rows = json.loads(isoflop("run", "toy", "--json", "--quiet")[1])
     assert [row["labels"] for row in rows] == [cell.labels for cell in fakes.cells()]
@@ -173,6 +186,14 @@ MISTAKES = {
     "called --jsno; perhaps you meant --json": ["list", "--jsno"],
     "--shard 2/2 must be i/n with 0 ≤ i < n": ["run", "toy", "--shard", "2/2"],
     "--workers 0 must be at least 1": ["run", "toy", "--workers", "0"],
+    "called fdsp; perhaps you meant fsdp": ["run", "toy", "--layout", "fdsp=2"],
+    "must be sizes of at least 1 by name": ["run", "toy", "--layout", "fsdp=two"],
+    "batch=2 must be a multiple of": ["run", "toy", "--layout", "data=4", "--dry-run"],
+    "fsdp=2 needs 2 devices and there are 1": ["run", "toy", "--layout", "fsdp=2"],
+    "gives every device to one job; leave out --workers 2": [
+        *("run", "toy", "--layout", "fsdp=2", "--workers", "2")
+    ],
+    "gauge measures on one device": ["run", "gauge", "--layout", "fsdp=2"],
     "lr=-1.0: Input should be greater than 0": ["run", "toy", "--lr", "-1"],
     "lr=nan: Input should be a finite number": ["run", "toy", "--lr", "nan"],
     "d_model=8 must be a multiple of n_heads=3": ["run", "toy", "--heads", "3"],

@@ -121,6 +121,13 @@ def test_schedule_before_the_branch_does_not_depend_on_the_length():
     assert (schedule(run(100), 0, 80) == schedule(run(1000), 0, 80)).all()
 
 
+def test_bf16_activations_train_as_fp32_ones_and_keep_fp32_weights(together):
+    model = zoo.dense(32, 1).model_copy(update={"dtype": "bfloat16"})
+    ((record, weights),) = results([run(12, 0, model=model)]).values()
+    assert record.loss == pytest.approx(together[run(12, 0).key][0].loss, rel=2e-2)
+    assert {weight.dtype for weight in weights.values()} == {np.dtype(np.float32)}
+
+
 def test_zipf_facts_are_approached_from_above():
     data = ZipfFacts(facts=16, symbols=8, alpha=0.5)
     model = zoo.dense(32, 1, data.vocab_size)

@@ -1,0 +1,97 @@
+"""Training on eight simulated devices, in a process of its own: `python eight.py`, JSON on stdout.
+
+{name: {"losses": [of each step], "share": [of each weight's elements, on the first device],
+        "restored": whether a saved state comes back as it was, here or on one device}}
+"""
+
+import json
+import os
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
+
+import jax
+import numpy as np
+
+from models.attention import Attention
+from models.delta import DeltaNet
+from models.lm import Block, ModelConfig
+from models.mamba import Mamba
+from models.mlp import SwiGLU
+from models.moe import Moe
+from sim.layout import ONE_DEVICE, Layout
+from sim.spec import Optim
+from sim.train import Program, Trunk, _restore, _save, jitted
+
+WIDTH, BATCH, LENGTH, STEPS = 32, 8, 16, 3
+MLP = SwiGLU(d_ff=64)
+BLOCKS = {
+    "dense": Block(mixer=Attention(n_heads=4, n_kv_heads=2), channel=MLP),
+    "moe": Block(mixer=Attention(n_heads=2), channel=Moe(n_experts=4, top_k=2, d_expert=32)),
+    "mamba": Block(mixer=Mamba(d_state=4), channel=MLP),
+    "delta": Block(mixer=DeltaNet(n_heads=2), channel=MLP),
+}
+LAYOUTS = {
+    "dense": (Layout(data=2, fsdp=2, tensor=2), Layout(fsdp=8)),
+    "moe": (Layout(fsdp=2, tensor=2, expert=2),),
+    "mamba": (Layout(data=2, fsdp=2, tensor=2),),
+    "delta": (Layout(data=2, fsdp=2, tensor=2),),
+}
+
+
+def name(family: str, layout: Layout) -> str:
+    return " ".join([family, *(f"{axis}={size}" for axis, size in layout.split.items())])
+
+
+def steps(family: str, layout: Layout) -> dict:
+    model = ModelConfig(d_model=WIDTH, vocab_size=64, blocks=(BLOCKS[family],))
+    mesh = layout.mesh() if layout.devices > 1 else None
+    program = Program(model, Optim(lr=0.01), mesh=mesh)
+    rng = np.random.default_rng(0)
+    batches = rng.integers(64, size=(STEPS, 1, BATCH, LENGTH + 1), dtype=np.int32)
+    state, losses = jitted(program)["advance"](
+        program.init([0]),
+        program.rates(program.optim),
+        np.ones(STEPS, np.float32),
+        program.tokens(batches),
+        np.int32(STEPS),
+    )
+    weights = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim > 2]  # lanes are an axis
+    share = [leaf.addressable_shards[0].data.size / leaf.size for leaf in weights]
+    return {
+        "losses": np.asarray(losses)[:, 0].tolist(),
+        "share": share,
+        "restored": restored(program, state),
+    }
+
+
+def restored(program: Program, state: Any) -> bool:
+    """On the same devices, and on one."""
+    equal = []
+    with tempfile.TemporaryDirectory() as folder:
+        _save(Trunk(state, STEPS, losses=[np.zeros(STEPS)]), Path(folder))
+        for mesh in (program.mesh, None):
+            fresh = replace(program, mesh=mesh).init([1])
+            trunk = Trunk(fresh)
+            _restore(trunk, Path(folder), STEPS)
+            trees = (jax.tree.leaves(tree) for tree in (trunk.state, fresh, state))
+            for new, place, old in zip(*trees, strict=True):
+                equal.append(
+                    new.sharding == place.sharding and (np.asarray(new) == np.asarray(old)).all()
+                )
+    return all(equal)
+
+
+if __name__ == "__main__":
+    found = {}
+    for family, layouts in LAYOUTS.items():
+        for layout in (ONE_DEVICE, *layouts):
+            found[name(family, layout)] = steps(family, layout)
+            print(name(family, layout), file=sys.stderr)
+    print(json.dumps(found))
