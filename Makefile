@@ -14,14 +14,14 @@ demo: $(STAMP)
 	$(BIN)/isoflop report quickstart
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 # needs torch and transformers; where pip finds torch's CPU build, that is enough
 parity: $(PARITY_STAMP)
-	$(PARITY)/bin/python -m pytest -n 2 --dist loadgroup -m parity
+	$(PARITY)/bin/python -m pytest -n 2 --dist loadfile -m parity
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
