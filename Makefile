@@ -21,7 +21,7 @@ test-slow: $(STAMP)
 
 # needs torch and transformers; where pip finds torch's CPU build, that is enough
 parity: $(PARITY_STAMP)
-	$(PARITY)/bin/python -m pytest -m parity
+	$(PARITY)/bin/python -m pytest -n 2 --dist loadgroup -m parity
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -47,9 +47,11 @@ $(STAMP): requirements.lock pyproject.toml | .venv/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $(STAMP)
 
-$(PARITY_STAMP): requirements.lock pyproject.toml
+$(PARITY_STAMP): requirements.lock pyproject.toml tests/references.txt
 	$(PYTHON) -m venv $(PARITY)
 	$(PARITY)/bin/pip install --quiet --disable-pip-version-check -r requirements.lock -e '.[parity]'
+	$(PARITY)/bin/pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target $(PARITY)/references -r tests/references.txt
 	touch $@
 
 clean:

@@ -5,31 +5,62 @@ Each stands between two comments that name it, and a test holds the file to what
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from experiments import costs
 from experiments.text import si
+from models import rnn
+from sim.flops import CONVENTIONS
 
 ROOT = Path(__file__).parent.parent
-STUDY = ROOT / "figures" / "out" / "ladder" / "study.json"
+STUDIES = {  # records → what was made of them
+    ROOT / "experiments" / "results" / f"{name}.jsonl": ROOT / "figures" / "out" / at / "study.json"
+    for name, at in (("ladder", "ladder"), ("ladder_gpu", "gpu/ladder"))
+}
+LAPTOP, GPU = STUDIES.values()
 SHOWN = ("executed", "causal", "6ND_non_embedding")  # conventions whose gains the README prints
 
 
 def cost_table() -> str:
-    """What each family costs at one size; the other conventions are `isoflop run costs`."""
+    """What each family costs at one size."""
     rows = costs.measure(conventions=("executed",))
     names = [name for name in rows[0] if name != "convention"]
     body = [[f"`{row['family']}`", *(si(row[name]) for name in names[1:])] for row in rows]
     return markdown([name.replace("_", " ") for name in names], body)
 
 
-def ladder_table() -> str:
+def conventions_table() -> str:
+    """The same training FLOPs per token under the other conventions; 6ND knows no length."""
+    others = tuple(name for name in CONVENTIONS if name != "executed")
+    columns: dict[str, dict[str, float]] = {}  # family → column → FLOPs
+    for row in costs.measure(conventions=others):
+        cells = columns.setdefault(row["family"], {})
+        for name, flops in row.items():
+            if name.startswith("flops_at_"):
+                length = "" if row["convention"].startswith("6ND") else name.removeprefix("flops_")
+                cells[f"{row['convention']} {length}".strip()] = flops
+    body = [[f"`{family}`", *map(si, cells.values())] for family, cells in columns.items()]
+    heads = [name.replace("_", " ") for name in next(iter(columns.values()))]
+    return markdown(["family", *heads], body)
+
+
+def shortest_mixer() -> str:
+    """A whole mixer and its row in the table of tests."""
+    table = (ROOT / "tests" / "test_mixers.py").read_text(encoding="utf-8").splitlines()
+    row = next(line.strip() for line in table if "MinGru(" in line)
+    code = "\n\n".join(inspect.getsource(part) for part in (rnn.MinGru, rnn.MinimalGru))
+    return f"```python\n{code}```\n\nand in `tests/test_mixers.py`\n\n```python\n{row}\n```"
+
+
+def ladder_table(path: Path) -> str:
     """Each family's best loss, its gains over dense, and what its law foretells."""
-    study = json.loads(STUDY.read_text(encoding="utf-8"))
+    study = json.loads(path.read_text(encoding="utf-8"))
     gains = {
         convention: {item["arm"]: item for item in study["gains"][convention]}
         for convention in SHOWN
@@ -81,7 +112,13 @@ def markdown(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-PARTS: dict[str, Callable[[], str]] = {"costs": cost_table, "ladder": ladder_table}
+PARTS: dict[str, Callable[[], str]] = {
+    "costs": cost_table,
+    "conventions": conventions_table,
+    "mixer": shortest_mixer,
+    "ladder": partial(ladder_table, LAPTOP),
+    "ladder_gpu": partial(ladder_table, GPU),
+}
 
 
 def insert(text: str) -> str:

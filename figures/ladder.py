@@ -27,6 +27,7 @@ def draw(rows: list[Row], out: Path, draws: int = study.DRAWS) -> list[Path]:
         *flop_conventions(cells, out),
         *optima(found, looks, out),
         *gains(found, looks, out),
+        *gains_by_compute(found, looks, out),
         *residuals(found, looks, out),
         *subsets(found, out),
         style.write(found, out, "study"),
@@ -105,6 +106,35 @@ def gains(found: dict[str, Any], looks: dict[str, style.Look], out: Path) -> lis
             "where they exclude 1; at the largest of three budgets in the shared window",
         )
     return style.save(figure, found["gains"], out, "gains")
+
+
+def gains_by_compute(
+    found: dict[str, Any], looks: dict[str, style.Look], out: Path, convention: str = "executed"
+) -> list[Path]:
+    """How the gain over the baseline changes through each family's shared window."""
+    shown = [item for item in found["gains"].get(convention, []) if item["ceg"]]
+    if not shown:
+        return []
+    with style.sheet(1, width=5.6, height=3.9) as (figure, (axes,)):
+        for i, item in enumerate(shown):
+            look = looks[item["arm"]]
+            cost, middle, low, high = np.array(
+                [[at["budget"], at["value"], at["low"], at["high"]] for at in item["ceg"]]
+            ).T
+            cost = cost * 1.02 ** (i - len(shown) / 2)  # side by side, not one over the other
+            axes.errorbar(
+                cost, middle, (middle - low, high - middle), marker=look.marker, color=look.colour,
+                markeredgecolor="white", markeredgewidth=0.5, capsize=2, label=item["arm"],
+            )  # fmt: skip
+        axes.axhline(1, color="#5c6370", linewidth=0.8)
+        axes.set(xscale="log", yscale="log")
+        style.log_axis(axes.xaxis, *axes.get_xlim())
+        style.log_axis(axes.yaxis, *axes.get_ylim())
+        axes.set_xlabel(f"training FLOPs: {style.NAMES.get(convention, convention)}")
+        axes.set_ylabel(f"compute-equivalent gain over {study.BASELINE}")
+        style.key(axes)
+        style.note(figure, "90 % intervals; above 1 less compute than the baseline is enough")
+    return style.save(figure, shown, out, "gains_by_compute")
 
 
 def _forest(axes: Axes, items: list[dict[str, Any]], looks: dict[str, style.Look]) -> None:

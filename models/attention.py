@@ -21,10 +21,10 @@ from pydantic import PositiveFloat, PositiveInt
 
 from models import tiled
 from models.base import Cost, Init, Mixer, MixerConfig, State
-from models.errors import UserError, check_multiple
+from models.errors import check_multiple
 from models.layers import Linear, RMSNorm
 from models.packing import Position
-from models.rotary import RopeScaling, frequencies, rope
+from models.rotary import RopeScaling, check_dims, frequencies, rope
 
 TILE, WIDE_TILE = 64, 256  # sides of a tile for up to LONG tokens, and beyond
 LONG = 1024
@@ -64,12 +64,9 @@ class Attention(MixerConfig):
         if self.d_head is None:
             check_multiple("d_model", d_model, "n_heads", self.n_heads, ", or set d_head")
         check_multiple("n_heads", self.n_heads, "n_kv_heads", self.kv_heads)
-        turning = self.rope_dims or self.head_size(d_model)
-        if self.rope_base and (turning % 2 or turning > self.head_size(d_model)):
-            raise UserError(
-                f"rotary positions need an even number of a head's {self.head_size(d_model)} "
-                f"channels, got {turning}; change n_heads or rope_dims, or set rope_base to None"
-            )
+        if self.rope_base:
+            size = self.head_size(d_model)
+            check_dims(self.rope_dims or size, size)
 
     def build(self, d_model: int, *, init: Init) -> SoftmaxAttention:
         self.check(d_model)

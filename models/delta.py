@@ -3,10 +3,10 @@
     S_t = (I − β_t k_t k_tᵀ) diag(a_t) S_{t−1} + β_t k_t v_tᵀ        o_t = S_tᵀ q_t / √d_key
 
 S is (k, v) per head; q and k have length 1. `decay="none"` is DeltaNet (Schlag et al. 2021,
-2102.11174, eq. 24; Yang et al. 2024, 2406.06484, §3), `"scalar"` Gated DeltaNet, one a_t per head
-(Yang et al. 2024, 2412.06464, eq. 10), `"channel"` Kimi delta attention, one a_t per key channel
-(Kimi team 2025, 2510.26692, eq. 1). β = σ(·), so that I − βkkᵀ has eigenvalues in [0, 1]; with
-`negative_eigenvalues` β = 2σ(·) and they are in [−1, 1] (Grazzi et al. 2024, 2411.12537, §4).
+2102.11174; Yang et al. 2024, 2406.06484, §3), `"scalar"` Gated DeltaNet, one a_t per head (Yang et
+al. 2024, 2412.06464, §3.1), `"channel"` Kimi delta attention, one a_t per key channel (Kimi team
+2025, 2510.26692). β = σ(·), so that I − βkkᵀ has eigenvalues in [0, 1]; with `negative_eigenvalues`
+β = 2σ(·) and they are in [−1, 1] (Grazzi et al. 2024, 2411.12537).
 Layers as in flash-linear-attention: short convolutions and silu before q, k, v; RMSNorm per head;
 output gate silu(x W) for `"scalar"`, low-rank and sigmoid for `"channel"`, none for `"none"`.
 log a = −exp(A_log) · softplus(· + dt_bias). With `n_value_heads`, consecutive value heads share a

@@ -35,8 +35,35 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(init.full((d_out,), 0.0)) if bias else None
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
-        y = x @ self.kernel.astype(x.dtype)
+        y = product(x, self.kernel.astype(x.dtype))
         return y if self.bias is None else y + lift(self.bias.astype(x.dtype), y)
+
+
+@jax.custom_vjp
+def product(x: Float[Array, "*batch i"], kernel: Float[Array, "i o"]) -> Float[Array, "*batch o"]:
+    """x W, whose gradient dW = xᵀ dy transposes the narrower of x and dy.
+
+    A CPU's products want the first operand's rows in a row, so one of the two is laid out anew.
+    Autodiff always takes dy: the wider one of a gate, and another copy for each map of the same x.
+    """
+    return x @ kernel
+
+
+def _product_forward(x, kernel):
+    return x @ kernel, (x, kernel)
+
+
+def _product_backward(saved, dy):
+    x, kernel = saved
+    flat, d_flat = (z.reshape(-1, z.shape[-1]) for z in (x, dy))
+    if flat.shape[1] <= d_flat.shape[1]:
+        d_kernel = jnp.einsum("ni,no->io", flat, d_flat)
+    else:
+        d_kernel = jnp.einsum("no,ni->oi", d_flat, flat).T
+    return dy @ kernel.T, d_kernel
+
+
+product.defvjp(_product_forward, _product_backward)
 
 
 def place(x: Float[Array, "..."], *axes: str | tuple[str, ...]) -> Float[Array, "..."]:

@@ -1,7 +1,7 @@
 """The two MLPs of dense models.
 
-SwiGLU   out(silu(gate(x)) ⊙ up(x))    (Shazeer 2020, 2002.05202, eq. 6); with `activation="gelu"`
-                                       its GEGLU (eq. 5), gelu in the tanh form as in Gemma
+SwiGLU   out(silu(gate(x)) ⊙ up(x))    (Shazeer 2020, 2002.05202, §2); with `activation="gelu"` its
+                                       GEGLU, gelu in the tanh form as in Gemma
 GELU     out(gelu(up(x)))              with biases and the tanh form of gelu, as in GPT-2
                                        (Hendrycks & Gimpel 2016, 1606.08415; Radford et al. 2019)
 """

@@ -13,7 +13,7 @@ expert enters the choice, not the gates, and moves against the sign of its load'
 is the bias' gradient, by a term of the penalty whose value is 0; the optimiser takes its sign.
 
 `route="expert"` lets each expert choose its tokens·top_k/n_experts tokens, of all tokens in the
-call (Zhou et al. 2022, 2202.09368, §3.2). It looks ahead: which tokens an expert takes depends on
+call (Zhou et al. 2022, 2202.09368). It looks ahead: which tokens an expert takes depends on
 later ones, so such a model is not causal and its loss flatters it.
 """
 

@@ -3,7 +3,7 @@
     S_t = diag(a_t) S_{t−1} + k_t v_tᵀ        o_t = S_tᵀ q_t        a_t = exp(log_a_t) ∈ (0, 1]
 
 S is (k, v) per head. `log_a` is (b, h, t, k) for per-channel gates (GLA: Yang et al. 2023,
-2312.06635, eq. 3) or (b, h, t, 1) for one scalar per head (RetNet: Sun et al. 2023, 2307.08621,
+2312.06635, §4.1) or (b, h, t, 1) for one scalar per head (RetNet: Sun et al. 2023, 2307.08621,
 §2.1; Mamba-2: Dao & Gu 2024, 2405.21060, §6). `sequential` is the oracle; `associative` and
 `chunked` must equal it. Everything here computes in fp32.
 """

@@ -57,6 +57,15 @@ class Llama3Scaling(Tagged):
 RopeScaling = Annotated[LinearScaling | Llama3Scaling, Field(discriminator="kind")]
 
 
+def check_dims(dims: int, size: int) -> None:
+    """UserError unless `dims` of a head's `size` channels can turn in pairs."""
+    if dims % 2 or dims > size:
+        raise UserError(
+            f"rotary positions need an even number of a head's {size} channels, got {dims}; change "
+            "the size of heads, or set rope_base to None"
+        )
+
+
 def frequencies(dims: int, base: float, scaling: LinearScaling | Llama3Scaling | None) -> Turns:
     """Radians per token of the `dims` / 2 channel pairs."""
     half = dims // 2

@@ -107,10 +107,11 @@ def linear(width: int, depth: int | None = None, vocab_size: int = 256) -> Model
 
 
 def retnet(width: int, depth: int | None = None, vocab_size: int = 256) -> ModelConfig:
-    """RetNet's retention, a fixed decay for each head, and SwiGLU (Sun et al. 2023, 2307.08621).
-    Left out: its xPos rotation.
+    """RetNet's retention, a rotation and a fixed decay for each head, and SwiGLU (Sun et al. 2023,
+    2307.08621).
     """
-    block = with_mlp(width, LinearAttention(n_heads=heads(width), decay="fixed"))
+    mixer = LinearAttention(n_heads=heads(width), decay="fixed", rope_base=10_000.0)
+    block = with_mlp(width, mixer)
     return uniform(width, depth, vocab_size, block)
 
 

@@ -16,8 +16,10 @@ install_import_hook(["models", "sim", "figures", "experiments"], "typecheck.chec
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share compiled functions or fixtures stay in one process: a file, or a mixer."""
+    """Tests that share compiled functions or fixtures stay in one process: those of a file, or in
+    it of a mixer or a case.
+    """
     for item in items:
-        mixer = getattr(item, "callspec", None) and item.callspec.params.get("config")
-        group = f"{item.module.__name__}-{getattr(mixer, 'kind', '')}"
-        item.add_marker(pytest.mark.xdist_group(group))
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        shared = getattr(params.get("config"), "kind", params.get("case", ""))
+        item.add_marker(pytest.mark.xdist_group(f"{item.module.__name__}-{shared}"))

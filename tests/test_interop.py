@@ -4,6 +4,7 @@ The fixtures are what transformers computed (tests/fixtures/make.py); `make pari
 """
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import jax
@@ -186,6 +187,19 @@ def test_nothing_is_read_before_all_shapes_are_known(tmp_path, monkeypatch):
     monkeypatch.setattr(interop.Tensors, "read", None)
     with pytest.raises(UserError, match=r"has shape \(9,\) and config\.json says \(8,\)"):
         interop.load(path)
+
+
+def test_tensors_are_read_one_at_a_time(tmp_path):
+    """Reading takes the memory of the weights and little more; all at once, it took them twice."""
+    block = Block(mixer=Attention(n_heads=4), channel=SwiGLU(d_ff=256))
+    model = ModelConfig(d_model=128, vocab_size=64, blocks=tile(12, block))
+    interop.save(tmp_path, model, names(nnx.state(model.build(init=Init(0)))))
+    interop.load(tmp_path)  # imports and caches are not what is measured
+    tracemalloc.start()
+    _, params = interop.load(tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.3 * sum(array.nbytes for array in flat(params).values())
 
 
 def test_a_model_without_a_published_layout_is_refused_with_the_reason():

@@ -41,7 +41,8 @@ MIXERS = {
     "mamba2-groups": Mamba2(d_state=5, d_head=8, n_groups=3, chunk=32),
     "mamba2-options": Mamba2(d_state=5, d_head=8, conv_bias=False, bias=True, chunk=32),
     "linear": LinearAttention(n_heads=2, decay="none", chunk=32),
-    "retention": LinearAttention(n_heads=4, decay="fixed", chunk=32),
+    "linear-keys": LinearAttention(n_heads=2, decay="none", normalizer="keys", chunk=32),
+    "retention": LinearAttention(n_heads=3, decay="fixed", rope_base=1e4, chunk=32),
     "linear-scalar": LinearAttention(n_heads=3, d_key=5, d_value=7, decay="scalar", chunk=32),
     "gla": LinearAttention(n_heads=2, decay="channel"),
     "deltanet": DeltaNet(n_heads=3, decay="none"),
@@ -65,7 +66,7 @@ VARIANTS = {
     "mamba-options",
     "mamba2-options",
     "linear",
-    "retention",
+    "linear-keys",
     "deltanet",
     "delta-grouped",
 }

@@ -1,9 +1,11 @@
 """Equal to the published implementations, for random small models of every family: `make parity`.
 
-Each model is made by transformers, saved by it, read by us, and written again by us.
+Each model is made by transformers, or by the authors' own code for RWKV-7, which transformers
+lacks; read by us, and written again by us.
 """
 
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -19,6 +21,7 @@ from models.translation import essence
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+published = import_module("published")  # needs torch
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 LENGTH, PROMPT, WRITTEN = 83, 19, 32  # a length that no chunk or block divides
@@ -54,6 +57,16 @@ JAMBA = HEADS | {
     "num_experts": 4,
     "mamba_d_state": 5,
 }
+RWKV7 = {"layers": 2, "heads": 2, "vocab_size": 97, "inner": 256}
+BAMBA = HEADS | {
+    "num_hidden_layers": 3,
+    "head_dim": 8,
+    "attn_layer_indices": [1],
+    "mamba_n_heads": 6,
+    "mamba_d_state": 10,
+    "mamba_n_groups": 2,
+    "mamba_chunk_size": 32,
+}
 CASES = {
     "llama-gqa": ("llama", HEADS),
     "llama-odd-tied": (
@@ -75,6 +88,18 @@ CASES = {
     ),
     "mistral-tied": ("mistral", HEADS | {"sliding_window": None, "tie_word_embeddings": True}),
     "qwen2": ("qwen2", HEADS),
+    "qwen2-odd-tied": (
+        "qwen2",
+        HEADS
+        | {"num_attention_heads": 3, "num_key_value_heads": 3, "tie_word_embeddings": True}
+        | {"rope_parameters": LLAMA3},
+    ),
+    "qwen2-some-windows": (
+        "qwen2",
+        HEADS
+        | {"num_key_value_heads": 1, "layer_types": ["sliding_attention", "full_attention"]}
+        | {"use_sliding_window": True, "sliding_window": 13},
+    ),
     "qwen3": ("qwen3", HEADS | {"head_dim": 8}),
     "qwen3-odd-tied": (
         "qwen3",
@@ -177,29 +202,62 @@ CASES = {
         "jamba",
         JAMBA | {"num_experts": 1, "num_experts_per_tok": 1, "mamba_dt_rank": 4},
     ),
+    "bamba": ("bamba", BAMBA),
+    "bamba-odd-tied": (
+        "bamba",
+        BAMBA
+        | {"num_attention_heads": 3, "num_key_value_heads": 1, "tie_word_embeddings": True}
+        | {"mamba_n_heads": 3, "mamba_n_groups": 3, "mamba_proj_bias": True, "mlp_bias": True}
+        | {"attn_layer_indices": [0, 2], "head_dim": 16},
+    ),
+    "bamba-one-group": (
+        "bamba",
+        BAMBA
+        | {"mamba_n_heads": 9, "mamba_expand": 3, "mamba_n_groups": 1, "mamba_conv_bias": False}
+        | {"attention_bias": True, "mamba_d_conv": 3, "mamba_chunk_size": 50}
+        | {"rope_parameters": LLAMA3 | {"partial_rotary_factor": 1.0}},
+    ),
+    "rwkv7": ("rwkv7", RWKV7),
+    "rwkv7-odd": ("rwkv7", RWKV7 | {"layers": 3, "heads": 3, "inner": 40}),
+    "rwkv7-one-head": ("rwkv7", RWKV7 | {"layers": 1, "heads": 1}),
     "falcon-mamba-eps": ("falcon_mamba", SMALL | {"mixer_rms_eps": 1e-2, "expand": 1}),
 }
-every_case = pytest.mark.parametrize("name", CASES)
+every_case = pytest.mark.parametrize("case", CASES)
 
 
 @cache
-def reference(name: str):
-    """A random model of transformers, every parameter moved off its initial value; its folder."""
-    model_type, fields = CASES[name]
-    torch.manual_seed(len(name))
+def reference(case: str):
+    """A random model of theirs, every parameter moved off its initial value; its folder."""
+    model_type, fields = CASES[case]
+    folder = Path(mkdtemp(prefix="parity-"))
+    if model_type == "rwkv7":
+        published.write_rwkv7(np.random.default_rng(len(case)), folder, **fields)
+        return read(model_type, folder), folder
+    torch.manual_seed(len(case))
     config = transformers.AutoConfig.for_model(model_type, **fields)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
-    folder = Path(mkdtemp(prefix="parity-"))
     model.save_pretrained(folder)
     return model, folder
 
 
+def read(model_type: str, folder: Path):
+    """Their model of a checkpoint that has all tensors and no other."""
+    if model_type == "rwkv7":
+        return published.Rwkv7(folder)
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    return model.eval()
+
+
 @cache
-def imported(name: str):
-    return interop.load(reference(name)[1])
+def imported(case: str):
+    return interop.load(reference(case)[1])
 
 
 def applied(model):
@@ -221,19 +279,19 @@ def assert_close(got, want):
 
 
 @every_case
-def test_logits_are_theirs(name):
-    model, params = imported(name)
+def test_logits_are_theirs(case):
+    model, params = imported(case)
     apply = applied(model)
     ids = tokens()
     got = jax.jit(lambda p, x: apply(p)(x)[0])(params, jnp.asarray(ids, jnp.int32))
-    assert_close(got, their_logits(reference(name)[0], ids))
+    assert_close(got, their_logits(reference(case)[0], ids))
 
 
 @every_case
-def test_greedy_decoding_writes_their_tokens(name):
-    model, params = imported(name)
+def test_greedy_decoding_writes_their_tokens(case):
+    model, params = imported(case)
     apply, prompt = applied(model), tokens(PROMPT)
-    want = reference(name)[0].generate(
+    want = reference(case)[0].generate(
         torch.tensor(prompt),
         attention_mask=torch.ones(prompt.shape, dtype=torch.long),
         max_new_tokens=WRITTEN,
@@ -260,23 +318,19 @@ def test_greedy_decoding_writes_their_tokens(name):
 
 
 @every_case
-def test_parameters_are_as_many(name):
-    model, _ = imported(name)
-    assert model.cost(1).params == reference(name)[0].num_parameters()
+def test_parameters_are_as_many(case):
+    model, _ = imported(case)
+    assert model.cost(1).params == reference(case)[0].num_parameters()
 
 
 @every_case
-def test_what_we_write_they_read_with_the_same_logits(name, tmp_path):
-    model, params = imported(name)
+def test_what_we_write_they_read_with_the_same_logits(case, tmp_path):
+    model, params = imported(case)
     weights = {key: np.asarray(leaf[...]) for key, leaf in interop.names(params).items()}
-    interop.save(tmp_path, model, weights, CASES[name][0], shard_bytes=60_000)
-    again, report = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path, output_loading_info=True
-    )
-    assert not report["missing_keys"]
-    assert not report["unexpected_keys"]
-    ids = tokens()
-    assert_close(their_logits(again.eval(), ids), their_logits(reference(name)[0], ids))
+    interop.save(tmp_path, model, weights, CASES[case][0], shard_bytes=60_000)
+    again, ids = read(CASES[case][0], tmp_path), tokens()
+    assert again.num_parameters() == reference(case)[0].num_parameters()
+    assert_close(their_logits(again, ids), their_logits(reference(case)[0], ids))
     assert essence(interop.load(tmp_path)[0]) == essence(model)
 
 
@@ -326,6 +380,11 @@ FULL_SIZE = {
         {"model_type": "recurrent_gemma", "intermediate_size": 15360, "num_key_value_heads": 1},
     ),
     "Jamba-v0.1": (51_570_323_328, {"model_type": "jamba"}),
+    "Bamba-9B": (
+        9_780_235_392,
+        {"model_type": "bamba", "attn_layer_indices": [9, 18, 27], "mamba_d_state": 128}
+        | {"mamba_d_head": 64, "vocab_size": 128256},
+    ),
 }
 
 

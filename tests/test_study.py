@@ -58,29 +58,53 @@ def test_parts_of_one_familys_runs_predict_alike(found):
     assert all(abs(item["predicted"] / item["measured"] - 1) < 0.02 for item in told)
 
 
-def test_the_committed_study_is_of_the_committed_records():
+@pytest.mark.parametrize("records", readme.STUDIES, ids=lambda path: path.stem)
+def test_the_committed_study_is_of_the_committed_records(records):
     """Without fitting anew: its best cells and its noise; `isoflop figures ladder` makes it."""
-    rows = read_rows(readme.ROOT / "experiments" / "results" / "ladder.jsonl")
-    committed = json.loads(readme.STUDY.read_text(encoding="utf-8"))
+    rows = read_rows(records)
+    committed = json.loads(readme.STUDIES[records].read_text(encoding="utf-8"))
     groups = fits.families(points(rows))
     assert committed["runs"] == len(rows)
     assert committed["best"] == {name: study.best(group) for name, group in groups.items()}
     assert committed["noise"] == {name: study.noise(group, rows) for name, group in groups.items()}
 
 
+def committed(path: Path, convention: str = "executed") -> dict[str, list[dict]]:
+    """Each family's gains by budget."""
+    gains = json.loads(path.read_text(encoding="utf-8"))["gains"][convention]
+    return {item["arm"]: item["ceg"] for item in gains}
+
+
 def test_what_the_readme_says_is_resolved_is_in_the_committed_study():
-    committed = json.loads(readme.STUDY.read_text(encoding="utf-8"))
-    far = {item["arm"]: item["ceg"][-1] for item in committed["gains"]["executed"]}
+    far = {arm: gains[-1] for arm, gains in committed(readme.LAPTOP).items()}
     assert all(far[name]["low"] > 2 for name in ("lstm", "mamba", "hybrid"))
-    idle = {item["arm"]: item["ceg"][-1] for item in committed["gains"]["6ND_non_embedding"]}
-    assert far["moe"]["low"] > 1 > idle["moe"]["high"]
-    assert all(law["status"] != "converged" for law in committed["laws"].values())
+    idle = committed(readme.LAPTOP, "6ND_non_embedding")["moe"][-1]
+    assert far["moe"]["low"] > 1 > idle["high"]
+    laws = json.loads(readme.LAPTOP.read_text(encoding="utf-8"))["laws"]
+    assert all(law["status"] != "converged" for law in laws.values())
+
+
+def test_what_the_readme_says_of_more_compute_is_in_the_committed_studies():
+    small, large = (committed(path) for path in (readme.LAPTOP, readme.GPU))
+    for name in ("mamba", "hybrid", "gated_deltanet", "mamba2"):
+        values = [gain["value"] for gain in (small[name][-1], *large[name])]
+        assert values == sorted(values, reverse=True)
+    assert all(large[name][-1]["low"] > 1 for name in ("mamba", "hybrid"))
+    assert all(large[name][-1]["high"] < 1 for name in ("mamba2", "linear"))
 
 
 @pytest.mark.slow
 def test_every_figure_is_drawn_with_its_numbers(rows, found, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(study, "numbers", lambda rows, draws: found)
     names = {path.name for path in ladder.draw(rows, tmp_path)}
-    stems = {"flop_conventions", "optima", "gains", "residuals", "subsets", "study"}
+    stems = {
+        "study",
+        "flop_conventions",
+        "optima",
+        "gains",
+        "gains_by_compute",
+        "residuals",
+        "subsets",
+    }
     assert {f"{stem}.json" for stem in stems} <= names
     assert json.loads((tmp_path / "study.json").read_text())["runs"] == len(rows)

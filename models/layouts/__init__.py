@@ -5,7 +5,7 @@ parity tests compare with ours; RWKV-7's are those of flash-linear-attention. Ta
 parts: a family is what differs.
 """
 
-from models.layouts import griffin, jamba, llama, mamba, qwen3_next, rwkv
+from models.layouts import bamba, griffin, jamba, llama, mamba, qwen3_next, rwkv
 from models.translation import Layout
 
 LAYOUTS: dict[str, Layout] = {
@@ -23,6 +23,7 @@ LAYOUTS: dict[str, Layout] = {
         qwen3_next.QWEN3_NEXT,
         griffin.RECURRENT_GEMMA,
         jamba.JAMBA,
+        bamba.BAMBA,
         rwkv.RWKV7,
     )
 }

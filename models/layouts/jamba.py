@@ -12,15 +12,13 @@ from models.layouts.parts import (
     MLP,
     PROJECTIONS,
     ends,
-    experts,
     heads,
-    linear,
+    routed,
     scales,
     without,
 )
 from models.mamba import Mamba
 from models.mlp import SwiGLU
-from models.moe import Moe
 from models.translation import ANY, Fields, Part, Pattern
 
 
@@ -84,17 +82,11 @@ JAMBA = llama_like(
             {"select_norm": "learned"},
         ),
         "mlp": JAMBA_MLP,
-        "moe": Part(
-            Moe,
-            {
-                "num_experts": "n_experts",
-                "num_experts_per_tok": "top_k",
-                "intermediate_size": "d_expert",
-            },
+        "moe": routed(
             "feed_forward.",
-            linear(router="router") | experts("gate_proj", "up_proj", "down_proj"),
-            {"renormalize": False},
-            {"e": "n_experts"},
+            {"num_experts": "n_experts", "intermediate_size": "d_expert"},
+            router="router",
+            renormalize=False,
         ),
     },
     defaults={

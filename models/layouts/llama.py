@@ -12,16 +12,14 @@ from models.layouts.parts import (
     QK_NORM,
     attention,
     ends,
-    experts,
-    linear,
     plain_rope,
     published_rope,
+    routed,
     typed,
     uniform,
     without,
 )
 from models.mlp import SwiGLU
-from models.moe import Moe
 from models.translation import Fields, Layout, Part
 
 
@@ -127,16 +125,10 @@ MIXTRAL = llama_like(
     "MixtralForCausalLM",
     {
         "attention": attention({"sliding_window": "window"}),
-        "moe": Part(
-            Moe,
-            {
-                "num_local_experts": "n_experts",
-                "num_experts_per_tok": "top_k",
-                "intermediate_size": "d_expert",
-            },
+        "moe": routed(
             "block_sparse_moe.",
-            linear(router="gate") | experts("w1", "w3", "w2"),
-            axes={"e": "n_experts"},
+            {"num_local_experts": "n_experts", "intermediate_size": "d_expert"},
+            maps=("w1", "w3", "w2"),
         ),
     },
     defaults={
@@ -157,17 +149,13 @@ OLMOE = llama_like(
             PROJECTIONS | QK_NORM,
             qk_norm="joint",
         ),
-        "moe": Part(
-            Moe,
+        "moe": routed(
+            "mlp.",
             {
                 "num_experts": "n_experts",
-                "num_experts_per_tok": "top_k",
                 "intermediate_size": "d_expert",
                 "norm_topk_prob": "renormalize",
             },
-            "mlp.",
-            linear(router="gate") | experts("gate_proj", "up_proj", "down_proj"),
-            axes={"e": "n_experts"},
         ),
     },
     defaults={

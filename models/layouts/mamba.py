@@ -94,14 +94,18 @@ FALCON_MAMBA = mamba_like(
 )
 
 
+def check_heads(count_name: str, count: int, size_name: str, size: int, inner: int) -> None:
+    if count * size != inner:
+        raise UserError(
+            f"config.json: {count_name}={count} times {size_name}={size} must be the inner width "
+            f"{inner}; this model cannot be imported"
+        )
+
+
 def plain_mamba2(fields: Fields) -> Fields:
     fields = plain_mamba(fields)
-    heads, inner = fields.pop("num_heads"), fields["expand"] * fields["hidden_size"]
-    if heads * fields["head_dim"] != inner:
-        raise UserError(
-            f"config.json: num_heads={heads} times head_dim={fields['head_dim']} must be the inner "
-            f"width {inner}; this model cannot be imported"
-        )
+    inner = fields["expand"] * fields["hidden_size"]
+    check_heads("num_heads", fields.pop("num_heads"), "head_dim", fields["head_dim"], inner)
     return fields | {"time_step_limit": list(fields["time_step_limit"])}
 
 
@@ -110,6 +114,13 @@ def published_mamba2(fields: Fields) -> Fields:
     return fields | {"num_heads": inner // fields["head_dim"]}
 
 
+DUAL_TENSORS = {
+    **linear(inward="in_proj", out="out_proj"),
+    **conv("conv1d"),
+    **same("dt_bias", "A_log", "D"),
+    "norm_scale": Tensor("norm.weight"),
+}
+ANY_STEP = [0.0, float("inf")]
 MAMBA2 = mamba_like(
     "mamba2",
     "Mamba2ForCausalLM",
@@ -126,12 +137,7 @@ MAMBA2 = mamba_like(
             "layer_norm_epsilon": "norm_eps",
         },
         "mixer.",
-        {
-            **linear(inward="in_proj", out="out_proj"),
-            **conv("conv1d"),
-            **same("dt_bias", "A_log", "D"),
-            "norm_scale": Tensor("norm.weight"),
-        },
+        DUAL_TENSORS,
     ),
     defaults={
         "tie_word_embeddings": False,
@@ -139,9 +145,9 @@ MAMBA2 = mamba_like(
         "num_heads": 128,
         "head_dim": 64,
         "n_groups": 8,
-        "time_step_limit": (0.0, float("inf")),
+        "time_step_limit": ANY_STEP,
     },
-    neutral={"time_step_limit": [0.0, float("inf")], "time_step_rank": ANY},
+    neutral={"time_step_limit": ANY_STEP, "time_step_rank": ANY},
     plain=plain_mamba2,
     published=published_mamba2,
 )

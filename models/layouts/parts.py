@@ -9,6 +9,7 @@ from models.attention import Attention
 from models.errors import UserError
 from models.links import Tensor
 from models.mlp import SwiGLU
+from models.moe import Moe
 from models.rotary import LinearScaling, Llama3Scaling
 from models.translation import Fields, Part, Pattern
 
@@ -189,3 +190,17 @@ def attention(
 
 
 MLP = Part(SwiGLU, {"intermediate_size": "d_ff"}, "mlp.", GATED)
+
+
+def routed(
+    prefix: str,
+    fields: dict[str, str],
+    router: str = "gate",
+    maps: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    more: dict[str, Tensor] | None = None,
+    **fixed: Any,
+) -> Part:
+    """Routed experts, `fields` beside the number chosen and `more` tensors beside the experts'."""
+    tensors = linear(router=router) | experts(*maps) | (more or {})
+    told = {"num_experts_per_tok": "top_k"} | fields
+    return Part(Moe, told, prefix, tensors, fixed, {"e": "n_experts"})

@@ -10,16 +10,15 @@ from models.layouts.parts import (
     attention,
     conv,
     ends,
-    experts,
     linear,
     plain_rope,
     published_rope,
+    routed,
     same,
     scales,
     typed,
 )
 from models.links import Tensor
-from models.moe import Moe
 from models.translation import ANY, Fields, Part
 
 FUSED = Tensor("", "(g x) d -> x g d", "x g d -> d (g x)")  # interleaved by key head
@@ -85,26 +84,20 @@ QWEN3_NEXT = llama_like(
             {"decay": "scalar"},
             {"g": "n_heads"},
         ),
-        "moe": Part(
-            Moe,
+        "moe": routed(
+            "mlp.",
             {
                 "num_experts": "n_experts",
-                "num_experts_per_tok": "top_k",
                 "moe_intermediate_size": "d_expert",
                 "norm_topk_prob": "renormalize",
                 "n_shared": "n_shared",
             },
-            "mlp.",
-            {
-                **linear(router="gate", shared_gate="shared_expert_gate"),
-                **experts("gate_proj", "up_proj", "down_proj"),
-                **{
-                    f"shared.{ours}": tensor.named(f"shared_expert.{tensor.theirs}")
-                    for ours, tensor in GATED.items()
-                },
+            more=linear(shared_gate="shared_expert_gate")
+            | {
+                f"shared.{ours}": tensor.named(f"shared_expert.{tensor.theirs}")
+                for ours, tensor in GATED.items()
             },
-            {"shared_gate": True},
-            {"e": "n_experts"},
+            shared_gate=True,
         ),
     },
     defaults={
