@@ -34,7 +34,8 @@ class CompileFlags:
     layout: str = ""
     """How a step lies on the chips, as in fsdp=8,tensor=2; one of them if not told."""
     largest: bool = False
-    """Also find the largest batch that fits, by compiling several."""
+    """Also find the largest batch that fits: about six compilations, of minutes where batches are
+    large."""
     json: bool = False
     """Print JSON instead of a table."""
 
