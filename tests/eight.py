@@ -1,4 +1,4 @@
-"""Training on eight simulated devices, in a process of its own: `python eight.py`, JSON on stdout.
+"""Training on eight simulated devices, in a process of its own: `python eight.py FAMILY`, to stdout
 
 {name: {"losses": [of each step], "share": [of each weight's elements, on the first device],
         "restored": whether a saved state comes back as it was, here or on one device}}
@@ -90,9 +90,6 @@ def restored(program: Program, state: Any) -> bool:
 
 
 if __name__ == "__main__":
-    found = {}
-    for family, layouts in LAYOUTS.items():
-        for layout in (ONE_DEVICE, *layouts):
-            found[name(family, layout)] = steps(family, layout)
-            print(name(family, layout), file=sys.stderr)
-    print(json.dumps(found))
+    family = sys.argv[1]
+    layouts = (ONE_DEVICE, *LAYOUTS[family])
+    print(json.dumps({name(family, layout): steps(family, layout) for layout in layouts}))

@@ -12,7 +12,15 @@ from sim.train import Program
 PLATFORMS = ("cuda", "rocm", "tpu")
 BATCH, LENGTH = 2, 24  # a length that no tile or chunk divides
 
-every_family = pytest.mark.parametrize("family", zoo.FAMILIES)
+# of these every layer is in some other family; `make test-slow` lowers them too
+MIXED = {
+    *("gpt2", "olmoe", "deltanet", "gated_deltanet_negative"),
+    *(name for name in zoo.FAMILIES if len(set(zoo.FAMILIES[name](32).blocks)) > 1),
+} - {"griffin"}
+every_family = pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=[pytest.mark.slow] * (f in MIXED)) for f in zoo.FAMILIES],
+)
 
 
 def program(family: str, **options) -> Program:
