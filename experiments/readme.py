@@ -17,6 +17,7 @@ from experiments import costs
 from experiments.text import si
 from models import rnn
 from sim.flops import CONVENTIONS
+from sim.records import read_table
 
 ROOT = Path(__file__).parent.parent
 STUDIES = {  # records → what was made of them
@@ -88,6 +89,23 @@ def ladder_table(path: Path) -> str:
     return markdown(heads, body)
 
 
+def peers_table() -> str:
+    """How many times as long the peers' training steps take, by device."""
+    rows = read_table(ROOT / "experiments" / "results" / "peers.jsonl")
+    body = [
+        [
+            f"`{row['family']}`",
+            row["peer"],
+            f"d {row['width']} L {row['depth']} T {row['seq_len']} batch {row['batch']}",
+            row["dtype"],
+            row["device"],
+            f"{row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]",
+        ]
+        for row in rows
+    ]
+    return markdown(["family", "peer", "shape", "dtype", "device", "peer / ours"], body)
+
+
 def _gain(item: dict[str, Any] | None) -> str:
     if item is None:
         return "1"
@@ -116,6 +134,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "costs": cost_table,
     "conventions": conventions_table,
     "mixer": shortest_mixer,
+    "peers": peers_table,
     "ladder": partial(ladder_table, LAPTOP),
     "ladder_gpu": partial(ladder_table, GPU),
 }
