@@ -24,6 +24,7 @@ from experiments.context import tell
 from experiments.families import model
 from models.errors import UserError
 from models.lm import ModelConfig
+from models.platforms import full_precision
 from sim.context import Probe, interleave, probe, train_step
 
 MATMULS = (512, 1024, 2048)  # sides of the square products
@@ -47,15 +48,15 @@ SHAPES = {
 
 def measure(
     families: tuple[str, ...] = ("dense", "moe", "mamba", "linear"),
-    shapes: tuple[str, ...] = tuple(SHAPES),
+    shapes: tuple[str, ...] = ("small", "medium", "large", "long"),
     repeats: int = 5,
 ) -> list[dict]:
     """The table.
 
     Args:
         families: names of the zoo's families.
-        shapes: of small (d 64 L 2 T 256), medium (d 128 L 4 T 256), large (d 256 L 6 T 1024) and
-            long (d 64 L 2 T 8192, one sequence).
+        shapes: of small (d 64 L 2 T 256), medium (d 128 L 4 T 256), large (d 256 L 6 T 1024),
+            long (d 64 L 2 T 8192, one sequence) and gpu (d 512 L 8 T 1024).
         repeats: turns that are timed, after one that is not.
     """
     for name in shapes:
@@ -88,7 +89,7 @@ def matmul(side: int) -> Probe:
     """The product of two square fp32 matrices; the first is handed on, so nothing is copied."""
     pair = np.random.default_rng(0).normal(size=(2, side, side)).astype(np.float32)
     left, right = (jax.device_put(matrix) for matrix in pair)
-    return probe(lambda left, right: (left, left @ right), left, right)
+    return probe(full_precision(lambda left, right: (left, left @ right)), left, right)
 
 
 def _row(

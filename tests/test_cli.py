@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,15 @@ def test_help_of_a_run_shows_its_own_and_the_experiments_flags_with_types(isoflo
     assert "--workers INT" in out
     assert "--seeds INT" in out
     assert "how often each point is repeated" in out
+
+
+def test_runs_spare_a_gpu_its_search_for_kernels_unless_told_otherwise(isoflop, monkeypatch):
+    for told, want in ((None, "--xla_gpu_enable_triton_gemm=false"), ("--mine", "--mine")):
+        monkeypatch.delenv("XLA_FLAGS", raising=False)
+        if told:
+            monkeypatch.setenv("XLA_FLAGS", told)
+        assert isoflop("run", "toy", "--dry-run")[0] == 0
+        assert os.environ["XLA_FLAGS"] == want
 
 
 def test_a_layout_reaches_the_trainer_and_a_dry_run_needs_no_devices(isoflop, monkeypatch):

@@ -49,6 +49,16 @@ def test_families_of_the_ladder_match_in_active_parameters():
     assert all(max(c) / min(c) < 1.03 for c in counts.values())
 
 
+def test_the_ladder_of_a_gpu_has_other_sizes_and_eight_times_the_tokens_a_step():
+    laptop, gpu = (ladder.cells(families=("dense",), scale=scale) for scale in ("laptop", "gpu"))
+    assert {cell.run.budget.batch_tokens for cell in laptop} == {512}
+    assert {cell.run.budget.batch_tokens for cell in gpu} == {4096}
+    assert not {cell.run.key for cell in laptop} & {cell.run.key for cell in gpu}
+    assert len(ladder.cells(families=("dense",), scale="gpu", sizes=2)) == len(gpu) / 2
+    with pytest.raises(UserError, match="sizes=5 must be between 1 and 4, the sizes there are"):
+        ladder.cells(scale="gpu", sizes=5)
+
+
 def test_seeds_of_all_families_see_the_same_data():
     budgets = {(c.run.data, c.run.budget.batch, c.run.budget.seq_len) for c in ladder.cells()}
     assert len(budgets) == 1
