@@ -31,10 +31,16 @@ def program(family: str, **options) -> Program:
 
 
 def lowered(function, *shapes) -> jax.export.Exported:
-    """One program for all platforms, in which nothing calls a library of one of them."""
+    """One program for all platforms, in which nothing calls a library of one of them and every
+    product asks for all of its operands' digits.
+    """
     exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(*shapes)
     assert exported.platforms == PLATFORMS
-    assert "custom_call" not in exported.mlir_module()
+    program = exported.mlir_module()
+    assert "custom_call" not in program
+    products = [line for line in program.splitlines() if "stablehlo.dot_general" in line]
+    assert products
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
     return exported
 
 
