@@ -1,0 +1,30 @@
+"""The coordinate check tells a rule that holds from none."""
+
+import pytest
+
+from experiments import coordinates
+from models.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    return coordinates.measure(families=("dense",), widths=(32, 64), steps=8, seeds=1)
+
+
+def slope(rows: list[dict], rule: str) -> float:
+    (row,) = (r for r in rows if r["rule"] == rule and r["quantity"] == "logits" and "slope" in r)
+    return row["slope"]
+
+
+def test_logits_move_alike_at_both_widths_under_the_rule_and_not_without_it(rows):
+    assert abs(slope(rows, "1/width")) < 0.3 < slope(rows, "none")
+
+
+def test_at_the_base_width_the_rule_changes_nothing(rows):
+    at_base = [r for r in rows if r["width"] == 64 and r["quantity"] == "activations"]
+    assert len({row["change"] for row in at_base}) == 1
+
+
+def test_one_width_shows_nothing():
+    with pytest.raises(UserError, match=r"a check needs two widths.*got widths=\(64,\)"):
+        coordinates.measure(widths=(64, 64))
