@@ -9,8 +9,8 @@ more.
 
 Command:   isoflop run coordinates --json
 Duration:  about 6 minutes on 2 idle cores, most of it compiling
-Expected:  the logits' slopes are within ±.1 under the rule, and between .2 and .8 without it as long
-           as the base width's rate still trains a wide model; activations, being normed, tell less
+Expected:  the logits' slopes are within ±.1 under the rule, and between .2 and .8 without it as
+           long as the base width's rate still trains; activations, being normed, tell less
 """
 
 from __future__ import annotations

@@ -16,10 +16,12 @@ def slope(rows: list[dict], rule: str) -> float:
     return row["slope"]
 
 
+@pytest.mark.slow
 def test_logits_move_alike_at_both_widths_under_the_rule_and_not_without_it(rows):
     assert abs(slope(rows, "1/width")) < 0.3 < slope(rows, "none")
 
 
+@pytest.mark.slow
 def test_at_the_base_width_the_rule_changes_nothing(rows):
     at_base = [r for r in rows if r["width"] == 64 and r["quantity"] == "activations"]
     assert len({row["change"] for row in at_base}) == 1
