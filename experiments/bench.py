@@ -59,10 +59,7 @@ def measure(
             long (d 64 L 2 T 8192, one sequence) and gpu (d 512 L 8 T 1024).
         repeats: turns that are timed, after one that is not.
     """
-    for name in shapes:
-        pick(name, SHAPES, "shape")
-    if repeats < 1:
-        raise UserError(f"repeats={repeats} must be at least 1")
+    check(shapes, repeats)
     rows = []
     for name in shapes:
         shape = SHAPES[name]
@@ -70,6 +67,14 @@ def measure(
         rows += _shape(name, shape, models, repeats)
     tell("")
     return rows
+
+
+def check(shapes: tuple[str, ...], repeats: int) -> None:
+    """Raise UserError unless these can be timed."""
+    for name in shapes:
+        pick(name, SHAPES, "shape")
+    if repeats < 1:
+        raise UserError(f"repeats={repeats} must be at least 1")
 
 
 def _shape(

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from experiments import pick
-from experiments.bench import SHAPES, Shape
+from experiments.bench import SHAPES, Shape, check
 from experiments.context import tell
 from experiments.families import model
 from models import interop
@@ -57,13 +57,10 @@ def measure(
         repeats: turns that are timed, after one that is not.
         dtype: of activations, for both; weights are float32.
     """
-    for shape in shapes:
-        pick(shape, SHAPES, "shape")
+    check(shapes, repeats)
     for family in families:
         pick(family, TYPES, "family with a peer")
-    if repeats < 1:
-        raise UserError(f"repeats={repeats} must be at least 1")
-    for name in ("torch", "transformers"):
+    for name in ("torch", "transformers", *["mambapy"] * ("mamba" in families)):
         if not importlib.util.find_spec(name):
             raise UserError(f"the peers need {name}; pip install 'isoflop[parity]'")
     rows = [_row(name, family, repeats, dtype) for name in shapes for family in families]
@@ -116,10 +113,11 @@ def published(family: str, config: ModelConfig) -> dict[str, Any]:
     """The fields of the peer's config.json."""
     if family != "gated_deltanet":
         fields = interop.fitting(config, TYPES[family])[1]
-        return fields | {"use_mambapy": bool(importlib.util.find_spec("mambapy"))}
+        return fields | {"use_mambapy": True} if family == "mamba" else fields
     delta, mlp = config.blocks[0].parts
     delta, depth = delta.resolved(config.d_model), len(config.blocks)
     return {
+        "model_type": TYPES[family],
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
         "intermediate_size": mlp.d_ff,
@@ -150,9 +148,11 @@ class Peer:
         self.torch = torch
         transformers.utils.logging.set_verbosity_error()  # of kernels that a CPU cannot have
         torch.set_num_threads(len(os.sched_getaffinity(0)))
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("JAX has a GPU and this torch has none; install torch's build for CUDA")
         fields = {k: v for k, v in self.fields.items() if k not in ("model_type", "dtype")}
-        kind = self.fields.get("model_type", "qwen3_next")
+        kind = self.fields["model_type"]
         self.model = transformers.AutoModelForCausalLM.from_config(
             transformers.AutoConfig.for_model(kind, **fields)
         ).to(self.device)

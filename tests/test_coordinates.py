@@ -1,9 +1,12 @@
 """The coordinate check tells a rule that holds from none."""
 
+from pathlib import Path
+
 import pytest
 
 from experiments import coordinates
 from models.errors import UserError
+from sim.records import read_table
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +28,16 @@ def test_logits_move_alike_at_both_widths_under_the_rule_and_not_without_it(rows
 def test_at_the_base_width_the_rule_changes_nothing(rows):
     at_base = [r for r in rows if r["width"] == 64 and r["quantity"] == "activations"]
     assert len({row["change"] for row in at_base}) == 1
+
+
+def test_the_committed_slopes_are_those_expected():
+    """Under the rule for every family and width; without it as far as the logits can tell."""
+    path = Path(coordinates.__file__).parent / "results" / "coordinates.jsonl"
+    logits = [r for r in read_table(path) if r["quantity"] == "logits" and "slope" in r]
+    ruled, free = ([r for r in logits if r["rule"] == rule] for rule in ("1/width", "none"))
+    assert len(ruled) == len(free) == 4 * 3  # families × steps from width to width
+    assert all(abs(row["slope"]) < 0.1 for row in ruled)
+    assert all(row["slope"] > 0.2 for row in free if row["width"] < 256)
 
 
 def test_one_width_shows_nothing():
