@@ -177,6 +177,7 @@ def residuals(found: dict[str, Any], looks: dict[str, style.Look], out: Path) ->
                 )  # fmt: skip
             axes.set(xscale="log", ylim=(-reach, reach))
             style.log_axis(axes.xaxis, *axes.get_xlim())
+            axes.tick_params(axis="x", rotation=40)
             axes.set_title(family)
             axes.set_xlabel("active parameters N")
             axes.set_ylabel("error of the law (%)" if i % columns == 0 else "")

@@ -60,8 +60,9 @@ def loss_vs_params(cells: list[Point], out: Path) -> list[Path]:
 def loss_curves(cells: list[Point], out: Path) -> list[Path]:
     with style.sheet() as (figure, (axes,)):
         scaling.curves(axes, cells)
-        axes.set_title("Training loss of each family's largest cell, one line per seed")
+        axes.set_title("Training loss")
         style.key(axes)
+        style.note(figure, "each family's largest cell, one line per seed")
     numbers = [
         {**cell.numbers, "batch_tokens": cell.batch_tokens, "curves": cell.curves} for cell in cells
     ]
