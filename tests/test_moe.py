@@ -262,3 +262,10 @@ def test_steering_balances_the_load_by_steps_of_its_own_rate():
     assert abs(float(gradient["bias"][...].sum())) < 1e-6
     assert first > 1.5
     assert balance < 1.1
+
+
+def test_blocks_are_a_sixteenth_of_an_even_load_and_at_least_32_rows():
+    experts = Moe(n_experts=8, top_k=2, d_expert=16)
+    rows = {tokens: experts.layout(tokens)[1] for tokens in (4, 512, 2048, 4096, 16384)}
+    assert rows == {4: 1, 512: 32, 2048: 32, 4096: 64, 16384: 256}
+    assert Moe(n_experts=8, top_k=2, d_expert=16, block=48).layout(16384)[1] == 48
