@@ -13,6 +13,7 @@ Expected:  the share grows with width; dense and experts are ahead of linear att
 
 from __future__ import annotations
 
+import re
 import statistics
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from models.platforms import full_precision
 from sim.context import Probe, interleave, probe, train_step
 
 MATMULS = (512, 1024, 2048)  # sides of the square products
+STEPS = 3  # timed in one call, as training has many
 
 
 class Shape(NamedTuple):
@@ -56,25 +58,33 @@ def measure(
     Args:
         families: names of the zoo's families.
         shapes: of small (d 64 L 2 T 256), medium (d 128 L 4 T 256), large (d 256 L 6 T 1024),
-            long (d 64 L 2 T 8192, one sequence) and gpu (d 512 L 8 T 1024).
+            long (d 64 L 2 T 8192, one sequence) and gpu (d 512 L 8 T 1024), or any other as
+            width x depth x tokens x sequences, like 64x2x1024x16.
         repeats: turns that are timed, after one that is not.
     """
-    check(shapes, repeats)
     rows = []
-    for name in shapes:
-        shape = SHAPES[name]
+    for name, shape in read(shapes, repeats).items():
         models = {family: model(family, shape.width, shape.depth) for family in families}
         rows += _shape(name, shape, models, repeats)
     tell("")
     return rows
 
 
-def check(shapes: tuple[str, ...], repeats: int) -> None:
-    """Raise UserError unless these can be timed."""
-    for name in shapes:
-        pick(name, SHAPES, "shape")
+def read(names: tuple[str, ...], repeats: int) -> dict[str, Shape]:
+    """The shapes of these names. Raises UserError for what is neither a name nor four sizes, and
+    unless something is repeated.
+    """
     if repeats < 1:
         raise UserError(f"repeats={repeats} must be at least 1")
+    shapes = {}
+    for name in names:
+        sizes = name.split("x")
+        if len(sizes) == len(Shape._fields) and all(re.fullmatch("[1-9][0-9]*", s) for s in sizes):
+            shapes[name] = Shape(*map(int, sizes))
+        else:
+            pick(name, SHAPES, "shape")
+            shapes[name] = SHAPES[name]
+    return shapes
 
 
 def _shape(
@@ -84,7 +94,7 @@ def _shape(
     probes: dict[str | int, Probe] = {side: matmul(side) for side in MATMULS}
     for family, config in models.items():
         tell(f"compiling {family}, {name}")
-        probes[family] = train_step(config, shape.seq_len, shape.batch)
+        probes[family] = train_step(config, shape.seq_len, shape.batch, STEPS)
     seconds = interleave(probes, repeats, lambda text: tell(f"{name}, {text}"))
     peaks = [max(2 * side**3 / seconds[side][turn] for side in MATMULS) for turn in range(repeats)]
     return [_row(name, shape, f, models[f], probes[f], seconds[f], peaks) for f in models]

@@ -29,8 +29,8 @@ from experiments.families import BASE_WIDTH, model, optim
 from models.errors import UserError
 from models.platforms import full_precision
 from sim.data import Corpus
+from sim.program import Program, jitted
 from sim.spec import Optim
-from sim.train import Program, jitted
 
 BATCH, SEQ_LEN = 8, 128
 QUANTITIES = ("activations", "logits")

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from experiments import pick
-from experiments.bench import SHAPES, Shape, check
+from experiments.bench import STEPS, Shape, read
 from experiments.context import tell
 from experiments.families import model
 from models import interop
@@ -57,21 +57,26 @@ def measure(
         repeats: turns that are timed, after one that is not.
         dtype: of activations, for both; weights are float32.
     """
-    check(shapes, repeats)
+    sizes = read(shapes, repeats)
     for family in families:
         pick(family, TYPES, "family with a peer")
     for name in ("torch", "transformers", *["mambapy"] * ("mamba" in families)):
         if not importlib.util.find_spec(name):
             raise UserError(f"the peers need {name}; pip install 'isoflop[parity]'")
-    rows = [_row(name, family, repeats, dtype) for name in shapes for family in families]
+    rows = [
+        _row(name, shape, family, repeats, dtype)
+        for name, shape in sizes.items()
+        for family in families
+    ]
     tell("")
     return rows
 
 
-def _row(name: str, family: str, repeats: int, dtype: str) -> dict[str, Any]:
-    shape, config = SHAPES[name], compared(family, SHAPES[name])
+def _row(name: str, shape: Shape, family: str, repeats: int, dtype: str) -> dict[str, Any]:
+    config = compared(family, shape)
     tell(f"compiling {family}, {name}")
-    ours = train_step(config.model_copy(update={"dtype": dtype}), shape.seq_len, shape.batch)
+    typed = config.model_copy(update={"dtype": dtype})
+    ours = train_step(typed, shape.seq_len, shape.batch, STEPS)
     peer = Peer(published(family, config), config, shape, dtype)
     timed: dict[str, Timed] = {"ours": ours, "peer": peer}
     seconds = interleave(timed, repeats, lambda text: tell(f"{family}, {name}, {text}"))
@@ -167,8 +172,16 @@ class Peer:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0)
 
     def seconds(self) -> float:
-        torch = self.torch
+        """Of one training step, the mean of as many as ours are timed by."""
         start = time.perf_counter()
+        for _ in range(STEPS):
+            self.step()
+        if self.device == "cuda":
+            self.torch.cuda.synchronize()
+        return (time.perf_counter() - start) / STEPS
+
+    def step(self) -> None:
+        torch = self.torch
         with torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == "bfloat16"):
             logits = self.model(self.tokens[:, :-1], use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(
@@ -178,6 +191,3 @@ class Peer:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start

@@ -22,12 +22,11 @@ from pydantic import PositiveFloat, PositiveInt
 from models import tiled
 from models.base import Cost, Init, Mixer, MixerConfig, State
 from models.errors import check_multiple
-from models.layers import Linear, RMSNorm
+from models.layers import Linear, RMSNorm, gated
 from models.packing import Position
 from models.rotary import RopeScaling, check_dims, frequencies, rope
 
-TILE, WIDE_TILE = 64, 256  # sides of a tile for up to LONG tokens, and beyond
-LONG = 1024
+TILE, WIDEST = 64, 1024  # sides of a tile for up to 512 tokens, and from 8192 on
 
 
 class Attention(MixerConfig):
@@ -45,7 +44,7 @@ class Attention(MixerConfig):
     out_bias: bool = False
     gate: bool = False  # of the output, by channel
     chunk: PositiveInt | None = (
-        None  # side of a tile; None: 64 tokens, or 256 beyond 1024, or window
+        None  # side of a tile; None: an eighth of 512…8192 tokens, or window
     )
 
     @property
@@ -121,7 +120,7 @@ class Attention(MixerConfig):
 
     def tile(self, seq_len: int) -> int:
         """Side of the parallel form's tiles of scores."""
-        side = TILE if seq_len <= LONG else WIDE_TILE
+        side = min(TILE * -(-seq_len // (8 * TILE)), WIDEST)
         return min(self.chunk or min(side, self.window or side), seq_len)
 
 
@@ -190,7 +189,7 @@ class SoftmaxAttention(Mixer):
         return (z if norm is None else norm(z) for norm, z in zip(norms, (q, k), strict=True))
 
     def _finish(self, o: Float[Array, "*batch i"], x: Float[Array, "*batch d"]):
-        return self.out(o if self.gate is None else o * jax.nn.sigmoid(self.gate(x)))
+        return self.out(o if self.gate is None else gated(jax.nn.sigmoid, self.gate(x), o))
 
 
 def _attend(

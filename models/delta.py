@@ -30,7 +30,7 @@ from pydantic import PositiveFloat, PositiveInt
 from models import recurrence
 from models.base import Cost, Init, Mixer, MixerConfig, State
 from models.errors import check_multiple
-from models.layers import Linear, RMSNorm, ShortConv, lift
+from models.layers import Linear, RMSNorm, ShortConv, gated, lift
 from models.packing import Position, restart
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # initial steps of the scalar gate, as in Mamba-2
@@ -197,9 +197,9 @@ class DeltaRule(Mixer):
     def _finish(self, o: Float[Array, "b h t v"], x: Float[Array, "b t d"]):
         o = rearrange(self.norm(o), "b h t v -> b t (h v)").astype(x.dtype)
         if self.config.decay == "scalar":
-            o = o * jax.nn.silu(self.gate(x))
+            o = gated(jax.nn.silu, self.gate(x), o)
         if self.config.decay == "channel":
-            o = o * jax.nn.sigmoid(self.gate(self.gate_down(x)))
+            o = gated(jax.nn.sigmoid, self.gate(self.gate_down(x)), o)
         return self.out(o)
 
 

@@ -5,6 +5,7 @@ in fp32 whatever that dtype is.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -64,6 +65,14 @@ def _product_backward(saved, dy):
 
 
 product.defvjp(_product_forward, _product_backward)
+
+
+@functools.partial(jax.checkpoint, static_argnums=0)
+def gated(activation: Callable[[Array], Array], gate: Array, x: Array) -> Array:
+    """activation(gate) ⊙ x. The backward pass computes the activation again: that is cheaper than
+    to keep it, its sigmoid and the product, and to read them (LOG.md).
+    """
+    return activation(gate) * x
 
 
 def place(x: Float[Array, "..."], *axes: str | tuple[str, ...]) -> Float[Array, "..."]:

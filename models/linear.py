@@ -24,7 +24,7 @@ from pydantic import PositiveFloat, PositiveInt
 from models import recurrence
 from models.base import Cost, Init, Mixer, MixerConfig, State
 from models.errors import check_multiple
-from models.layers import Linear, RMSNorm
+from models.layers import Linear, RMSNorm, gated
 from models.packing import Position, restart
 from models.rotary import check_dims, frequencies, rope
 
@@ -180,4 +180,4 @@ class GatedLinear(Mixer):
             o = o[..., :-1] / (o[..., -1:] + KEYS_EPS)
             return self.out(rearrange(o, "b h t v -> b t (h v)").astype(x.dtype))
         o = rearrange(self.norm(o), "b h t v -> b t (h v)").astype(x.dtype)
-        return self.out(o * jax.nn.silu(self.gate(x)))
+        return self.out(gated(jax.nn.silu, self.gate(x), o))

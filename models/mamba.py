@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 from pydantic import PositiveFloat, PositiveInt
 
 from models.base import Cost, Init, Matrix, Mixer, MixerConfig, State
-from models.layers import Linear, RMSNorm, ShortConv, lift
+from models.layers import Linear, RMSNorm, ShortConv, gated, lift
 from models.packing import Position, kept
 from models.platforms import by_platform
 from models.recurrence import prefix
@@ -142,7 +142,7 @@ class SelectiveSsm(Mixer):
 
     def _finish(self, y, u, gate):
         y = (y + lift(self.D[...], u) * u.astype(jnp.float32)).astype(gate.dtype)
-        return self.out(y * jax.nn.silu(gate))
+        return self.out(gated(jax.nn.silu, gate, y))
 
 
 # The recurrence keeps d_inner as the last axis, so that sums over states run along vectors.
@@ -233,12 +233,12 @@ def _backward_in_turn(A, tokens, starts, dy):
         tokens, before, dy = inputs
         _, dt, _, C, keep = tokens
         g = g + C[..., None] * dy[:, None]
-        more, gradients = _gradients(A, tokens, before, dy, g)
+        more, gradients = _gradients(_by_dots, A, tokens, before, dy, g)
         return (g * _decay(A, dt, keep), dA + more), gradients
 
-    zero = jnp.zeros_like(starts[0]), jnp.zeros_like(A)
-    (_, dA), gradients = jax.lax.scan(chunk, zero, (tokens, starts, dy), reverse=True)
-    return dA, gradients
+    zero = jnp.zeros_like(starts[0])
+    (_, dA), gradients = jax.lax.scan(chunk, (zero, zero), (tokens, starts, dy), reverse=True)
+    return dA.sum(0), gradients
 
 
 def _forward_at_once(A, tokens):
@@ -261,25 +261,37 @@ def _backward_at_once(A, tokens, starts, dy):
         before = jnp.concatenate([start[None], states[:-1]])
         later = jnp.concatenate([decay[1:], jnp.ones_like(decay[:1])])
         g = prefix(g, later, tokens[3][..., None] * dy[:, :, None], reverse=True)
-        more, gradients = jax.vmap(partial(_gradients, A))(tokens, before, dy, g)
+        more, gradients = jax.vmap(partial(_gradients, _by_sums, A))(tokens, before, dy, g)
         return (g[0] * decay[0], dA + more.sum(0)), gradients
 
-    zero = jnp.zeros_like(starts[0]), jnp.zeros_like(A)
+    zero = jnp.zeros_like(starts[0])
     inputs = _joined(tokens), starts[::TOGETHER], _joined(dy)
-    (_, dA), gradients = jax.lax.scan(chunks, zero, inputs, reverse=True)
-    return dA, jax.tree.map(lambda x: _parted(x, tokens[0]), gradients)
+    (_, dA), gradients = jax.lax.scan(chunks, (zero, zero), inputs, reverse=True)
+    return dA.sum(0), jax.tree.map(lambda x: _parted(x, tokens[0]), gradients)
 
 
-def _gradients(A, tokens, before, dy, g):
-    """One token's part in dA, and its du, dΔ, dB and dC."""
+def _gradients(over, A, tokens, before, dy, g):
+    """One token's part in each sequence's dA, and its du, dΔ, dB and dC.
+
+    `over` has Σ x ⊙ y over states (axis 1) or channels (axis 2), as a device is fast at it.
+    """
     u, dt, B, _, keep = tokens
     decayed, inflow = _decay(A, dt, keep) * before, dt * u
     d_exponent = g * decayed
-    d_inflow = jnp.sum(g * B[..., None], axis=1)
-    dB = jnp.sum(g * inflow[:, None], axis=2)
-    dC = jnp.sum((decayed + B[..., None] * inflow[:, None]) * dy[:, None], axis=2)
-    d_dt = jnp.sum(d_exponent * A[None], axis=1) + d_inflow * u
-    return jnp.sum(d_exponent * dt[:, None], axis=0), (d_inflow * dt, d_dt, dB, dC)
+    d_inflow = over(1, g, B)
+    dB = over(2, g, inflow)
+    dC = over(2, decayed + B[..., None] * inflow[:, None], dy)
+    d_dt = sum(d_exponent[:, j] * A[j][None] for j in range(len(A))) + d_inflow * u
+    return d_exponent * dt[:, None], (d_inflow * dt, d_dt, dB, dC)
+
+
+def _by_dots(axis: int, x: Float[Array, "b j i"], y: Float[Array, "b z"]) -> Float[Array, "b y"]:
+    """For XLA's CPU code, which writes down all terms of a sum and none of a product."""
+    return jnp.einsum("bji,bj->bi" if axis == 1 else "bji,bi->bj", x, y)
+
+
+def _by_sums(axis: int, x: Float[Array, "b j i"], y: Float[Array, "b z"]) -> Float[Array, "b y"]:
+    return jnp.sum(x * jnp.expand_dims(y, 3 - axis), axis)
 
 
 def _states(A, start, tokens):

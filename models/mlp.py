@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from pydantic import PositiveInt
 
 from models.base import Aux, Channel, ChannelConfig, Cost, Init
-from models.layers import Linear
+from models.layers import Linear, gated
 
 
 class SwiGLU(ChannelConfig):
@@ -41,7 +41,7 @@ class GatedMlp(Channel):
         self.out = Linear(config.d_ff, d_model, axes="id", init=init, bias=config.bias)
 
     def __call__(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], Aux]:
-        return self.out(self.activation(self.gate(x)) * self.up(x)), {}
+        return self.out(gated(self.activation, self.gate(x), self.up(x))), {}
 
 
 class Gelu(ChannelConfig):

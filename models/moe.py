@@ -30,7 +30,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 
 from models.base import Aux, Channel, ChannelConfig, Cost, Init, Matrix, Steered
 from models.errors import UserError
-from models.layers import Linear, lift
+from models.layers import Linear, gated, lift
 from models.mlp import SwiGLU
 
 
@@ -192,8 +192,8 @@ class RoutedExperts(Channel):
 
     def _experts(self, x: Float[Array, "n r d"], expert: Int[Array, " n"]) -> Float[Array, "z d"]:
         gate, up, down = (w[...].astype(x.dtype)[expert] for w in (self.gate, self.up, self.down))
-        hidden = jax.nn.silu(jnp.einsum("nrd,ndf->nrf", x, gate))
-        hidden = hidden * jnp.einsum("nrd,ndf->nrf", x, up)
+        gate, up = (jnp.einsum("nrd,ndf->nrf", x, w) for w in (gate, up))
+        hidden = gated(jax.nn.silu, gate, up)
         return rearrange(jnp.einsum("nrf,nfd->nrd", hidden, down), "n r d -> (n r) d")
 
     def _aux(self, logits: Float[Array, "t e"], load: Float[Array, " e"], dropped: Array) -> Aux:

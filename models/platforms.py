@@ -1,9 +1,9 @@
 """What depends on the kind of device, and nothing else does: forms and precision.
 
 A CPU is fast with loops over what its caches hold, an accelerator with few large kernels. Both
-forms of a function compute the same to rounding, execute the same matrix products, and are tested
-on a CPU; which one a program has is settled when it is lowered, so that a program for another
-platform is right as well.
+forms of a function compute the same to rounding, execute the same matrix products forward, and are
+tested on a CPU; which one a program has is settled when it is lowered, so that a program for
+another platform is right as well.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from pydantic import PositiveFloat, PositiveInt
 from models import recurrence
 from models.base import Cost, Init, Mixer, MixerConfig, State
 from models.errors import check_multiple
-from models.layers import Linear, ShortConv, lift
+from models.layers import Linear, ShortConv, gated, lift
 from models.packing import Position, restart
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # the released code's range of initial steps
@@ -152,7 +152,7 @@ class StateSpaceDual(Mixer):
 
     def _finish(self, y: Float[Array, "b h t v"], u: Float[Array, "b h t v"], gate):
         y = rearrange(y + self.D[...][None, :, None, None] * u, "b h t v -> b t (h v)")
-        y = y * jax.nn.silu(gate.astype(jnp.float32))
+        y = gated(jax.nn.silu, gate.astype(jnp.float32), y)
         groups = rearrange(y, "b t (g i) -> b t g i", g=self.config.n_groups)
         rms = jax.lax.rsqrt(jnp.mean(groups * groups, -1, keepdims=True) + self.config.norm_eps)
         y = rearrange(groups * rms, "b t g i -> b t (g i)") * lift(self.norm_scale[...], y)

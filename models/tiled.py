@@ -10,8 +10,9 @@ then o = O/l and L = m + log l, from which the backward pass makes P = exp(S −
 
 Online softmax: Milakov & Gimelshein 2018 (1805.02867, §3); tiles and backward pass: Dao et al. 2022
 (2205.14135, algorithms 1 and 4). Pairs of tiles that are all in the future or all beyond the window
-cost nothing. A CPU takes the other pairs in turn; an accelerator, where every step of a loop waits
-for several launches, all pairs of one distance between query and key at once.
+cost nothing. A CPU takes a tile of queries with all keys that it sees, so that its softmax is done
+at once; an accelerator, where every step of a loop waits for several launches, all pairs of one
+distance between query and key. Either is unrolled, and many tiles go pair by pair in a loop.
 """
 
 from __future__ import annotations
@@ -23,16 +24,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange, repeat
 from jaxtyping import Array, Bool, Float, Int
 
 from models.packing import Position
 from models.platforms import by_platform
 
-UNROLLED = 32  # diagonals at most, where they are unrolled
+UNROLLED = 16  # rows or diagonals of tiles at most, where they are unrolled
+ALONE = 512  # tokens beyond which a CPU takes one head at a time, to stay in its caches
 UNSEEN = -1e30  # a finite score, so that a tile without a key to see makes no NaN
 
 Queries = Float[Array, "b g r t k"]
 Keys = Float[Array, "b g t k"]
+SeenKeys = Float[Array, "b g s k"]
 Place = Int[Array, "b t 1"] | None
 Block = tuple[int, int | None]  # side of a tile, window
 
@@ -115,7 +119,7 @@ def _by_tiles(q: Array, k: Array, v: Array, position: Position, block: Block) ->
     return out.reshape(batch, heads, -1, size)[:, :, :length]
 
 
-def _at(arrays: Any, i: Array, tile: int) -> Any:
+def _at(arrays: Any, i: Array | int, tile: int) -> Any:
     """Tile i of each array along time, the last axis but one."""
     return jax.tree.map(
         lambda x: jax.lax.dynamic_slice_in_dim(x, i * tile, tile, x.ndim - 2), arrays
@@ -133,11 +137,11 @@ def _add(x: Array, more: Array, i: Array, tile: int) -> Array:
 _dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-def _scores(block: Block, i, j, q: Queries, k: Keys, place: Place) -> Float[Array, "b g r t s"]:
-    """Scaled products of query tile i with key tile j, fp32, UNSEEN where hidden."""
+def _scores(block: Block, i, j, q: Queries, k: SeenKeys, place: Place) -> Float[Array, "b g r t s"]:
+    """Scaled products of query tile i with keys from tile j on, fp32, UNSEEN where hidden."""
     tile, window = block
-    within = jnp.arange(tile)
-    visible = seen(i * tile + within, j * tile + within, window, place)
+    queries, keys = (start * tile + jnp.arange(x.shape[-2]) for start, x in ((i, q), (j, k)))
+    visible = seen(queries, keys, window, place)
     return jnp.where(visible, _dot("bgrtk,bgsk->bgrts", q, k) * q.shape[-1] ** -0.5, UNSEEN)
 
 
@@ -147,7 +151,7 @@ def _attend(block: Block, q: Queries, k: Keys, v: Keys, place: Place) -> Queries
 
 
 def _forward(block: Block, q: Queries, k: Keys, v: Keys, place: Place):
-    forms = _forms(block, q, _forward_in_turn, _forward_by_diagonals)
+    forms = _forms(block, q, _forward_in_turn, _forward_by_rows, _forward_by_diagonals)
     out, lse = forms(q, k, v, place)
     return out, (q, k, v, place, out, lse)
 
@@ -155,7 +159,7 @@ def _forward(block: Block, q: Queries, k: Keys, v: Keys, place: Place):
 def _backward(block: Block, saved, d_out: Queries):
     q, k, v, place, out, lse = saved
     overlap = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), -1, keepdims=True)
-    forms = _forms(block, q, _backward_in_turn, _backward_by_diagonals)
+    forms = _forms(block, q, _backward_in_turn, _backward_by_rows, _backward_by_diagonals)
     gradients = forms(q, k, v, place, d_out, lse, overlap)
     return *(g.astype(x.dtype) for g, x in zip(gradients, (q, k, v), strict=True)), None
 
@@ -163,12 +167,14 @@ def _backward(block: Block, saved, d_out: Queries):
 _attend.defvjp(_forward, _backward)
 
 
-def _forms(block: Block, q: Queries, in_turn: Callable, by_diagonals: Callable) -> Callable:
-    """Diagonals are unrolled, so there must not be many; a TPU's compiler takes minutes for 16."""
-    tile, window = block
-    few = len(_diagonals(q.shape[3], tile, window)) <= UNROLLED
-    turns = partial(in_turn, block)
-    return by_platform(turns, partial(by_diagonals, block) if few else turns, tpu=turns)
+def _forms(block: Block, q: Queries, *forms: Callable) -> Callable:
+    """In turn, by rows and by diagonals; a TPU's compiler takes minutes for 16 of the last."""
+    turns, rows, diagonals = (partial(form, block) for form in forms)
+    if len(_rows(q.shape[3], *block)) > UNROLLED:
+        rows = turns
+    if len(_diagonals(q.shape[3], *block)) > UNROLLED:
+        diagonals = turns
+    return by_platform(rows, diagonals, tpu=turns)
 
 
 def _forward_in_turn(block: Block, q: Queries, k: Keys, v: Keys, place: Place):
@@ -199,7 +205,7 @@ def _nothing(q: Queries):
     return jnp.zeros(q.shape, jnp.float32), jnp.full(row, UNSEEN), jnp.zeros(row, jnp.float32)
 
 
-def _gather(running, scores: Float[Array, "b g r t s"], v: Keys):
+def _gather(running, scores: Float[Array, "b g r t s"], v: SeenKeys):
     """The online softmax's values, maximum and sum of each query, with some more keys."""
     O, m, l = running
     top = jnp.maximum(m, scores.max(-1, keepdims=True))
@@ -233,6 +239,71 @@ def _unsoftmax(scores, d_out, v, lse, overlap):
     d_products = weights * (_dot("bgrtk,bgsk->bgrts", d_out, v) - overlap)
     d_products = d_products * d_out.shape[-1] ** -0.5
     return weights.astype(v.dtype), d_products.astype(v.dtype)
+
+
+# By rows: tile i of the queries with all keys that it sees
+
+
+def _rows(length: int, tile: int, window: int | None) -> list[tuple[int, int]]:
+    """(its own tile, the first key tile that it sees) of each row."""
+    return list(enumerate(_first_keys(length, tile, window)))
+
+
+def _by_heads(function: Callable, heads: tuple[Array, ...], place: Place) -> Any:
+    """`function` of all heads at once, or, where they are long, of one after another."""
+    batch, groups, _, length, _ = heads[0].shape
+    if length <= ALONE:
+        return function(heads, place)
+    alone = [rearrange(x, "b g ... -> (b g) 1 1 ...") for x in heads]
+    here = None if place is None else repeat(place, "b t 1 -> (b g) 1 t 1", g=groups)
+    out = jax.lax.map(lambda one: function(*one), (alone, here))
+    return jax.tree.map(lambda x: rearrange(x, "(b g) 1 1 ... -> b g ...", b=batch), out)
+
+
+def _forward_by_rows(block: Block, q: Queries, k: Keys, v: Keys, place: Place):
+    tile, window = block
+
+    def forward(heads, place):
+        q, k, v = heads
+        done = []
+        for i, first in _rows(q.shape[3], tile, window):
+            qi, here = _at((q, place), i, tile)
+            ki, vi = (x[:, :, first * tile : (i + 1) * tile] for x in (k, v))
+            O, m, l = _gather(_nothing(qi), _scores(block, i, first, qi, ki, here), vi)
+            done.append(((O / l).astype(q.dtype), m + jnp.log(l)))
+        return tuple(jnp.concatenate(parts, -2) for parts in zip(*done, strict=True))
+
+    return _by_heads(forward, (q, k, v), place)
+
+
+def _turned(
+    narrow: Float[Array, "b g r t k"], wide: Float[Array, "b g r t s"]
+) -> Float[Array, "b g k s"]:
+    """narrowᵀ wide, which a CPU has for fp32 alone."""
+    return jnp.einsum("bgrtk,bgrts->bgks", narrow.astype(jnp.float32), wide.astype(jnp.float32))
+
+
+def _backward_by_rows(block: Block, q, k, v, place, d_out, lse, overlap):
+    tile, window = block
+
+    def backward(heads, place):
+        # or the scores of the forward pass would be kept instead of computed again
+        q, d_out, lse, overlap, k, v = jax.lax.optimization_barrier(heads)
+        dq = []
+        # with time last, as products that turn over q and d_out make them, not the wider scores
+        dk, dv = (jnp.zeros(x.swapaxes(2, 3).shape, jnp.float32) for x in (k, v))
+        for i, first in _rows(q.shape[3], tile, window):
+            qi, dout, level, shared, here = _at((q, d_out, lse, overlap, place), i, tile)
+            keys = slice(first * tile, (i + 1) * tile)
+            ki, vi = k[:, :, keys], v[:, :, keys]
+            scores = _scores(block, i, first, qi, ki, here)
+            weights, d_products = _unsoftmax(scores, dout, vi, level, shared)
+            dq.append(_dot("bgrts,bgsk->bgrtk", d_products, ki))
+            dk = dk.at[..., keys].add(_turned(qi, d_products))
+            dv = dv.at[..., keys].add(_turned(dout, weights))
+        return jnp.concatenate(dq, -2), dk.swapaxes(2, 3), dv.swapaxes(2, 3)
+
+    return _by_heads(backward, (q, d_out, lse, overlap, k, v), place)
 
 
 # By diagonals: tile i of the queries with tile i − d of the keys, for all i as one batch

@@ -21,8 +21,8 @@ import jax
 from models.errors import UserError
 from models.lm import ModelConfig
 from sim.layout import Layout
+from sim.program import Program, jitted
 from sim.spec import Optim
-from sim.train import Program, jitted
 
 ENVIRONMENT = {  # libtpu would otherwise look for chips, and for other hosts
     "TPU_SKIP_MDS_QUERY": "1",

@@ -24,8 +24,8 @@ from flax import nnx
 
 from models.errors import UserError
 from models.lm import ModelConfig
+from sim.program import Program
 from sim.spec import Optim
-from sim.train import Program
 
 TIMED = ("train_step_seconds", "prefill_seconds", "decode_seconds")
 COUNTED = ("train_step_bytes", "state_bytes")
@@ -85,15 +85,17 @@ def _tokens(model: ModelConfig, *shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(model.vocab_size, size=shape, dtype=np.int32)
 
 
-def train_step(model: ModelConfig, seq_len: int, batch: int = 1) -> Probe:
-    """Forward, backward and AdamW on one lane, by the program that trains every run.
+def train_step(model: ModelConfig, seq_len: int, batch: int = 1, steps: int = 1) -> Probe:
+    """Forward, backward and AdamW on one lane, by the program that trains every run, `steps` in a
+    call: a step that is alone in its call also pays for the first touch of all its memory.
 
     Its rates are multiplied by 0, so every repeat computes the same; time depends on no rate.
     """
     program = Program(model, Optim(lr=1e-3))
     state, rates = program.init([0]), program.rates(program.optim)
-    batches = _tokens(model, 1, 1, batch, seq_len + 1)
-    return probe(program.advance, state, rates, np.zeros(1, np.float32), batches, np.int32(1))
+    batches = _tokens(model, steps, 1, batch, seq_len + 1)
+    args = rates, np.zeros(steps, np.float32), batches, np.int32(steps)
+    return probe(program.advance, state, *args, share=1 / steps)
 
 
 def prefill(model: ModelConfig, seq_len: int, batch: int = 1) -> Probe:

@@ -22,7 +22,7 @@ from models import interop
 from models.base import Init
 from models.errors import UserError
 from models.lm import ModelConfig
-from sim.train import cross_entropy
+from sim.program import cross_entropy
 
 BYTES = 256
 

@@ -27,8 +27,9 @@ from models.mamba import Mamba
 from models.mlp import SwiGLU
 from models.moe import Moe
 from sim.layout import ONE_DEVICE, Layout
+from sim.program import Program, jitted
 from sim.spec import Optim
-from sim.train import Program, Trunk, _restore, _save, jitted
+from sim.train import Trunk, _restore, _save
 
 WIDTH, BATCH, LENGTH, STEPS = 32, 8, 16, 3
 MLP = SwiGLU(d_ff=64)

@@ -1,6 +1,7 @@
 """What tiles of attention must hold beside the claims of every mixer: memory, and skipped work."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -27,21 +28,52 @@ def _is_jaxpr(x) -> bool:
     return isinstance(x, Jaxpr | ClosedJaxpr)
 
 
-@pytest.mark.parametrize("form", ["cpu", "default"])
-@pytest.mark.parametrize("length", [2048, 8192])
-def test_nothing_grows_with_the_square_of_the_length(length, form, monkeypatch):
-    """Forward and backward; the largest arrays are activations, or of every head one tile on a CPU
-    and one diagonal of tiles on an accelerator.
-    """
+def in_form(form: str, monkeypatch) -> None:
+    """Trace what that platform runs."""
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, **forms: forms[form](*args))
+
+
+@pytest.mark.parametrize("form", ["cpu", "default", "tpu"])
+@pytest.mark.parametrize("length", [2048, 8192, 32768])
+def test_what_is_held_at_once(length, form, monkeypatch):
+    """Forward and backward; the largest arrays are activations, or one head's row on a CPU, every
+    head's diagonal on a GPU, and a tile of every head on a TPU and beyond 16 tiles.
+    """
+    in_form(form, monkeypatch)
     config, d = Attention(n_heads=4), 32
     graph, params = nnx.split(nnx.eval_shape(lambda: config.build(d, init=Init(None))))
     x = jax.ShapeDtypeStruct((1, length, d), jnp.float32)
     gradient = jax.grad(lambda p, x: jnp.sum(nnx.merge(graph, p)(x) ** 2), argnums=(0, 1))
     largest = max(arrays(jax.make_jaxpr(gradient)(params, x).jaxpr))
     tile = config.tile(length)
-    scores = config.n_heads * tile * (tile if form == "cpu" else length)
-    assert largest == max(length * d, scores)
+    scores = {"cpu": tile * length, "default": 4 * tile * length, "tpu": 4 * tile * tile}
+    if length // tile > tiled.UNROLLED:
+        form = "tpu"
+    assert largest == max(length * d, scores[form])
+
+
+@pytest.mark.parametrize("length", [300, 600])  # all heads at once, and one after another
+@pytest.mark.parametrize(("window", "packed"), [(None, False), (150, True)])
+def test_all_forms_agree(length, window, packed, monkeypatch):
+    """Outputs and gradients by rows, by diagonals and pair by pair; two queries share a key."""
+    rng = np.random.default_rng(0)
+    q, k, v, direction = (
+        jnp.asarray(rng.normal(size=(2, heads, length, 8)), jnp.float32) for heads in (4, 2, 2, 4)
+    )
+    position = None
+    if packed:
+        position = jnp.stack([jnp.arange(length) % size for size in (100, 170)])
+
+    def outputs(form: str) -> list[np.ndarray]:
+        in_form(form, monkeypatch)
+        attend = partial(tiled.attend, position=position, tile=128, window=window)
+        out, pull = jax.vjp(jax.jit(lambda q, k, v: attend(q, k, v)), q, k, v)
+        return [np.asarray(x) for x in (out, *pull(direction))]
+
+    rows, *others = (outputs(form) for form in ("cpu", "default", "tpu"))
+    for one, *same in zip(rows, *others, strict=True):
+        for other in same:
+            np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-5 * np.abs(one).max())
 
 
 @pytest.mark.parametrize("window", [None, 1, 5, 8, 9, 100])
@@ -58,9 +90,9 @@ def test_the_tiles_are_those_with_a_key_that_is_seen(tile, window):
 
 
 def test_a_sequence_of_a_wide_tile_equals_one_of_narrow_tiles():
-    """Beyond 1024 tokens the default tile changes; what it computes does not."""
+    """Beyond 512 tokens the default tile grows; what it computes does not."""
     config = Attention(n_heads=2, window=300)
-    assert (config.tile(1024), config.tile(1025)) == (64, 256)
+    assert (config.tile(512), config.tile(513), config.tile(1100)) == (64, 128, 192)
     narrow = config.model_copy(update={"chunk": 64})
     graph, params = nnx.split(config.build(8, init=Init(0)))
     graphs = [graph, nnx.split(narrow.build(8, init=Init(0)))[0]]

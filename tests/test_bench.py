@@ -17,7 +17,7 @@ def rows() -> list[dict]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench, "SHAPES", {"tiny": SHAPE})
         patch.setattr(bench, "MATMULS", (16, 32))
-        patch.setattr(bench, "train_step", lambda config, seq_len, batch: bench.matmul(8))
+        patch.setattr(bench, "train_step", lambda *_: bench.matmul(8))
         return bench.measure(families=("linear",), shapes=("tiny",), repeats=3)
 
 
@@ -55,6 +55,14 @@ def test_a_matrix_product_is_the_product_and_costs_no_copy():
     assert (result == expected).all()
     assert handed_on.shape == (16, 16)
     assert square.memory_bytes < 4 * 16 * 16 * 4  # three matrices and some pointers
+
+
+def test_a_shape_is_a_name_or_four_sizes():
+    shapes = bench.read(("long", "64x2x1024x16"), 1)
+    assert shapes == {"long": (64, 2, 8192, 1), "64x2x1024x16": (64, 2, 1024, 16)}
+    for wrong in ("64x2x1024", "64x2x1024x0", "64x2x1024x1e3"):
+        with pytest.raises(experiments.Unknown, match=f"no shape {wrong}"):
+            bench.read((wrong,), 1)
 
 
 def test_unknown_shapes_and_no_repeats_are_refused_before_anything_is_compiled():

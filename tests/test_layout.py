@@ -21,8 +21,9 @@ from models.mlp import SwiGLU
 from models.moe import Moe
 from sim.data import Corpus
 from sim.layout import ONE_DEVICE, RULES, Layout, partition
+from sim.program import Program
 from sim.spec import Budget, Optim, Run
-from sim.train import Program, train
+from sim.train import train
 
 ROOT = Path(eight.__file__).parent.parent
 # recurrences take long to compile for eight devices

@@ -265,7 +265,7 @@ def test_packed_rows_give_the_logits_of_their_segments_alone(repeats):
 @pytest.mark.parametrize("repeats", [2, lm.SCAN_FROM], ids=["unrolled", "scanned"])
 def test_remat_recomputes_blocks_and_none_leaves_that_to_the_scan(repeats):
     config = ModelConfig(
-        d_model=8, vocab_size=11, blocks=tile(repeats, Block(channel=SwiGLU(d_ff=8)))
+        d_model=8, vocab_size=11, blocks=tile(repeats, Block(channel=Gelu(d_ff=8)))
     )
 
     def recomputes(remat):

@@ -6,8 +6,8 @@ import pytest
 from flax import nnx
 
 from models import zoo
+from sim.program import Program
 from sim.spec import Optim
-from sim.train import Program
 
 PLATFORMS = ("cuda", "rocm", "tpu")
 BATCH, LENGTH = 2, 24  # a length that no tile or chunk divides
