@@ -16,7 +16,7 @@ key head, each with its own β and gates (Qwen3-Next).
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import reduce
 from typing import Any, Literal
 
 import jax
@@ -35,6 +35,7 @@ from models.packing import Position, restart
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # initial steps of the scalar gate, as in Mamba-2
 UNIT_EPS = 1e-6
+SMALL = 4  # rows of blocks that are multiplied term by term
 
 
 class DeltaNet(MixerConfig):
@@ -244,19 +245,18 @@ def chunked(
     chunk = min(chunk, length)
     inputs = tuple(recurrence.split(x, chunk) for x in (q, k, v, beta, log_a))
     S = jnp.zeros((*k.shape[:2], k.shape[-1], v.shape[-1]), jnp.float32)
-    body = jax.checkpoint(partial(_chunk, recurrence.scores_of(log_a)))
-    _, out = jax.lax.scan(body, S, inputs)
+    _, out = jax.lax.scan(jax.checkpoint(_chunk), S, inputs)
     return rearrange(out, "n b h c v -> b h (n c) v")[:, :, :length]
 
 
-def _chunk(scores, S: recurrence.Memory, inputs):
+def _chunk(S: recurrence.Memory, inputs):
     q, k, v, beta, log_a = inputs
-    G = recurrence.accumulate(log_a)
-    start = jnp.exp(G[0] + G[1])
-    L = jnp.tril(beta * scores(k, k, log_a), -1)
+    decay = recurrence.decays(log_a)
+    start = decay.from_start()
+    L = jnp.tril(beta * recurrence.scores(k, k, decay), -1)
     u = solve(L, beta * (v - (k * start) @ S))
-    out = scores(q, k, log_a) @ u + (q * start) @ S
-    k_end = k * recurrence.to_end(log_a)
+    out = recurrence.scores(q, k, decay) @ u + (q * start) @ S
+    k_end = k * decay.to_end()
     S = start[:, :, -1][..., None] * S + jnp.einsum("bhck,bhcv->bhkv", k_end, u)
     return S, out
 
@@ -289,6 +289,7 @@ def unit_lower_inverse(L: Float[Array, "b h c s"]) -> Float[Array, "b h c s"]:
 
     The product (I − L)(I + L²)(I + L⁴)… is the same in exact arithmetic, takes 30 times the work,
     and loses every digit where a key repeats: powers of L grow like binomials before they cancel.
+    Blocks of up to SMALL rows are multiplied term by term: a CPU has no fast product of so little.
     """
     chunk = L.shape[-1]
     size = _power_of_two(chunk)
@@ -299,11 +300,18 @@ def unit_lower_inverse(L: Float[Array, "b h c s"]) -> Float[Array, "b h c s"]:
         A, D = blocks[:, :, 0::2], blocks[:, :, 1::2]
         grid = rearrange(L, "b h (n p r) (o q s) -> p q b h n r o s", p=2, q=2, r=m, s=m)
         B = jnp.einsum("bhnrns->bhnrs", grid[1, 0])
-        low = -B if m == 1 else -(D @ B @ A)
+        times = _by_terms if m <= SMALL else jnp.matmul
+        low = -B if m == 1 else -times(times(D, B), A)
         top = jnp.concatenate([A, jnp.zeros_like(A)], axis=-1)
         blocks = jnp.concatenate([top, jnp.concatenate([low, D], axis=-1)], axis=-2)
         m *= 2
     return blocks[:, :, 0, :chunk, :chunk]
+
+
+def _by_terms(x: Float[Array, "*batch r s"], y: Float[Array, "*batch s q"]) -> Array:
+    """x @ y without a product of matrices."""
+    terms = (x[..., :, s, None] * y[..., None, s, :] for s in range(x.shape[-1]))
+    return reduce(jnp.add, terms)
 
 
 def _power_of_two(size: int) -> int:
@@ -311,10 +319,15 @@ def _power_of_two(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-def inverse_flops(chunk: int) -> int:
-    """Matmul FLOPs of one `unit_lower_inverse`: two products for each pair of 2^i-blocks."""
+def inverse_flops(chunk: int) -> tuple[int, int]:
+    """(matmul, elementwise) FLOPs of one `unit_lower_inverse`: two products for each pair of
+    2^i-blocks, those of up to SMALL rows term by term.
+    """
     size = _power_of_two(chunk)
-    return sum(2 * size * 4**i for i in range(1, size.bit_length() - 1))
+    sides = [2**i for i in range(1, size.bit_length() - 1)]
+    work = {side: 2 * size * side**2 for side in sides}
+    terms = sum(work[side] for side in sides if side <= SMALL)
+    return sum(work.values()) - terms, terms
 
 
 def chunked_flops(length: int, d_k: int, d_v: int, chunk: int, *, scalar: bool) -> tuple[int, int]:
@@ -322,13 +335,14 @@ def chunked_flops(length: int, d_k: int, d_v: int, chunk: int, *, scalar: bool) 
     chunk = min(chunk, length)
     padded = length + -length % chunk
     pairs = recurrence.scores_flops(chunk, d_k, scalar=scalar)
-    matmul = 2 * pairs[0] + 4 * chunk * d_v + 6 * d_k * d_v
+    sums = recurrence.sums_flops(chunk, 1 if scalar else d_k)
+    matmul = sums + 2 * pairs[0] + 4 * chunk * d_v + 6 * d_k * d_v
     # β on L; three decays on q and k; the corrected values; the decay of S once per chunk
     elementwise = 2 * pairs[1] + chunk + 5 * d_k + 2 * d_v
-    chunks = padded // chunk
+    chunks, inverse = padded // chunk, inverse_flops(chunk)
     return (
-        padded * matmul + chunks * inverse_flops(chunk),
-        padded * elementwise + chunks * 2 * d_k * d_v,
+        padded * matmul + chunks * inverse[0],
+        padded * elementwise + chunks * (inverse[1] + 2 * d_k * d_v),
     )
 
 

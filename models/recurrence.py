@@ -8,8 +8,8 @@ S is (k, v) per head. `log_a` is (b, h, t, k) for per-channel gates (GLA: Yang e
 `chunked` must equal it. Everything here computes in fp32.
 """
 
-from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,23 @@ Values = Float[Array, "b h t v"]
 Gates = Float[Array, "b h t a"]  # a is k, or 1 for a scalar per head
 Memory = Float[Array, "b h k v"]
 Sums = tuple[Float[Array, "b h c a"], Float[Array, "b h c a"]]
+
+
+class Decay(NamedTuple):
+    """The log-gates of a chunk and their running sums."""
+
+    log_a: Float[Array, "b h c a"]
+    sums: Sums
+
+    def from_start(self) -> Float[Array, "b h c a"]:
+        """Decay from the chunk's start up to each token."""
+        return jnp.exp(self.sums[0] + self.sums[1])
+
+    def to_end(self) -> Float[Array, "b h c a"]:
+        """Decay from each token to the chunk's end."""
+        later = jnp.pad(self.log_a[:, :, 1:], ((0, 0), (0, 0), (0, 1), (0, 0)))
+        return jnp.exp(jnp.cumsum(later[:, :, ::-1], axis=2)[:, :, ::-1])
+
 
 FORGET = -100.0  # log-gates below this are exact zeros in fp32
 GRID = 2.0**-6  # sums of its multiples are exact up to 2^18, so for chunks up to 2621
@@ -84,7 +101,7 @@ def chunked(q: Queries, k: Queries, v: Values, log_a: Gates, chunk: int) -> Valu
     chunk = min(chunk, length)
     inputs = tuple(split(x.astype(jnp.float32), chunk) for x in (q, k, v, log_a))
     S = jnp.zeros((*k.shape[:2], k.shape[-1], v.shape[-1]), jnp.float32)
-    _, out = jax.lax.scan(jax.checkpoint(partial(_chunk, scores_of(log_a))), S, inputs)
+    _, out = jax.lax.scan(jax.checkpoint(_chunk), S, inputs)
     return rearrange(out, "n b h c v -> b h (n c) v")[:, :, :length]
 
 
@@ -94,62 +111,58 @@ def split(x: Float[Array, "b h t k"], chunk: int) -> Float[Array, "n b h c k"]:
     return rearrange(x, "b h (n c) k -> n b h c k", c=chunk)
 
 
-def _chunk(scores, S: Memory, inputs) -> tuple[Memory, Float[Array, "b h c v"]]:
+def _chunk(S: Memory, inputs) -> tuple[Memory, Float[Array, "b h c v"]]:
     q, k, v, log_a = inputs
-    G = accumulate(log_a)
-    start = jnp.exp(G[0] + G[1])  # decay from the chunk's start up to each token
-    out = scores(q, k, log_a) @ v + (q * start) @ S
-    S = start[:, :, -1][..., None] * S + jnp.einsum("bhck,bhcv->bhkv", k * to_end(log_a), v)
+    decay = decays(log_a)
+    start = decay.from_start()
+    out = scores(q, k, decay) @ v + (q * start) @ S
+    S = start[:, :, -1][..., None] * S + jnp.einsum("bhck,bhcv->bhkv", k * decay.to_end(), v)
     return S, out
 
 
-def accumulate(log_a: Float[Array, "b h c a"]) -> Sums:
-    """Σ log_a from the chunk's start, as a sum of multiples of GRID and a small remainder.
+def decays(log_a: Float[Array, "b h c a"]) -> Decay:
+    """With Σ log_a from each chunk's start as a sum of multiples of GRID and a small remainder.
 
     Differences of the first are exact and the second is below 1, so that `exp` of a difference is
     right to fp32 even after gates that forget everything; one plain sum loses up to 4 digits.
     """
-    log_a = jnp.maximum(log_a, FORGET)
+    given, log_a = log_a, jnp.maximum(log_a, FORGET)
     coarse = jax.lax.stop_gradient(jnp.round(log_a / GRID) * GRID)
-    return jnp.cumsum(coarse, axis=2), jnp.cumsum(log_a - coarse, axis=2)
+    return Decay(given, (_running(coarse), _running(log_a - coarse)))
 
 
-def to_end(log_a: Float[Array, "b h c a"]) -> Float[Array, "b h c a"]:
-    """Decay from each token to the chunk's end."""
-    later = jnp.pad(log_a[:, :, 1:], ((0, 0), (0, 0), (0, 1), (0, 0)))
-    return jnp.exp(jnp.cumsum(later[:, :, ::-1], axis=2)[:, :, ::-1])
-
-
-def scores_of(log_a: Gates) -> Callable[..., Float[Array, "b h c s"]]:
-    """The products q_c · k_s under the decay between them, for either kind of gate."""
-    return _scalar_scores if log_a.shape[-1] == 1 else _channel_scores
-
-
-def _scalar_scores(q, k, log_a) -> Float[Array, "b h c s"]:
-    """q_c · k_s under the decay from s to c, one decay per pair."""
-    return jnp.einsum("bhck,bhsk->bhcs", q, k) * jnp.exp(between(log_a)[..., 0])
-
-
-def _channel_scores(q, k, log_a) -> Float[Array, "b h c s"]:
-    """Σ_k q_ck k_sk under the decay from s to c: one per pair and channel, so no matmul.
-
-    Splitting the exponential between q and k would make it one, and overflow for fast gates.
+def _running(x: Float[Array, "b h c a"], reverse: bool = False) -> Float[Array, "b h c a"]:
+    """Sums over c from its start, or from its end on, as a product: XLA's CPU code would add up a
+    cumulative sum again for every pair of tokens that it is used for.
     """
-    return jnp.sum(q[:, :, :, None] * k[:, :, None] * jnp.exp(between(log_a)), axis=-1)
+    ones = jnp.ones((x.shape[2],) * 2, x.dtype)
+    return jnp.einsum("ts,bhsa->bhta", jnp.triu(ones) if reverse else jnp.tril(ones), x)
+
+
+def scores(q: Queries, k: Queries, decay: Decay) -> Float[Array, "b h c s"]:
+    """The products q_c · k_s under the decay from s to c.
+
+    With a gate for each channel that is Σ_k q_ck k_sk under one decay per pair and channel, so no
+    matmul: splitting the exponential between q and k would make it one, and overflow at fast gates.
+    """
+    decays = jnp.exp(between(*decay))
+    if decays.shape[-1] == 1:
+        return jnp.einsum("bhck,bhsk->bhcs", q, k) * decays[..., 0]
+    return jnp.sum(q[:, :, :, None] * k[:, :, None] * decays, axis=-1)
 
 
 @jax.custom_vjp
-def between(log_a: Float[Array, "b h c a"]) -> Float[Array, "b h c s a"]:
+def between(log_a: Float[Array, "b h c a"], sums: Sums) -> Float[Array, "b h c s a"]:
     """log_a summed over s + 1 … c: 0 for s = c, −∞ for s > c.
 
     Its gradient adds up the pairs on either side of each gate. Differences of running sums would
     let every pair, and the large ones most, cancel out of gates that it does not pass.
     """
-    return _between_forward(log_a)[0]
+    return _between_forward(log_a, sums)[0]
 
 
-def _between_forward(log_a):
-    coarse, fine = (x[:, :, :, None] - x[:, :, None] for x in accumulate(log_a))
+def _between_forward(log_a, sums):
+    coarse, fine = (x[:, :, :, None] - x[:, :, None] for x in sums)
     past = _past(log_a)
     rest = jnp.where(jnp.eye(log_a.shape[2], dtype=bool), 0.0, -jnp.inf)[None, None, :, :, None]
     return jnp.where(past, coarse + fine, rest), log_a
@@ -157,9 +170,10 @@ def _between_forward(log_a):
 
 def _between_backward(log_a, gradient):
     past = _past(log_a)
-    beyond = jax.lax.cumsum(jnp.where(past, gradient, 0.0), axis=2, reverse=True)
+    pairs = rearrange(jnp.where(past, gradient, 0.0), "b h c s a -> b h c (s a)")
+    beyond = _running(pairs, reverse=True).reshape(gradient.shape)
     passed = jnp.sum(jnp.where(past, beyond, 0.0), axis=3)
-    return (jnp.where(log_a >= FORGET, passed, 0.0),)
+    return jnp.where(log_a >= FORGET, passed, 0.0), None
 
 
 between.defvjp(_between_forward, _between_backward)
@@ -175,11 +189,17 @@ def chunked_flops(length: int, d_k: int, d_v: int, chunk: int, *, scalar: bool) 
     """(matmul, elementwise) FLOPs of `chunked` for one head, padding included."""
     chunk = min(chunk, length)
     padded = length + -length % chunk
-    matmul = padded * (2 * chunk * d_v + 4 * d_k * d_v)
+    sums = sums_flops(chunk, 1 if scalar else d_k)
+    matmul = padded * (sums + 2 * chunk * d_v + 4 * d_k * d_v)
     # gates: q·exp(G), k·exp(G_end − G), and the decay of S once per chunk
     elementwise = padded * 4 * d_k + padded // chunk * d_k * d_v * 2
     pairs = scores_flops(chunk, d_k, scalar=scalar)
     return matmul + padded * pairs[0], elementwise + padded * pairs[1]
+
+
+def sums_flops(chunk: int, gates: int) -> int:
+    """Matmul FLOPs of one token's running sums of `gates` log-gates, coarse and fine."""
+    return 4 * chunk * gates
 
 
 def scores_flops(chunk: int, d_k: int, *, scalar: bool) -> tuple[int, int]:

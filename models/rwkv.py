@@ -15,7 +15,6 @@ layer; matrices are drawn as everywhere in this package.
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -32,6 +31,7 @@ from models.delta import inverse_flops, solve
 from models.errors import check_multiple
 from models.layers import Linear, lift
 from models.packing import Position, previous, restart
+from models.recurrence import scores
 
 MIX_POWERS = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}
 RANK_UNIT = 32
@@ -253,16 +253,14 @@ def chunked(r, k, v, unit, rated, log_w, *, chunk: int) -> recurrence.Values:
     chunk = min(chunk, length)
     inputs = tuple(recurrence.split(x, chunk) for x in (r, k, v, unit, rated, log_w))
     S = jnp.zeros((*k.shape[:2], k.shape[-1], v.shape[-1]), jnp.float32)
-    body = jax.checkpoint(partial(_chunk, recurrence.scores_of(log_w)))
-    _, out = jax.lax.scan(body, S, inputs)
+    _, out = jax.lax.scan(jax.checkpoint(_chunk), S, inputs)
     return rearrange(out, "n b h c v -> b h (n c) v")[:, :, :length]
 
 
-def _chunk(scores, S: recurrence.Memory, inputs):
+def _chunk(S: recurrence.Memory, inputs):
     r, k, v, unit, rated, log_w = inputs
-    G = recurrence.accumulate(log_w)
-    start = jnp.exp(G[0] + G[1])
-    end = recurrence.to_end(log_w)
+    decay = recurrence.decays(log_w)
+    start, end = decay.from_start(), decay.to_end()
 
     def late(x):  # what a token finds was left by the tokens before it
         return jnp.pad(x, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1]
@@ -270,8 +268,8 @@ def _chunk(scores, S: recurrence.Memory, inputs):
     following = jnp.pad(unit, ((0, 0), (0, 0), (0, 1), (0, 0)))[:, :, 1:]
     read = late((following * start) @ S)
     read = read.at[:, :, 0].set((unit[:, :, :1] @ S)[:, :, 0])
-    p = solve(late(scores(following, rated, log_w)), read + late(scores(following, k, log_w)) @ v)
-    out = scores(r, k, log_w) @ v - scores(r, rated, log_w) @ p + (r * start) @ S
+    p = solve(late(scores(following, rated, decay)), read + late(scores(following, k, decay)) @ v)
+    out = scores(r, k, decay) @ v - scores(r, rated, decay) @ p + (r * start) @ S
     S = start[:, :, -1][..., None] * S
     S = S + jnp.einsum("bhck,bhcv->bhkv", k * end, v)
     return S - jnp.einsum("bhck,bhcv->bhkv", rated * end, p), out
@@ -283,11 +281,13 @@ def chunked_flops(length: int, size: int, chunk: int) -> tuple[int, int]:
     padded = length + -length % chunk
     chunks = padded // chunk
     pairs = recurrence.scores_flops(chunk, size, scalar=False)
-    matmul = 4 * pairs[0] + 8 * chunk * size + 8 * size**2
+    sums = recurrence.sums_flops(chunk, size)
+    matmul = sums + 4 * pairs[0] + 8 * chunk * size + 8 * size**2
     elementwise = 4 * pairs[1] + 6 * size
+    inverse = inverse_flops(chunk)
     return (
-        padded * matmul + chunks * (inverse_flops(chunk) + 2 * size**2),
-        padded * elementwise + chunks * 2 * size**2,
+        padded * matmul + chunks * (inverse[0] + 2 * size**2),
+        padded * elementwise + chunks * (inverse[1] + 2 * size**2),
     )
 
 
