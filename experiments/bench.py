@@ -6,7 +6,7 @@ as time and not as work) per second over the best rate of those products in the 
 and ratios travel; seconds do not, and on a busy machine only shares mean something.
 
 Command:   isoflop run bench --json
-Duration:  about 6 minutes on 2 idle cores; --shapes small takes one
+Duration:  about 15 minutes on 2 idle cores (estimated); --shapes small takes two
 Expected:  the share grows with width; dense and experts are ahead of linear attention and Mamba,
            whose scans are elementwise work that no matrix product counts
 """

@@ -8,7 +8,7 @@ ours in the same turn, so above 1 ours is faster. Ratios travel, seconds do not.
 peer is the parallel scan of the package mambapy, the fastest there is in plain PyTorch.
 
 Command:   make parity, then .venv-parity/bin/isoflop run peers --json
-Duration:  about 4 minutes on 2 idle cores
+Duration:  about 7 minutes on 2 idle cores
 Expected:  all ratios above 1, and those of the recurrences far above
 """
 
