@@ -7,8 +7,8 @@ and ratios travel; seconds do not, and on a busy machine only shares mean someth
 
 Command:   isoflop run bench --json
 Duration:  about 15 minutes on 2 idle cores (estimated); --shapes small takes two
-Expected:  the share grows with width; dense and experts are ahead of linear attention and Mamba,
-           whose scans are elementwise work that no matrix product counts
+Expected:  the share grows with width; linear attention and dense are ahead at d 256, and experts
+           behind, whose many small products are slow (LOG.md)
 """
 
 from __future__ import annotations
