@@ -15,7 +15,6 @@ Expected:  the logits' slopes are within ±.1 under the rule, and between .2 and
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -28,6 +27,7 @@ from experiments.context import tell
 from experiments.families import BASE_WIDTH, model, optim
 from models.errors import UserError
 from models.platforms import full_precision
+from sim.context import power
 from sim.data import Corpus
 from sim.program import Program, jitted
 from sim.spec import Optim
@@ -118,6 +118,6 @@ def _line(
         row = {"family": family, "rule": rule, "quantity": quantity, "width": width}
         row["change"] = change
         if before is not None:
-            row["slope"] = math.log(change / before[1]) / math.log(width / before[0])
+            row["slope"] = power(before, (width, change))
         before = width, change
         yield row

@@ -126,9 +126,9 @@ def decays(log_a: Float[Array, "b h c a"]) -> Decay:
     Differences of the first are exact and the second is below 1, so that `exp` of a difference is
     right to fp32 even after gates that forget everything; one plain sum loses up to 4 digits.
     """
-    given, log_a = log_a, jnp.maximum(log_a, FORGET)
-    coarse = jax.lax.stop_gradient(jnp.round(log_a / GRID) * GRID)
-    return Decay(given, (_running(coarse), _running(log_a - coarse)))
+    clipped = jnp.maximum(log_a, FORGET)
+    coarse = jax.lax.stop_gradient(jnp.round(clipped / GRID) * GRID)
+    return Decay(log_a, (_running(coarse), _running(clipped - coarse)))
 
 
 def _running(x: Float[Array, "b h c a"], reverse: bool = False) -> Float[Array, "b h c a"]:
@@ -145,10 +145,10 @@ def scores(q: Queries, k: Queries, decay: Decay) -> Float[Array, "b h c s"]:
     With a gate for each channel that is Σ_k q_ck k_sk under one decay per pair and channel, so no
     matmul: splitting the exponential between q and k would make it one, and overflow at fast gates.
     """
-    decays = jnp.exp(between(*decay))
-    if decays.shape[-1] == 1:
-        return jnp.einsum("bhck,bhsk->bhcs", q, k) * decays[..., 0]
-    return jnp.sum(q[:, :, :, None] * k[:, :, None] * decays, axis=-1)
+    kept = jnp.exp(between(*decay))
+    if kept.shape[-1] == 1:
+        return jnp.einsum("bhck,bhsk->bhcs", q, k) * kept[..., 0]
+    return jnp.sum(q[:, :, :, None] * k[:, :, None] * kept, axis=-1)
 
 
 @jax.custom_vjp

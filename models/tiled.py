@@ -43,19 +43,19 @@ Block = tuple[int, int | None]  # side of a tile, window
 
 def pairs(length: int, tile: int, window: int | None) -> Int[np.ndarray, "p 2"]:
     """(query tile, key tile) in the order of the loop: each query tile's own key tile is last."""
-    rows = enumerate(_first_keys(length, tile, window))
+    rows = _rows(length, tile, window)
     return np.array([(i, j) for i, first in rows for j in range(first, i + 1)], np.int32)
 
 
 def count(length: int, tile: int, window: int | None) -> int:
     """Pairs of tiles that are computed."""
-    return sum(i + 1 - first for i, first in enumerate(_first_keys(length, tile, window)))
+    return sum(i + 1 - first for i, first in _rows(length, tile, window))
 
 
-def _first_keys(length: int, tile: int, window: int | None) -> list[int]:
-    """The first key tile that each query tile sees."""
+def _rows(length: int, tile: int, window: int | None) -> list[tuple[int, int]]:
+    """Of each query tile: its own key tile, which is its last, and the first that it sees."""
     reach = window or length
-    return [max(0, i * tile + 1 - reach) // tile for i in range(-(-length // tile))]
+    return [(i, max(0, i * tile + 1 - reach) // tile) for i in range(-(-length // tile))]
 
 
 def seen(
@@ -244,11 +244,6 @@ def _unsoftmax(scores, d_out, v, lse, overlap):
 # By rows: tile i of the queries with all keys that it sees
 
 
-def _rows(length: int, tile: int, window: int | None) -> list[tuple[int, int]]:
-    """(its own tile, the first key tile that it sees) of each row."""
-    return list(enumerate(_first_keys(length, tile, window)))
-
-
 def _by_heads(function: Callable, heads: tuple[Array, ...], place: Place) -> Any:
     """`function` of all heads at once, or, where they are long, of one after another."""
     batch, groups, _, length, _ = heads[0].shape
@@ -311,7 +306,7 @@ def _backward_by_rows(block: Block, q, k, v, place, d_out, lse, overlap):
 
 def _diagonals(length: int, tile: int, window: int | None) -> range:
     """The distances d at which some key is seen."""
-    return range(max(i + 1 - first for i, first in enumerate(_first_keys(length, tile, window))))
+    return range(max(i + 1 - first for i, first in _rows(length, tile, window)))
 
 
 def _tiles(arrays: Any, tile: int) -> Any:

@@ -220,10 +220,15 @@ def _line(
         }
         if before is not None:
             pairs = zip(before[1], values, strict=True)
-            slopes = [math.log(late / early) / math.log(t / before[0]) for early, late in pairs]
+            slopes = [power((before[0], early), (t, late)) for early, late in pairs]
             row["slope"] = statistics.median(slopes)
         before = t, values
         yield row
+
+
+def power(start: tuple[float, float], end: tuple[float, float]) -> float:
+    """The power of x by which y grows from (x, y) at the start to those at the end."""
+    return math.log(end[1] / start[1]) / math.log(end[0] / start[0])
 
 
 def _check(

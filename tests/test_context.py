@@ -96,6 +96,18 @@ def test_a_repeated_training_step_computes_the_same():
     assert losses[0] == losses[1] > 0
 
 
+def test_a_call_of_several_steps_tells_the_seconds_of_one(monkeypatch):
+    """Three losses come back, and a call that takes six seconds is three steps of two."""
+    step = context.train_step(model("dense", 32, 1), 8, steps=3)
+    _, losses = step.function(step.state, *step.args)
+    assert losses.shape == (3, 1)
+    assert (losses > 0).all()
+    clock = iter((10.0, 16.0))
+    monkeypatch.setattr(context.time, "perf_counter", lambda: next(clock))
+    step.function = lambda state, *args: (state, losses)
+    assert step.seconds() == pytest.approx(2.0)
+
+
 def test_prefill_and_decode_are_the_models_own():
     config = model("linear", 32, 1)
     graph, params = nnx.split(config.build(init=Init(0)))

@@ -48,6 +48,15 @@ def test_mistakes_are_told_before_anything_is_compiled(monkeypatch):
         peers.measure()
 
 
+def test_a_peers_seconds_are_those_of_one_step_of_as_many_as_ours_has(monkeypatch):
+    peer, steps = object.__new__(peers.Peer), []
+    peer.device, peer.step = "cpu", lambda: steps.append(1)
+    clock = iter((10.0, 16.0))
+    monkeypatch.setattr(peers.time, "perf_counter", lambda: next(clock))
+    assert peer.seconds() == pytest.approx(6.0 / peers.STEPS)
+    assert len(steps) == peers.STEPS
+
+
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
 @every_peer
