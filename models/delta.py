@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from functools import reduce
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from pydantic import PositiveFloat, PositiveInt
 from models import recurrence
 from models.base import Cost, Init, Mixer, MixerConfig, State
 from models.errors import check_multiple
-from models.layers import Linear, RMSNorm, ShortConv, gated, lift
+from models.layers import Linear, RMSNorm, ShortConv, gated, in_rows, lift
 from models.packing import Position, restart
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # initial steps of the scalar gate, as in Mamba-2
@@ -206,7 +206,7 @@ class DeltaRule(Mixer):
 
 def unit(x: Float[Array, "*batch k"]) -> Float[Array, "*batch k"]:
     """x / |x|, finite at 0."""
-    return x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + UNIT_EPS)
+    return in_rows(lambda x: x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + UNIT_EPS), x)
 
 
 def step(
@@ -239,44 +239,55 @@ def chunked(
 
         (I + L) U = β (V − K̄ S_0)        L_ts = β_t k_t · (decay from s to t) k_s    for s < t.
 
-    Only the state at each chunk's start is kept for the backward pass. No exponent is positive.
+    No exponent is positive.
     """
-    length = q.shape[2]
-    chunk = min(chunk, length)
-    inputs = tuple(recurrence.split(x, chunk) for x in (q, k, v, beta, log_a))
-    S = jnp.zeros((*k.shape[:2], k.shape[-1], v.shape[-1]), jnp.float32)
-    _, out = jax.lax.scan(jax.checkpoint(_chunk), S, inputs)
-    return rearrange(out, "n b h c v -> b h (n c) v")[:, :, :length]
+    memory = k.shape[-1], v.shape[-1]
+    return recurrence.by_chunks(_chunk, (q, k, v, beta, log_a), memory, chunk)
 
 
 def _chunk(S: recurrence.Memory, inputs):
     q, k, v, beta, log_a = inputs
     decay = recurrence.decays(log_a)
     start = decay.from_start()
-    L = jnp.tril(beta * recurrence.scores(k, k, decay), -1)
-    u = solve(L, beta * (v - (k * start) @ S))
-    out = recurrence.scores(q, k, decay) @ u + (q * start) @ S
-    k_end = k * decay.to_end()
-    S = start[:, :, -1][..., None] * S + jnp.einsum("bhck,bhcv->bhkv", k_end, u)
-    return S, out
+    system = System.of(jnp.tril(beta * recurrence.scores(k, k, decay), -1))
+
+    def step(S: recurrence.Memory, part):
+        system, beta, v, k_start, kept, k_end = part
+        u = solve(system, beta * (v - k_start @ S))
+        return kept[..., None] * S + jnp.einsum("bhck,bhcv->bhkv", k_end, u), (S, u)
+
+    parts = system, beta, v, k * start, start[:, :, -1], k * decay.to_end()
+    S, (before, u) = recurrence.in_turn(step, S, parts)
+    return S, recurrence.scores(q, k, decay) @ u + (q * start) @ before
+
+
+class System(NamedTuple):
+    """I + L for a strictly lower triangular L, and its inverse, through which no gradient goes."""
+
+    L: Float[Array, "b h c s"]
+    inverse: Float[Array, "b h c s"]
+
+    @classmethod
+    def of(cls, L: Float[Array, "b h c s"]) -> System:
+        return cls(L, unit_lower_inverse(jax.lax.stop_gradient(L)))
 
 
 @jax.custom_vjp
-def solve(L: Float[Array, "b h c s"], rhs: Float[Array, "b h c v"]) -> Float[Array, "b h c v"]:
-    """(I + L)⁻¹ rhs for a strictly lower triangular L."""
-    return _solve_forward(L, rhs)[0]
+def solve(system: System, rhs: Float[Array, "b h c v"]) -> Float[Array, "b h c v"]:
+    """(I + L)⁻¹ rhs."""
+    return system.inverse @ rhs
 
 
-def _solve_forward(L, rhs):
-    inverse = unit_lower_inverse(L)
-    u = inverse @ rhs
-    return u, (inverse, u)
+def _solve_forward(system, rhs):
+    u = system.inverse @ rhs
+    return u, (system.inverse, u)
 
 
 def _solve_backward(saved, du):
     inverse, u = saved
     d_rhs = jnp.einsum("bhcs,bhcv->bhsv", inverse, du)
-    return -jnp.einsum("bhcv,bhsv->bhcs", d_rhs, u), d_rhs
+    dL = -jnp.einsum("bhcv,bhsv->bhcs", d_rhs, u)
+    return System(dL, jnp.zeros_like(inverse)), d_rhs
 
 
 solve.defvjp(_solve_forward, _solve_backward)

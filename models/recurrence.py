@@ -8,8 +8,9 @@ S is (k, v) per head. `log_a` is (b, h, t, k) for per-channel gates (GLA: Yang e
 `chunked` must equal it. Everything here computes in fp32.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,7 @@ class Decay(NamedTuple):
         return jnp.exp(jnp.cumsum(later[:, :, ::-1], axis=2)[:, :, ::-1])
 
 
+TOGETHER = 64  # heads, of as many sequences and neighbouring chunks as it takes
 FORGET = -100.0  # log-gates below this are exact zeros in fp32
 GRID = 2.0**-6  # sums of its multiples are exact up to 2^18, so for chunks up to 2621
 
@@ -94,30 +96,56 @@ def prefix(
 def chunked(q: Queries, k: Queries, v: Values, log_a: Gates, chunk: int) -> Values:
     """Chunks of `chunk` tokens: products inside, one state carried between (2312.06635, §4).
 
-    Only the state at each chunk's start is kept for the backward pass; the rest is recomputed.
     Every exponent is a sum of log-gates over an interval, so never positive: nothing overflows.
     """
-    length = q.shape[2]
+    return by_chunks(_chunk, (q, k, v, log_a), (k.shape[-1], v.shape[-1]), chunk)
+
+
+def by_chunks(
+    body: Callable, inputs: Sequence[Array], memory: tuple[int, int], chunk: int
+) -> Values:
+    """`body(S, inputs) -> (S, out)` over chunks of inputs (b h t ·), from S = 0 of sides `memory`.
+
+    `body` is given m neighbouring chunks at once, as (m·b h c ·), and passes the state on from each
+    to the next by `in_turn`: few sequences would make its products small otherwise.
+    Only the states before each m chunks are kept for the backward pass; the rest is recomputed.
+    """
+    batch, heads, length, _ = inputs[0].shape
     chunk = min(chunk, length)
-    inputs = tuple(split(x.astype(jnp.float32), chunk) for x in (q, k, v, log_a))
-    S = jnp.zeros((*k.shape[:2], k.shape[-1], v.shape[-1]), jnp.float32)
-    _, out = jax.lax.scan(jax.checkpoint(_chunk), S, inputs)
-    return rearrange(out, "n b h c v -> b h (n c) v")[:, :, :length]
+    chunks = -(-length // chunk)
+    wanted = max(1, TOGETHER // (batch * heads))
+    m = max(size for size in range(1, chunks + 1) if size <= wanted and chunks % size == 0)
+
+    def split(x: Float[Array, "b h t k"]) -> Float[Array, "n mb h c k"]:
+        # a padded token has k = 0 and log_a = 0, so it changes nothing
+        x = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, 0), (0, chunks * chunk - length), (0, 0)))
+        return rearrange(x, "b h (n m c) k -> n (m b) h c k", m=m, c=chunk)
+
+    S = jnp.zeros((batch, heads, *memory), jnp.float32)
+    _, out = jax.lax.scan(jax.checkpoint(body), S, tuple(map(split, inputs)))
+    return rearrange(out, "n (m b) h c v -> b h (n m c) v", m=m)[:, :, :length]
 
 
-def split(x: Float[Array, "b h t k"], chunk: int) -> Float[Array, "n b h c k"]:
-    """Chunks first, zero-padded: a padded token has k = 0 and log_a = 0, so it changes nothing."""
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % chunk), (0, 0)))
-    return rearrange(x, "b h (n c) k -> n b h c k", c=chunk)
+def in_turn(step: Callable, S: Memory, parts: Any) -> tuple[Memory, Any]:
+    """`step(S, part) -> (S, out)` over chunks that `by_chunks` gives together: arrays (m·b …)."""
+    batch = len(S)
+    apart = jax.tree.map(lambda x: rearrange(x, "(m b) ... -> m b ...", b=batch), parts)
+    S, out = jax.lax.scan(step, S, apart)
+    return S, jax.tree.map(lambda x: rearrange(x, "m b ... -> (m b) ..."), out)
 
 
-def _chunk(S: Memory, inputs) -> tuple[Memory, Float[Array, "b h c v"]]:
+def _chunk(S: Memory, inputs) -> tuple[Memory, Float[Array, "mb h c v"]]:
     q, k, v, log_a = inputs
     decay = decays(log_a)
     start = decay.from_start()
-    out = scores(q, k, decay) @ v + (q * start) @ S
-    S = start[:, :, -1][..., None] * S + jnp.einsum("bhck,bhcv->bhkv", k * decay.to_end(), v)
-    return S, out
+    inflow = jnp.einsum("bhck,bhcv->bhkv", k * decay.to_end(), v)
+
+    def step(S: Memory, part):
+        kept, inflow = part
+        return kept[..., None] * S + inflow, S
+
+    S, before = in_turn(step, S, (start[:, :, -1], inflow))
+    return S, scores(q, k, decay) @ v + (q * start) @ before
 
 
 def decays(log_a: Float[Array, "b h c a"]) -> Decay:

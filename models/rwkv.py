@@ -27,9 +27,9 @@ from pydantic import PositiveFloat, PositiveInt
 
 from models import recurrence
 from models.base import Cost, Init, Left, Mixer, MixerConfig, State
-from models.delta import inverse_flops, solve
+from models.delta import System, inverse_flops, solve
 from models.errors import check_multiple
-from models.layers import Linear, lift
+from models.layers import Linear, by_rms, centred, in_rows, lift
 from models.packing import Position, previous, restart
 from models.recurrence import scores
 
@@ -207,7 +207,7 @@ class TimeMix(Mixer):
         key = k * lift(self.k_k[...], k)
         k = k * (1 + (a - 1) * lift(self.k_a[...], k))
         r, k, v, key, a, log_w = (self._split(z) for z in (r, k, v, key, a, log_w))
-        unit = key * jax.lax.rsqrt(jnp.maximum(jnp.sum(key * key, -1, keepdims=True), 1e-24))
+        unit = in_rows(_unit, key)
         gate = self.gate_up(jax.nn.sigmoid(self.gate_down(mixed["g"])))
         return (r, k, v, unit, a * unit, log_w), gate, left
 
@@ -216,8 +216,7 @@ class TimeMix(Mixer):
 
     def _finish(self, y: Float[Array, "b h t v"], inputs, gate: Float[Array, "b t d"]):
         r, k, v = inputs[:3]
-        y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.config.norm_eps * self.size)
+        y = in_rows(lambda x: by_rms(centred(x), self.config.norm_eps * self.size), y)
         r_k = rearrange(self.r_k[...], "(h k) -> 1 h 1 k", k=self.size)
         bonus = jnp.sum(r * k * r_k, -1, keepdims=True) * v
         y, bonus = (rearrange(z, "b h t v -> b t (h v)") for z in (y, bonus))
@@ -232,6 +231,10 @@ def shift(
     change = before - x
     weights = zip(MIX_POWERS, mix.astype(x.dtype), strict=True)
     return {name: x + lift(weight, x) * change for name, weight in weights}
+
+
+def _unit(x: Float[Array, "n k"]) -> Float[Array, "n k"]:
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-24))
 
 
 def step(S: recurrence.Memory, r, k, v, unit, rated, log_w):
@@ -249,12 +252,8 @@ def chunked(r, k, v, unit, rated, log_w, *, chunk: int) -> recurrence.Values:
     the p of a chunk solve a unit lower triangular system. Between s and t lie the decays of
     s + 1 … t − 1 for κ, which reads before the decay of its own token, and of s + 1 … t for r.
     """
-    length = r.shape[2]
-    chunk = min(chunk, length)
-    inputs = tuple(recurrence.split(x, chunk) for x in (r, k, v, unit, rated, log_w))
-    S = jnp.zeros((*k.shape[:2], k.shape[-1], v.shape[-1]), jnp.float32)
-    _, out = jax.lax.scan(jax.checkpoint(_chunk), S, inputs)
-    return rearrange(out, "n b h c v -> b h (n c) v")[:, :, :length]
+    memory = k.shape[-1], v.shape[-1]
+    return recurrence.by_chunks(_chunk, (r, k, v, unit, rated, log_w), memory, chunk)
 
 
 def _chunk(S: recurrence.Memory, inputs):
@@ -266,13 +265,21 @@ def _chunk(S: recurrence.Memory, inputs):
         return jnp.pad(x, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1]
 
     following = jnp.pad(unit, ((0, 0), (0, 0), (0, 1), (0, 0)))[:, :, 1:]
-    read = late((following * start) @ S)
-    read = read.at[:, :, 0].set((unit[:, :, :1] @ S)[:, :, 0])
-    p = solve(late(scores(following, rated, decay)), read + late(scores(following, k, decay)) @ v)
-    out = scores(r, k, decay) @ v - scores(r, rated, decay) @ p + (r * start) @ S
-    S = start[:, :, -1][..., None] * S
-    S = S + jnp.einsum("bhck,bhcv->bhkv", k * end, v)
-    return S - jnp.einsum("bhck,bhcv->bhkv", rated * end, p), out
+    begins = late(following * start).at[:, :, 0].set(unit[:, :, 0])
+    system = System.of(late(scores(following, rated, decay)))
+    found = late(scores(following, k, decay)) @ v
+    inflow = jnp.einsum("bhck,bhcv->bhkv", k * end, v)
+
+    def step(S: recurrence.Memory, part):
+        system, begins, found, kept, inflow, rated_end = part
+        p = solve(system, begins @ S + found)
+        outflow = jnp.einsum("bhck,bhcv->bhkv", rated_end, p)
+        return kept[..., None] * S + inflow - outflow, (S, p)
+
+    parts = system, begins, found, start[:, :, -1], inflow, rated * end
+    S, (before, p) = recurrence.in_turn(step, S, parts)
+    out = scores(r, k, decay) @ v - scores(r, rated, decay) @ p + (r * start) @ before
+    return S, out
 
 
 def chunked_flops(length: int, size: int, chunk: int) -> tuple[int, int]:
@@ -286,7 +293,7 @@ def chunked_flops(length: int, size: int, chunk: int) -> tuple[int, int]:
     elementwise = 4 * pairs[1] + 6 * size
     inverse = inverse_flops(chunk)
     return (
-        padded * matmul + chunks * (inverse[0] + 2 * size**2),
+        padded * matmul + chunks * inverse[0],
         padded * elementwise + chunks * (inverse[1] + 2 * size**2),
     )
 

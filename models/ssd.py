@@ -25,7 +25,7 @@ from pydantic import PositiveFloat, PositiveInt
 from models import recurrence
 from models.base import Cost, Init, Mixer, MixerConfig, State
 from models.errors import check_multiple
-from models.layers import Linear, ShortConv, gated, lift
+from models.layers import Linear, ShortConv, by_rms, gated, in_rows, lift
 from models.packing import Position, restart
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # the released code's range of initial steps
@@ -154,6 +154,6 @@ class StateSpaceDual(Mixer):
         y = rearrange(y + self.D[...][None, :, None, None] * u, "b h t v -> b t (h v)")
         y = gated(jax.nn.silu, gate.astype(jnp.float32), y)
         groups = rearrange(y, "b t (g i) -> b t g i", g=self.config.n_groups)
-        rms = jax.lax.rsqrt(jnp.mean(groups * groups, -1, keepdims=True) + self.config.norm_eps)
-        y = rearrange(groups * rms, "b t g i -> b t (g i)") * lift(self.norm_scale[...], y)
+        groups = in_rows(lambda x: by_rms(x, self.config.norm_eps), groups)
+        y = rearrange(groups, "b t g i -> b t (g i)") * lift(self.norm_scale[...], y)
         return self.out(y.astype(gate.dtype))

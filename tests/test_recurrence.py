@@ -72,6 +72,22 @@ def test_every_form_equals_the_sequential_one(form, gates):
         assert_close(one, other)
 
 
+@pytest.mark.parametrize(
+    ("together", "length", "calls"),
+    [(4, 128, 4), (8, 128, 8), (16, 128, 16), (100, 128, 32), (16, 13 * 16, 4), (64, 5, 4)],
+    ids=["1", "2", "4", "all 8", "13 is prime", "shorter than a chunk"],
+)
+def test_few_sequences_take_several_chunks_at_once(monkeypatch, together, length, calls):
+    """`calls`: sequences × chunks that the body sees. The result is that of one at a time."""
+    x = inputs(4, 1, moderate, length)
+    want = recurrence.chunked(*x, chunk=16)
+    seen, body = [], recurrence._chunk
+    monkeypatch.setattr(recurrence, "TOGETHER", 2 * together)  # there are two heads
+    monkeypatch.setattr(recurrence, "_chunk", lambda S, x: seen.append(len(x[0])) or body(S, x))
+    assert_close(recurrence.chunked(*x, chunk=16), want)
+    assert seen == [calls]
+
+
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16], ids=["fp32", "bf16"])
 @scalar_or_channel
 def test_ten_thousand_extreme_gates_change_nothing(gates, dtype):
