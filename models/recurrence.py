@@ -93,12 +93,16 @@ def prefix(
     return jax.lax.associative_scan(combine, (decay, inflow), reverse=reverse)[1]
 
 
-def chunked(q: Queries, k: Queries, v: Values, log_a: Gates, chunk: int) -> Values:
+def chunked(
+    q: Float[Array, "b g t k"], k: Float[Array, "b g t k"], v: Values, log_a: Gates, chunk: int
+) -> Values:
     """Chunks of `chunk` tokens: products inside, one state carried between (2312.06635, §4).
 
+    With scalar gates, consecutive heads of v may share a head of q and k (2405.21060, §7.2).
     Every exponent is a sum of log-gates over an interval, so never positive: nothing overflows.
     """
-    return by_chunks(_chunk, (q, k, v, log_a), (k.shape[-1], v.shape[-1]), chunk)
+    body = _by_heads if log_a.shape[-1] == 1 else _by_channels
+    return by_chunks(body, (q, k, v, log_a), (k.shape[-1], v.shape[-1]), chunk)
 
 
 def by_chunks(
@@ -110,7 +114,7 @@ def by_chunks(
     to the next by `in_turn`: few sequences would make its products small otherwise.
     Only the states before each m chunks are kept for the backward pass; the rest is recomputed.
     """
-    batch, heads, length, _ = inputs[0].shape
+    batch, heads, length, _ = inputs[-1].shape
     chunk = min(chunk, length)
     chunks = -(-length // chunk)
     wanted = max(1, TOGETHER // (batch * heads))
@@ -134,18 +138,42 @@ def in_turn(step: Callable, S: Memory, parts: Any) -> tuple[Memory, Any]:
     return S, jax.tree.map(lambda x: rearrange(x, "m b ... -> (m b) ..."), out)
 
 
-def _chunk(S: Memory, inputs) -> tuple[Memory, Float[Array, "mb h c v"]]:
+def _by_channels(S: Memory, inputs) -> tuple[Memory, Float[Array, "mb h c v"]]:
     q, k, v, log_a = inputs
     decay = decays(log_a)
     start = decay.from_start()
     inflow = jnp.einsum("bhck,bhcv->bhkv", k * decay.to_end(), v)
-
-    def step(S: Memory, part):
-        kept, inflow = part
-        return kept[..., None] * S + inflow, S
-
-    S, before = in_turn(step, S, (start[:, :, -1], inflow))
+    S, before = in_turn(_flow, S, (start[:, :, -1], inflow))
     return S, scores(q, k, decay) @ v + (q * start) @ before
+
+
+def _by_heads(S: Memory, inputs) -> tuple[Memory, Float[Array, "mb h c v"]]:
+    """Gates stay beside the values, so that products with keys are made once for all heads of v.
+
+    Batch and heads of keys are one axis: an axis of size 1 makes XLA's CPU code slow at sums.
+    """
+    q, k, v, log_a = inputs
+    decay = decays(log_a)
+    start = decay.from_start()
+
+    groups = k.shape[1]
+
+    def shared(x: Array) -> Array:
+        return rearrange(x, "b (g r) ... -> (b g) r ...", g=groups)
+
+    q, k = (rearrange(x, "b g c k -> (b g) c k") for x in (q, k))
+    inflow = jnp.einsum("xck,xrcv->xrkv", k, shared(v * decay.to_end()))
+    S, before = in_turn(_flow, S, (start[:, :, -1], inflow.reshape(-1, *S.shape[1:])))
+    pairs = jnp.einsum("xck,xsk->xcs", q, k)[:, None]
+    inside = (pairs * shared(jnp.exp(between(*decay))[..., 0])) @ shared(v)
+    earlier = jnp.einsum("xck,xrkv->xrcv", q, shared(before))
+    return S, inside.reshape(v.shape) + start * earlier.reshape(v.shape)
+
+
+def _flow(S: Memory, part) -> tuple[Memory, Memory]:
+    """The state after a chunk, and before it."""
+    kept, inflow = part
+    return kept[..., None] * S + inflow, S
 
 
 def decays(log_a: Float[Array, "b h c a"]) -> Decay:
@@ -213,16 +241,22 @@ def _past(log_a) -> Bool[Array, "1 1 c s 1"]:
     return jnp.tril(jnp.ones((size, size), bool), -1)[None, None, :, :, None]
 
 
-def chunked_flops(length: int, d_k: int, d_v: int, chunk: int, *, scalar: bool) -> tuple[int, int]:
-    """(matmul, elementwise) FLOPs of `chunked` for one head, padding included."""
+def chunked_flops(
+    length: int, d_k: int, d_v: int, chunk: int, *, scalar: bool, values: int = 1
+) -> tuple[int, int]:
+    """(matmul, elementwise) FLOPs of `chunked` for one head of keys and its heads of values,
+    padding included.
+    """
     chunk = min(chunk, length)
     padded = length + -length % chunk
-    sums = sums_flops(chunk, 1 if scalar else d_k)
-    matmul = padded * (sums + 2 * chunk * d_v + 4 * d_k * d_v)
-    # gates: q·exp(G), k·exp(G_end − G), and the decay of S once per chunk
-    elementwise = padded * 4 * d_k + padded // chunk * d_k * d_v * 2
+    matmul = values * (sums_flops(chunk, 1 if scalar else d_k) + 2 * chunk * d_v + 4 * d_k * d_v)
+    # two decays beside values (scalar) or keys and queries, and that of S once per chunk
+    local = values * 4 * (d_v if scalar else d_k)
     pairs = scores_flops(chunk, d_k, scalar=scalar)
-    return matmul + padded * pairs[0], elementwise + padded * pairs[1]
+    return (
+        padded * (matmul + pairs[0]),
+        padded * (local + values * pairs[1]) + padded // chunk * values * 2 * d_k * d_v,
+    )
 
 
 def sums_flops(chunk: int, gates: int) -> int:

@@ -59,30 +59,33 @@ class Mamba2(MixerConfig):
         self.check(d_model)
         return StateSpaceDual(self, d_model, init=init)
 
-    def _cost(self, d_model: int, tokens: int, head: tuple[int, int]) -> Cost:
+    def _cost(self, d_model: int, tokens: int, core: tuple[int, int]) -> Cost:
         d_inner, heads = self.expand * d_model, self.heads(d_model)
         channels = self.conv_channels(d_model)
         projections = d_model * (d_inner + channels + heads) + d_inner * d_model
         # conv taps and bias; A, D and the bias of Δ; norm
         params = projections + channels * (self.d_conv + self.conv_bias) + 3 * heads + d_inner
         params += self.bias * (d_inner + channels + heads + d_model)
-        matmul, elementwise = head
+        matmul, elementwise = core
         local = ShortConv.flops(channels, self.d_conv) + 4 * d_inner  # Δx, D skip, gate
         return Cost(
-            matmul_flops=2 * projections * tokens + heads * matmul,
-            elementwise_flops=tokens * local + heads * elementwise,
+            matmul_flops=2 * projections * tokens + matmul,
+            elementwise_flops=tokens * local + elementwise,
             params=params,
             active_params=params,
         )
 
     def cost(self, d_model: int, seq_len: int) -> Cost:
-        flops = recurrence.chunked_flops(
-            seq_len, self.d_state, self.d_head, self.chunk, scalar=True
+        values = self.heads(d_model) // self.n_groups
+        matmul, elementwise = recurrence.chunked_flops(
+            seq_len, self.d_state, self.d_head, self.chunk, scalar=True, values=values
         )
-        return self._cost(d_model, seq_len, flops)
+        return self._cost(d_model, seq_len, (self.n_groups * matmul, self.n_groups * elementwise))
 
     def step_cost(self, d_model: int, context: int) -> Cost:
-        return self._cost(d_model, 1, recurrence.step_flops(self.d_state, self.d_head))
+        matmul, elementwise = recurrence.step_flops(self.d_state, self.d_head)
+        heads = self.heads(d_model)
+        return self._cost(d_model, 1, (heads * matmul, heads * elementwise))
 
     def state_size(self, d_model: int, context: int) -> int:
         """States and the convolution's last inputs, whatever the context."""
@@ -127,7 +130,9 @@ class StateSpaceDual(Mixer):
         gate, xBC, dt = self._project(x[:, None])
         conv, xBC = self.conv.step(state["conv"], xBC[:, 0])
         u, *scanned = self._heads(jax.nn.silu(xBC)[:, None], dt)
-        S, y = recurrence.step(state["S"], *(z[:, :, 0] for z in scanned))
+        C, B, v, log_a = (z[:, :, 0] for z in scanned)
+        C, B = (jnp.repeat(z, self.heads // self.config.n_groups, axis=1) for z in (C, B))
+        S, y = recurrence.step(state["S"], C, B, v, log_a)
         return {"conv": conv, "S": S}, self._finish(y[:, :, None], u, gate)[:, 0]
 
     def _project(self, x: Float[Array, "b t d"]):
@@ -136,15 +141,15 @@ class StateSpaceDual(Mixer):
         return jnp.split(self.inward(x), ends, axis=-1)
 
     def _heads(self, xBC: Float[Array, "b t i"], dt: Float[Array, "b t h"]):
-        """x; and as queries, keys, values, log-gates of the recurrence: C, B, Δx, ΔA (fp32)."""
+        """x; and as queries, keys, values, log-gates of the recurrence: C, B, Δx, ΔA (fp32).
+
+        C and B have a head for each group, which its heads share.
+        """
         groups = self.config.n_groups
         split = [self.d_inner, self.d_inner + groups * self.config.d_state]
         u, B, C = jnp.split(xBC.astype(jnp.float32), split, axis=-1)
         u = rearrange(u, "b t (h v) -> b h t v", h=self.heads)
-        B, C = (
-            jnp.repeat(rearrange(z, "b t (g k) -> b g t k", g=groups), self.heads // groups, 1)
-            for z in (B, C)
-        )
+        B, C = (rearrange(z, "b t (g k) -> b g t k", g=groups) for z in (B, C))
         dt = jax.nn.softplus(dt.astype(jnp.float32) + lift(self.dt_bias[...], dt))
         dt = rearrange(dt, "b t h -> b h t 1")
         A = -jnp.exp(self.A_log[...])[None, :, None, None]

@@ -72,6 +72,24 @@ def test_every_form_equals_the_sequential_one(form, gates):
         assert_close(one, other)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_heads_of_values_share_a_head_of_keys(batch):
+    """Two heads of keys for six of values equal each head of keys written three times."""
+    q, k, *_ = inputs(batch, 1, moderate)
+    rng = np.random.default_rng(0)
+    v = jnp.asarray(rng.normal(size=(batch, 6, LENGTH, D_V)), jnp.float32)
+    log_a = jnp.asarray(moderate(rng, (batch, 6, LENGTH, 1)), jnp.float32)
+
+    def repeated(q, k, v, log_a):
+        return recurrence.sequential(jnp.repeat(q, 3, 1), jnp.repeat(k, 3, 1), v, log_a)
+
+    (_, want), oracle = value_and_gradients(repeated)(q, k, v, log_a)
+    (_, got), gradients = value_and_gradients(FORMS["chunked"])(q, k, v, log_a)
+    assert_close(got, want)
+    for one, other in zip(gradients, oracle, strict=True):
+        assert_close(one, other)
+
+
 @pytest.mark.parametrize(
     ("together", "length", "calls"),
     [(4, 128, 4), (8, 128, 8), (16, 128, 16), (100, 128, 32), (16, 13 * 16, 4), (64, 5, 4)],
@@ -81,9 +99,9 @@ def test_few_sequences_take_several_chunks_at_once(monkeypatch, together, length
     """`calls`: sequences × chunks that the body sees. The result is that of one at a time."""
     x = inputs(4, 1, moderate, length)
     want = recurrence.chunked(*x, chunk=16)
-    seen, body = [], recurrence._chunk
+    seen, body = [], recurrence._by_heads
     monkeypatch.setattr(recurrence, "TOGETHER", 2 * together)  # there are two heads
-    monkeypatch.setattr(recurrence, "_chunk", lambda S, x: seen.append(len(x[0])) or body(S, x))
+    monkeypatch.setattr(recurrence, "_by_heads", lambda S, x: seen.append(len(x[0])) or body(S, x))
     assert_close(recurrence.chunked(*x, chunk=16), want)
     assert seen == [calls]
 
