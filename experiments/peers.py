@@ -9,7 +9,7 @@ peer is the parallel scan of the package mambapy, the fastest there is in plain 
 
 Command:   make parity, then .venv-parity/bin/isoflop run peers --json
 Duration:  about 7 minutes on 2 idle cores
-Expected:  on a CPU .7 for experts, just below 1 for dense, and from 2 to 7 for the recurrences; on
+Expected:  on a CPU .7 for experts, just below 1 for dense, and about 2 to 7 for the recurrences; on
            a GPU all above 1
 """
 

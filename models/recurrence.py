@@ -154,9 +154,7 @@ def _by_heads(S: Memory, inputs) -> tuple[Memory, Float[Array, "mb h c v"]]:
     """
     q, k, v, log_a = inputs
     decay = decays(log_a)
-    start = decay.from_start()
-
-    groups = k.shape[1]
+    start, groups = decay.from_start(), k.shape[1]
 
     def shared(x: Array) -> Array:
         return rearrange(x, "b (g r) ... -> (b g) r ...", g=groups)
