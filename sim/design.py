@@ -1,12 +1,12 @@
 """What a grid of runs will be able to say, before it is paid for.
 
 The delta method gives the width of every answer from the design alone: with J the slopes of log L
-in the law's parameters, cov θ = v·σ²·(JᵀJ)⁻¹, where v = E ψ² / (σ² P(|r| ≤ δ)²) is the price of
-Huber's ψ at noise σ (Huber 1964, "Robust estimation of a location parameter", §4). Simulation
-draws noisy losses on the same grid and fits them, which is slower and sees the curvature. A
-design that cannot answer the question is refused with the reason. Not included: the cost of tuning
-and of runs that fail; the noise that cooldown branches of one trunk share, for which the widths are
-optimistic.
+in the law's parameters, cov θ = v·σ²·(JᵀJ)⁻¹ JᵀRJ (JᵀJ)⁻¹, where v = E ψ² / (σ² P(|r| ≤ δ)²) is the
+price of Huber's ψ at noise σ (Huber 1964, "Robust estimation of a location parameter", §4) and R
+the correlation of ψ between runs, which is not 0 between cooldown branches of one trunk.
+Simulation draws noisy losses on the same grid and fits them, which is slower and sees the
+curvature. A design that cannot answer the question is refused with the reason. Not included: the
+cost of tuning and of runs that fail.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from itertools import product
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
 
 from models.errors import UserError
 from sim.identify import unidentifiable
@@ -28,6 +30,9 @@ from sim.resample import DELTA, Floats, minimise
 
 Z90 = 1.6448536269514722  # half of a central 90 % normal interval, in standard deviations
 COOLDOWN = 0.2  # share of a branch that is its own cooldown (Hägele et al. 2024, arXiv 2405.18392)
+# Variance of log loss between seeds that branches of one trunk have in common, as a share of all of
+# it: .50 [.37, .60] in the committed ladder of a laptop, .50 [.25, .69] in that of a GPU.
+SHARED = 0.5
 LAB = Chinchilla(E=1.0, A=30.0, B=600.0, alpha=0.35, beta=0.42)  # bytes, 1e4 to 1e6 parameters
 
 
@@ -43,6 +48,13 @@ class Design:
         """N and D of each run, seeds repeated."""
         n, r, _ = np.meshgrid(self.sizes, self.tokens_per_param, np.arange(self.seeds))
         return n.ravel().astype(float), (n * r).ravel().astype(float)
+
+    def trunks(self) -> NDArray[np.intp]:
+        """The trunk of each run: one for each size and seed."""
+        size, _, seed = np.meshgrid(
+            np.arange(len(self.sizes)), self.tokens_per_param, np.arange(self.seeds)
+        )
+        return (size * self.seeds + seed).ravel().astype(np.intp)
 
     @property
     def largest(self) -> float:
@@ -112,10 +124,30 @@ def _efficiency(noise: float, delta: float) -> float:
     return square / inside**2
 
 
+def _correlation(shared: float, k: float) -> float:
+    """Of ψ(x) and ψ(y), clipped at ±k, for standard normal x and y of correlation `shared`."""
+    x = np.linspace(-8.0, 8.0, 4001)
+    weight = np.exp(-0.5 * x * x)
+    sd = math.sqrt(max(1.0 - shared**2, 1e-12))
+    low, high = ((edge - shared * x) / sd for edge in (-k, k))
+    inside = norm.cdf(high) - norm.cdf(low)
+    expected = shared * x * inside - sd * (norm.pdf(high) - norm.pdf(low))
+    expected += k * (norm.sf(high) - norm.cdf(low))
+    clipped = np.clip(x, -k, k)
+    return float((weight * clipped * expected).sum() / (weight * clipped**2).sum())
+
+
 def delta_widths(
-    law: Chinchilla, design: Design, noise: float, budgets: Sequence[float], delta: float = DELTA
+    law: Chinchilla,
+    design: Design,
+    noise: float,
+    budgets: Sequence[float],
+    delta: float = DELTA,
+    shared: float = 0.0,
 ) -> tuple[Widths, ...]:
-    """Interval half-widths from the design alone; `noise` is the seed SD of log L (.01 is 1 %)."""
+    """Interval half-widths from the design alone; `noise` is the seed SD of log L (.01 is 1 %), of
+    whose square branches of one trunk have the part `shared` in common.
+    """
     x = design.points()
     y = np.log(law(*x))
     theta = _theta(law, *x)
@@ -123,7 +155,12 @@ def delta_widths(
     u, du = form.terms(theta[None])
     share = np.exp(u - np.logaddexp.reduce(u, axis=-1)[..., None])
     slopes = np.einsum("bnk,nkp->np", share, du[0])
-    cov = noise**2 * _efficiency(noise, delta) * np.linalg.inv(slopes.T @ slopes)
+    common = _correlation(shared, delta / noise)
+    same = np.equal.outer(design.trunks(), design.trunks())
+    correlation = common * same + (1.0 - common) * np.eye(len(y))
+    inverse = np.linalg.inv(slopes.T @ slopes)
+    cov = inverse @ (slopes.T @ correlation @ slopes) @ inverse
+    cov *= noise**2 * _efficiency(noise, delta)
     out = []
     for c in budgets:
         step = 1e-5
@@ -142,6 +179,7 @@ def simulated_widths(
     budgets: Sequence[float],
     repeats: int = 400,
     seed: int = 0,
+    shared: float = 0.0,
 ) -> tuple[Widths, ...]:
     """The same half-widths from the spread of fits to `repeats` noisy copies of the grid.
 
@@ -151,7 +189,10 @@ def simulated_widths(
     y = np.log(law(*x))
     theta = _theta(law, *x)
     form, _ = Chinchilla.form(x, y, True)
-    noisy = y + noise * np.random.default_rng(seed).standard_normal((2 * repeats, len(y)))
+    rng, trunks = np.random.default_rng(seed), design.trunks()
+    own = rng.standard_normal((2 * repeats, len(y)))
+    common = rng.standard_normal((2 * repeats, trunks.max() + 1))[:, trunks]
+    noisy = y + noise * (math.sqrt(1.0 - shared) * own + math.sqrt(shared) * common)
     found = minimise(form, noisy, np.tile(theta, (2 * repeats, 1))).theta
     out = []
     for c in budgets:
@@ -196,8 +237,11 @@ def check(
         beyond = at[-1] / design.largest
         reason = f"the target is {beyond:.0f} × the largest run: beyond 10 × is speculation"
         return Plan(design, "refused", reason, flops=cost, runs=runs)
-    by_delta = delta_widths(law, design, noise, at)
-    by_simulation = simulated_widths(law, design, noise, at, repeats) if repeats else ()
+    shared = SHARED if branches else 0.0
+    by_delta = delta_widths(law, design, noise, at, shared=shared)
+    by_simulation = (
+        simulated_widths(law, design, noise, at, repeats, shared=shared) if repeats else ()
+    )
     worst = max((by_delta[-1].gain, *(w.gain for w in by_simulation[-1:])))
     status: Literal["answers", "refused"] = "answers"
     reason = f"CEG ± {math.expm1(worst):.1%} against a question of {gain - 1:.1%}"
@@ -247,7 +291,8 @@ def propose(
         )
     at = target or min(d.largest for d in candidates)
     reach = [d for d in candidates if d.largest * 10.0 >= at] or candidates
-    best = min(reach, key=lambda d: delta_widths(law, d, noise, [at])[0].gain)
+    shared = SHARED if branches else 0.0
+    best = min(reach, key=lambda d: delta_widths(law, d, noise, [at], shared=shared)[0].gain)
     return check(
         best, noise=noise, gain=gain, target=at, families=families, law=law, branches=branches,
         repeats=repeats,

@@ -2,14 +2,17 @@
 
 import json
 import math
+from collections import defaultdict
 
 import numpy as np
 import pytest
 
+from experiments import readme
 from experiments.fit import plan as plan_command
 from models.errors import UserError
 from sim.design import (
     LAB,
+    SHARED,
     Design,
     check,
     delta_widths,
@@ -19,6 +22,7 @@ from sim.design import (
     surface,
 )
 from sim.laws import Chinchilla
+from sim.records import read_rows
 
 
 def square(k, seeds):
@@ -35,6 +39,47 @@ def test_delta_method_and_simulation_agree(k, seeds, noise):
     for one, other in zip(by_delta, by_simulation, strict=True):
         for key in ("a", "n_star", "loss", "gain"):
             assert getattr(other, key) == pytest.approx(getattr(one, key), rel=0.15), key
+
+
+@pytest.mark.parametrize("noise", [0.005, 1e-4], ids=["above delta", "below"])
+def test_noise_that_branches_share_is_in_both_widths(noise):
+    """And it matters: more runs of a trunk do not average it away."""
+    design = square(5, 2)
+    by_delta = delta_widths(LAB, design, noise, [design.largest], shared=0.5)[0]
+    by_simulation = simulated_widths(LAB, design, noise, [design.largest], shared=0.5)[0]
+    for key in ("a", "n_star", "loss", "gain"):
+        assert getattr(by_simulation, key) == pytest.approx(getattr(by_delta, key), rel=0.15), key
+    alone = delta_widths(LAB, design, noise, [design.largest])[0]
+    assert by_delta.loss > 1.1 * alone.loss
+
+
+def test_branches_of_a_trunk_are_one_size_and_seed():
+    design = Design((1e4, 2e4), (10.0, 20.0, 40.0), 2)
+    n, d = design.points()
+    trunks = design.trunks()
+    assert len(set(trunks)) == 4
+    for trunk in set(trunks):
+        assert len(set(n[trunks == trunk])) == 1
+        assert sorted(d[trunks == trunk] / n[trunks == trunk]) == [10.0, 20.0, 40.0]
+
+
+@pytest.mark.parametrize("records", readme.STUDIES, ids=lambda path: path.stem)
+def test_the_share_is_what_the_committed_ladders_have(records):
+    """From pairs of seeds: mean product of two branches' differences over that of one's square."""
+    losses: dict[tuple, dict[tuple[int, int], float]] = defaultdict(dict)
+    for row in read_rows(records):
+        run = row.record.run
+        losses[*row.labels.values()][run.budget.steps, run.seed] = math.log(row.record.loss)
+    by_family = defaultdict(list)
+    for (family, *_), found in losses.items():
+        steps = {step for step, _ in found}
+        pairs = [found[s, 0] - found[s, 1] for s in steps if {(s, 0), (s, 1)} <= found.keys()]
+        if len(pairs) == 3:
+            by_family[family].append(pairs)
+    scaled = [np.array(p) / np.sqrt(np.mean(np.square(p))) for p in by_family.values()]
+    products = np.mean([np.outer(pair, pair) for pairs in scaled for pair in pairs], axis=0)
+    off = (products.sum() - np.trace(products)) / 6
+    assert off / (np.trace(products) / 3) == pytest.approx(SHARED, abs=0.01)
 
 
 def test_promised_width_is_the_width_a_bootstrap_then_has():
