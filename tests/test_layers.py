@@ -3,8 +3,25 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from flax import nnx
 
-from models.layers import gated
+from models.base import Init
+from models.delta import unit
+from models.layers import LayerNorm, RMSNorm, ShortConv, gated
+
+
+class Unit(nnx.Module):
+    def __call__(self, x):
+        return unit(x)
+
+
+SUMMED = {
+    "rms": lambda: RMSNorm(8, init=Init(0)),
+    "layer": lambda: LayerNorm(8, init=Init(0)),
+    "conv": lambda: ShortConv(8, 4, init=Init(0)),
+    "unit": Unit,
+}
 
 
 def test_a_gate_keeps_nothing_but_its_inputs_for_the_backward_pass():
@@ -15,3 +32,19 @@ def test_a_gate_keeps_nothing_but_its_inputs_for_the_backward_pass():
     assert len(kept) == 2
     for leaf, given in zip(kept, (gate, x), strict=True):
         np.testing.assert_array_equal(leaf, given)
+
+
+@pytest.mark.parametrize("make", SUMMED.values(), ids=SUMMED.keys())
+def test_one_sequence_is_summed_as_fast_as_many(make):
+    """XLA's CPU code takes 4 to 25 times as long where a sum leaves out a leading axis of 1."""
+    graph, state = nnx.split(make())
+
+    def loss(state, x):
+        return jnp.sum(jnp.sin(nnx.merge(graph, state)(x)))
+
+    x = jnp.ones((1, 16, 8))
+    gradient = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(state, x).jaxpr
+    sums = [eqn for eqn in gradient.eqns if eqn.primitive.name == "reduce_sum"]
+    assert sums
+    for eqn in sums:
+        assert eqn.invars[0].aval.shape[0] > 1 or 0 in eqn.params["axes"]
