@@ -148,16 +148,16 @@ def ticks(low: float, high: float, most: int = 8) -> list[float]:
     """Round values for a logarithmic axis that spans about two decades or less."""
     if not 0 < low <= high:
         return []
-    if high / low > 5:
+    if high / low > 2:
+        marks = (1, 2, 5) if high / low > 5 else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        values = [float(f"{m}e{e}") for e in decades for m in (1, 2, 5)]
-        return [value for value in values if low <= value <= high]
+        values = [float(f"{mark}e{e}") for e in decades for mark in marks]
+        return _thin([value for value in values if low <= value <= high], low, high, most)
     span = max(high - low, 1e-3 * high)
     for step in (m * 10.0**e for e in range(-9, 18) for m in (1, 2, 5)):
         if span / step > 60:
             continue
         values = [round(k * step, 9) for k in range(math.ceil(low / step), int(high / step) + 1)]
-        values = _thin(values, low, high, most) if high / low > 2 else values
         if len(values) <= most:
             return values
     return []
@@ -165,10 +165,9 @@ def ticks(low: float, high: float, most: int = 8) -> list[float]:
 
 def _thin(values: list[float], low: float, high: float, most: int) -> list[float]:
     """Drop values that would crowd their neighbour on the logarithmic scale."""
-    gap = math.log(high / low) / (1.5 * most) if high > low else 0.0
     kept: list[float] = []
     for value in values:
-        if value > 0 and (not kept or math.log(value / kept[-1]) >= gap):
+        if not kept or math.log(value / kept[-1]) >= math.log(high / low) / most:
             kept.append(value)
     return kept
 
