@@ -8,6 +8,7 @@ Beside x, mixers may leave named arrays for the layers above (RWKV-7's first val
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -192,6 +193,12 @@ class BlockModule(nnx.Module):
         return x + y, aux
 
 
+@partial(jax.jit, static_argnums=(0, 1))
+def _call(method: str, graph: Any, params: Any, *args: Any) -> Any:
+    """A block's method; blocks that are equal are traced and lowered once, not once a layer."""
+    return getattr(nnx.merge(graph, params), method)(*args)
+
+
 class LM(nnx.Module):
     def __init__(self, config: ModelConfig, *, init: Init):
         self.config = config
@@ -224,9 +231,9 @@ class LM(nnx.Module):
         period = _period(self.config.blocks)
         if len(self.config.blocks) // period < SCAN_FROM:
             aux, left = [], Left()
+            run = jax.checkpoint(_call, static_argnums=(0, 1)) if self.config.remat else _call
             for block in self.blocks:
-                run = jax.checkpoint(block.__call__) if self.config.remat else block
-                x, left, scalars = run(x, left, position)
+                x, left, scalars = run("__call__", *nnx.split(block), x, left, position)
                 aux.append(scalars)
         else:
             x, aux = self._scan(x, position, period)
@@ -244,7 +251,7 @@ class LM(nnx.Module):
         def body(x, states):
             aux, left = [], Left()  # the first repeat needs nothing from outside, so none does
             for graphdef, state in zip(graph, states, strict=True):
-                x, left, scalars = nnx.merge(graphdef, state)(x, left, position)
+                x, left, scalars = _call("__call__", graphdef, state, x, left, position)
                 aux.append(scalars)
             return x, aux
 
@@ -279,7 +286,7 @@ class LM(nnx.Module):
         x, left = self._embed(tokens), Left()
         after = []
         for block, before in zip(self.blocks, state, strict=True):
-            before, x, left = block.step(before, x, left)
+            before, x, left = _call("step", *nnx.split(block), before, x, left)
             after.append(before)
         return after, self.logits(self.norm(x))
 
