@@ -71,7 +71,7 @@ def run(args: Sequence[str]) -> int:
 
 
 def bench(args: Sequence[str]) -> int:
-    """Time the training step of each family beside this machine's matrix products (run bench)."""
+    """Time training, prefill and decoding beside this machine's matrix products (run bench)."""
     return run(["bench", *args])
 
 
@@ -248,7 +248,7 @@ def records(args: Sequence[str]) -> int:
 
 def _records(verb: str, doc: str | None, args: Sequence[str]) -> tuple[str, ShowFlags, list]:
     """The experiment's rows, or the table that it measured, in the runs directory."""
-    from sim.records import Store, read_rows, read_table
+    from sim.records import Store, read_rows, read_table, timed
 
     experiment, rest = _experiment(verb, args)
     module = experiment.load()
@@ -259,7 +259,8 @@ def _records(verb: str, doc: str | None, args: Sequence[str]) -> tuple[str, Show
         return experiment.name, flags, read_table(table)
     if flags.records is not None:
         return experiment.name, flags, list(read_rows(flags.records))
-    return experiment.name, flags, Store(flags.runs).rows(cells)
+    rows, steps = Store(flags.runs).rows(cells), _measured(flags.runs, "bench")
+    return experiment.name, flags, timed(rows, read_table(steps)) if steps.exists() else rows
 
 
 def _company(rows: Sequence[Row]) -> dict[str, float] | None:

@@ -2,7 +2,8 @@
 
 Each stands between two comments that name it, and a test holds the file to what is made here. The
 committed runs are first given the FLOPs that the code counts now, so that one table has one count
-even after a form of a mixer has changed; `isoflop figures` then has to draw them again.
+even after a form of a mixer has changed, and as a label the seconds of a step, where its shape was
+timed in turns with the others'; `isoflop figures` then has to draw them again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from experiments import costs
 from experiments.text import si
 from models import rnn
 from sim.flops import CONVENTIONS, training_flops
-from sim.records import Row, read_rows, read_table, write_rows
+from sim.records import Row, read_rows, read_table, timed, write_rows
 
 ROOT = Path(__file__).parent.parent
 STUDIES = {  # records → what was made of them
@@ -31,7 +32,9 @@ RUNS = (  # committed records of runs
     *STUDIES,
     *(ROOT / "experiments" / "results" / f"{name}.jsonl" for name in ("quickstart", "ruler")),
 )
-SHOWN = ("executed", "causal", "6ND_non_embedding")  # conventions whose gains the README prints
+STEPS = ROOT / "experiments" / "results" / "ladder_steps.jsonl"  # isoflop run bench
+PROGRAMS = {"train_step": "step", "prefill": "prefill", "decode": "decode"}
+SHOWN = ("executed", "causal", "6ND_non_embedding", "seconds", "state_bytes")  # gains printed
 
 
 def recounted(row: Row) -> Row:
@@ -74,13 +77,11 @@ def shortest_mixer() -> str:
 def ladder_table(path: Path) -> str:
     """Each family's best loss, its gains over dense, and what its law foretells."""
     study = json.loads(path.read_text(encoding="utf-8"))
-    gains = {
-        convention: {item["arm"]: item for item in study["gains"][convention]}
-        for convention in SHOWN
-    }
+    shown = [cost for cost in SHOWN if cost in study["gains"]]
+    gains = {cost: {item["arm"]: item for item in study["gains"][cost]} for cost in shown}
     body = []
     for family, best in study["best"].items():
-        told = [_gain(gains[convention].get(family)) for convention in SHOWN]
+        told = [_gain(gains[cost].get(family)) for cost in shown]
         noise = study["noise"][family]["seeds"]
         body.append(
             [
@@ -94,7 +95,7 @@ def ladder_table(path: Path) -> str:
     heads = [
         "family",
         "best loss (width)",
-        *(f"gain, {c}" for c in SHOWN),
+        *(f"gain, {cost}" for cost in shown),
         "seed noise",
         "held out",
     ]
@@ -102,20 +103,20 @@ def ladder_table(path: Path) -> str:
 
 
 def peers_table() -> str:
-    """How many times as long the peers' training steps take, by device."""
-    rows = read_table(ROOT / "experiments" / "results" / "peers.jsonl")
-    body = [
-        [
-            f"`{row['family']}`",
-            row["peer"],
-            f"d {row['width']} L {row['depth']} T {row['seq_len']} batch {row['batch']}",
-            row["dtype"],
-            row["device"],
-            f"{row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]",
-        ]
-        for row in rows
-    ]
-    return markdown(["family", "peer", "shape", "dtype", "device", "peer / ours"], body)
+    """How many times as long the peers' programs take and how much memory, by device and shape."""
+    table: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in read_table(ROOT / "experiments" / "results" / "peers.jsonl"):
+        shape = f"d {row['width']} L {row['depth']} T {row['seq_len']} batch {row['batch']}"
+        key = f"`{row['family']}`", shape, row["dtype"], row["device"]
+        cells = table.setdefault(key, {})
+        form = ", compiled" if row["compiled"] else ""
+        told = f"{row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
+        cells[PROGRAMS[row["program"]] + form] = told
+        if "memory_bytes" in row:
+            cells["memory" + form] = f"{row['peer_memory_bytes'] / row['memory_bytes']:.2f}"
+    heads = [*PROGRAMS.values(), "memory", *(f"{name}, compiled" for name in ("step", "prefill"))]
+    body = [[*key, *(cells.get(head, "—") for head in heads)] for key, cells in table.items()]
+    return markdown(["family", "shape", "dtype", "device", *heads], body)
 
 
 def _gain(item: dict[str, Any] | None) -> str:
@@ -124,8 +125,13 @@ def _gain(item: dict[str, Any] | None) -> str:
     if not item["ceg"]:
         return "not resolved"
     far = item["ceg"][-1]
-    text = f"{far['value']:.2f} [{far['low']:.2f}, {far['high']:.2f}]"
+    value, low, high = (_short(far[name]) for name in ("value", "low", "high"))
+    text = f"{value} [{low}, {high}]"
     return f"({text})" if far["low"] <= 1 <= far["high"] else text
+
+
+def _short(gain: float) -> str:
+    return f"{gain:.2f}" if gain < 10 else f"{gain:.0f}"
 
 
 def _held_out(study: dict[str, Any], family: str) -> str:
@@ -163,6 +169,6 @@ def insert(text: str) -> str:
 
 if __name__ == "__main__":
     for path in RUNS:
-        write_rows(path, map(recounted, read_rows(path)))
+        write_rows(path, timed(map(recounted, read_rows(path)), read_table(STEPS)))
     readme = Path(sys.argv[1])
     readme.write_text(insert(readme.read_text(encoding="utf-8")), encoding="utf-8")

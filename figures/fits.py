@@ -105,6 +105,8 @@ def columns(cells: Sequence[Point]) -> dict[str, list[Any]]:
         "run": [cell.trunk for cell, _, _ in runs],
         "seed": [seed for _, seed, _ in runs],
         "flops": [cell.flops["executed"] for cell, _, _ in runs],
+        "seconds": [cell.seconds for cell, _, _ in runs],
+        "state_bytes": [cell.state_bytes for cell, _, _ in runs],
     }
     return found | {name: [cell.flops[name] for cell, _, _ in runs] for name in conventions(cells)}
 

@@ -86,7 +86,9 @@ def optima(found: dict[str, Any], looks: dict[str, style.Look], out: Path) -> li
 
 
 def gains(found: dict[str, Any], looks: dict[str, style.Look], out: Path) -> list[Path]:
-    """Compute-equivalent gain over the baseline under every convention, at the window's far end."""
+    """Gain over the baseline under every FLOP convention and in other costs, at the window's far
+    end.
+    """
     present = {name: items for name, items in found["gains"].items() if items}
     if not present:
         return []
@@ -99,10 +101,10 @@ def gains(found: dict[str, Any], looks: dict[str, style.Look], out: Path) -> lis
             _forest(axes, items, looks)
             axes.set_title(style.NAMES.get(convention, convention), fontsize=9.5)
         style.drop(panels[len(present) :])
-        style.title(figure, f"Compute-equivalent gain over {study.BASELINE}, by FLOP convention")
+        style.title(figure, f"Compute-equivalent gain over {study.BASELINE}, by what is counted")
         style.note(
             figure,
-            "how much more compute the baseline needs for the same loss; 90 % intervals, filled "
+            "how much more of it the baseline needs for the same loss; 90 % intervals, filled "
             "where they exclude 1; at the largest of three budgets in the shared window",
         )
     return style.save(figure, found["gains"], out, "gains")

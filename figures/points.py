@@ -37,6 +37,8 @@ class Point:
     batch_tokens: int
     trunk: str  # cells of one trunk share their training up to the cooldown
     curves: dict[int, tuple[tuple[int, float], ...]]  # by seed
+    seconds: float | None = None  # of training, one seed, in turns with the other shapes
+    state_bytes: int = 0  # of one sequence's decoding state at the training length, fp32
     low: float | None = None
     high: float | None = None
 
@@ -52,6 +54,7 @@ class Point:
             **{"tokens": self.tokens, "loss": self.loss, "low": self.low, "high": self.high},
             **{"seeds": list(self.losses), "losses": list(self.losses.values())},
             **{"bits_per_byte": self.bits_per_byte, "params": self.params, "flops": self.flops},
+            **{"seconds": self.seconds, "state_bytes": self.state_bytes},
         }
 
 
@@ -87,6 +90,7 @@ def points(rows: Iterable[Row]) -> list[Point]:
 def _point(rows: list[Row]) -> Point:
     rows = sorted(rows, key=lambda row: row.record.run.seed)
     first, bits = rows[0].record, [row.record.bits_per_byte for row in rows]
+    step = rows[0].labels.get("step_seconds")
     return Point(
         family=family(rows[0]),
         width=label(rows[0], "width"),
@@ -99,6 +103,8 @@ def _point(rows: list[Row]) -> Point:
         batch_tokens=first.run.budget.batch_tokens,
         trunk=first.run.trunk,
         curves={row.record.run.seed: row.record.curve for row in rows},
+        seconds=None if step is None else float(step) * first.run.budget.steps,
+        state_bytes=first.state_bytes,
     )
 
 

@@ -18,7 +18,8 @@ import numpy as np
 
 from figures import fits
 from figures.points import Point, conventions, points, seed_noise, usable
-from sim.compare import arms, gain
+from models.errors import UserError
+from sim.compare import Comparison, arms, gain
 from sim.fitting import Fit
 from sim.records import Row
 
@@ -34,6 +35,7 @@ def numbers(rows: Sequence[Row], draws: int = DRAWS) -> dict[str, Any]:
     if not cells:
         return {}
     by_family = fits.families(cells)
+    timed = ("seconds",) if all(cell.seconds for cell in cells) else ()
     laws = {name: fits.surface(group, draws=draws) for name, group in by_family.items()}
     windows = {
         name: fits.surface(group, draws=draws, asymptote=False, budgets=_budgets(group))
@@ -47,7 +49,8 @@ def numbers(rows: Sequence[Row], draws: int = DRAWS) -> dict[str, Any]:
         "noise": {name: noise(group, rows) for name, group in by_family.items()},
         "laws": {name: fit.json() for name, fit in laws.items()},
         "windows": {name: _window(by_family[name], fit) for name, fit in windows.items()},
-        "gains": {c: _gains(cells, c, windows) for c in conventions(cells)},
+        "gains": {c: _gains(cells, c, windows) for c in (*conventions(cells), *timed)}
+        | {"state_bytes": _gains(longest(cells), "state_bytes")},
         "exponents": {c: _exponents(cells, c, draws) for c in conventions(cells)},
         "subsets": _subsets(by_family.get(BASELINE, cells), draws),
     }
@@ -99,15 +102,35 @@ def _window(group: Sequence[Point], fit: Fit) -> dict[str, Any]:
     return found
 
 
+def longest(cells: Sequence[Point]) -> list[Point]:
+    """Those with the most tokens of their size: a state costs the same however long one trains."""
+    most: dict[tuple[str, int, int], int] = {}
+    for cell in cells:
+        size = cell.family, cell.width, cell.depth
+        most[size] = max(most.get(size, 0), cell.tokens)
+    return [cell for cell in cells if cell.tokens == most[cell.family, cell.width, cell.depth]]
+
+
 def _gains(
-    cells: Sequence[Point], convention: str, surfaces: Mapping[str, Fit]
+    cells: Sequence[Point], cost: str, surfaces: Mapping[str, Fit] | None = None
 ) -> list[dict[str, Any]]:
-    """Gain of each family over the baseline on their compute-optimal frontiers."""
-    if BASELINE not in surfaces:
+    """Gain of each family over the baseline: on their compute-optimal frontiers, with `surfaces`,
+    else by a power law through the cells.
+    """
+    by_family = fits.families(cells)
+    if BASELINE not in by_family:
         return []
-    fitted, _ = arms(fits.columns(cells), cost=convention, n="N", d="D", surfaces=surfaces)
-    base = fitted.pop(BASELINE)
-    return [gain(arm, base, convention).json() for arm in fitted.values()]
+    options: dict[str, Any] = {"cost": cost, "asymptote": False}
+    if surfaces is not None:
+        options |= {"n": "N", "d": "D", "surfaces": surfaces}
+    found = []
+    for name in [name for name in by_family if name != BASELINE]:
+        try:
+            pair, _ = arms(fits.columns([*by_family[BASELINE], *by_family[name]]), **options)
+            found.append(gain(pair[name], pair[BASELINE], cost))
+        except UserError as error:  # a cost that does not grow with N, as time on an idle device
+            found.append(Comparison(name, BASELINE, cost, "unidentifiable", str(error)))
+    return [item.json() for item in found]
 
 
 def _exponents(cells: Sequence[Point], convention: str, draws: int) -> dict[str, Any]:

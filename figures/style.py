@@ -45,13 +45,15 @@ PATHS = {  # the same markers as SVG paths about the origin, for the report
 }
 FAMILIES = ("dense", "moe", "mamba", "linear", "hybrid")  # slots kept for ever
 
-NAMES = {  # how a convention or a count is written for people
+NAMES = {  # how a cost or a count is written for people
     "executed": "executed",
     "matmul": "matrix products",
     "causal": "causal",
     "6ND": "6·N·D (all parameters)",
     "6ND_non_embedding": "6·N·D (non-embedding)",
     "6ND_active": "6·N·D (active non-embedding)",
+    "seconds": "seconds of training",
+    "state_bytes": "bytes of decoding state",
     "total": "total",
     "active": "active",
     "non_embedding": "non-embedding",
@@ -208,6 +210,16 @@ def key(axes: Axes, **where: Any) -> None:
         axes.figure.legend(handles, labels, loc="outside right upper", fontsize=8.5)
     elif labels:
         axes.legend(handles, labels, loc="best", fontsize=8.5, **where)
+
+
+def key_above(figure: Figure, columns: int) -> None:
+    """One legend above all panels, for what any of them shows."""
+    told: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        told |= dict(zip(labels, handles, strict=True))
+    where: dict[str, Any] = {"loc": "outside upper left", "ncols": columns}
+    figure.legend(list(told.values()), list(told), fontsize=8.5, **where)
 
 
 def title(figure: Figure, text: str) -> None:

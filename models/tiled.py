@@ -12,13 +12,14 @@ Online softmax: Milakov & Gimelshein 2018 (1805.02867, §3); tiles and backward 
 (2205.14135, algorithms 1 and 4). Pairs of tiles that are all in the future or all beyond the window
 cost nothing. A CPU takes a tile of queries with all keys that it sees, so that its softmax is done
 at once; an accelerator, where every step of a loop waits for several launches, all pairs of one
-distance between query and key. Either is unrolled, and many tiles go pair by pair in a loop.
+distance between query and key. Either is unrolled, a CPU's long rows in a loop of which each step
+has a size of its own, and many tiles go pair by pair in a loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -32,6 +33,7 @@ from models.platforms import by_platform
 
 UNROLLED = 16  # rows or diagonals of tiles at most, where they are unrolled
 ALONE = 512  # tokens beyond which a CPU takes one head at a time, to stay in its caches
+LONG = 2048  # tokens from which a CPU takes one row at a time, which fills its cores
 UNSEEN = -1e30  # a finite score, so that a tile without a key to see makes no NaN
 
 Queries = Float[Array, "b g r t k"]
@@ -126,7 +128,7 @@ def _at(arrays: Any, i: Array | int, tile: int) -> Any:
     )
 
 
-def _put(x: Array, new: Array, i: Array, tile: int) -> Array:
+def _put(x: Array, new: Array, i: Array | int, tile: int) -> Array:
     return jax.lax.dynamic_update_slice_in_dim(x, new.astype(x.dtype), i * tile, x.ndim - 2)
 
 
@@ -255,18 +257,35 @@ def _by_heads(function: Callable, heads: tuple[Array, ...], place: Place) -> Any
     return jax.tree.map(lambda x: rearrange(x, "(b g) 1 1 ... -> b g ...", b=batch), out)
 
 
+def _each(row: Callable, rows: list[tuple[int, int]], done: Any, length: int) -> Any:
+    """`row` of each: side by side, as XLA orders them, where one is too short for all cores, and
+    else in a loop, so that the scores of one row alone are held.
+    """
+    forms = [partial(row, *ends) for ends in rows]
+    if length < LONG:
+        return reduce(lambda done, form: form(done), forms, done)
+
+    def step(done, i):
+        return jax.lax.switch(i, forms, done), None
+
+    return jax.lax.scan(step, done, jnp.arange(len(rows)))[0]
+
+
 def _forward_by_rows(block: Block, q: Queries, k: Keys, v: Keys, place: Place):
     tile, window = block
 
     def forward(heads, place):
         q, k, v = heads
-        done = []
-        for i, first in _rows(q.shape[3], tile, window):
+
+        def row(i: int, first: int, done):
+            out, lse = done
             qi, here = _at((q, place), i, tile)
             ki, vi = (x[:, :, first * tile : (i + 1) * tile] for x in (k, v))
             O, m, l = _gather(_nothing(qi), _scores(block, i, first, qi, ki, here), vi)
-            done.append(((O / l).astype(q.dtype), m + jnp.log(l)))
-        return tuple(jnp.concatenate(parts, -2) for parts in zip(*done, strict=True))
+            return _put(out, O / l, i, tile), _put(lse, m + jnp.log(l), i, tile)
+
+        empty = jnp.zeros_like(q), jnp.zeros((*q.shape[:-1], 1), jnp.float32)
+        return _each(row, _rows(q.shape[3], tile, window), empty, q.shape[3])
 
     return _by_heads(forward, (q, k, v), place)
 
@@ -284,19 +303,24 @@ def _backward_by_rows(block: Block, q, k, v, place, d_out, lse, overlap):
     def backward(heads, place):
         # or the scores of the forward pass would be kept instead of computed again
         q, d_out, lse, overlap, k, v = jax.lax.optimization_barrier(heads)
-        dq = []
-        # with time last, as products that turn over q and d_out make them, not the wider scores
-        dk, dv = (jnp.zeros(x.swapaxes(2, 3).shape, jnp.float32) for x in (k, v))
-        for i, first in _rows(q.shape[3], tile, window):
+
+        def row(i: int, first: int, done):
+            dq, dk, dv = done
             qi, dout, level, shared, here = _at((q, d_out, lse, overlap, place), i, tile)
             keys = slice(first * tile, (i + 1) * tile)
             ki, vi = k[:, :, keys], v[:, :, keys]
             scores = _scores(block, i, first, qi, ki, here)
             weights, d_products = _unsoftmax(scores, dout, vi, level, shared)
-            dq.append(_dot("bgrts,bgsk->bgrtk", d_products, ki))
+            dq = _put(dq, _dot("bgrts,bgsk->bgrtk", d_products, ki), i, tile)
             dk = dk.at[..., keys].add(_turned(qi, d_products))
             dv = dv.at[..., keys].add(_turned(dout, weights))
-        return jnp.concatenate(dq, -2), dk.swapaxes(2, 3), dv.swapaxes(2, 3)
+            return dq, dk, dv
+
+        # with time last, as products that turn over q and d_out make them, not the wider scores
+        dk, dv = (jnp.zeros(x.swapaxes(2, 3).shape, jnp.float32) for x in (k, v))
+        empty = jnp.zeros(q.shape, jnp.float32), dk, dv
+        dq, dk, dv = _each(row, _rows(q.shape[3], tile, window), empty, q.shape[3])
+        return dq, dk.swapaxes(2, 3), dv.swapaxes(2, 3)
 
     return _by_heads(backward, (q, d_out, lse, overlap, k, v), place)
 

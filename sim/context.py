@@ -31,6 +31,7 @@ TIMED = ("train_step_seconds", "prefill_seconds", "decode_seconds")
 COUNTED = ("train_step_bytes", "state_bytes")
 QUANTITIES = (*TIMED, *COUNTED)
 
+STEPS = 3  # in one call, as training has many: the first also pays for touching its memory
 DECODED = 16  # tokens in one call, so that starting it weighs little beside writing them
 
 Tell = Callable[[str], None]
@@ -85,17 +86,17 @@ def _tokens(model: ModelConfig, *shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(model.vocab_size, size=shape, dtype=np.int32)
 
 
-def train_step(model: ModelConfig, seq_len: int, batch: int = 1, steps: int = 1) -> Probe:
-    """Forward, backward and AdamW on one lane, by the program that trains every run, `steps` in a
-    call: a step that is alone in its call also pays for the first touch of all its memory.
+def train_step(model: ModelConfig, seq_len: int, batch: int = 1) -> Probe:
+    """Forward, backward and AdamW on one lane, by the program that trains every run, STEPS in a
+    call.
 
     Its rates are multiplied by 0, so every repeat computes the same; time depends on no rate.
     """
     program = Program(model, Optim(lr=1e-3))
     state, rates = program.init([0]), program.rates(program.optim)
-    batches = _tokens(model, steps, 1, batch, seq_len + 1)
-    args = rates, np.zeros(steps, np.float32), batches, np.int32(steps)
-    return probe(program.advance, state, *args, share=1 / steps)
+    batches = _tokens(model, STEPS, 1, batch, seq_len + 1)
+    args = rates, np.zeros(STEPS, np.float32), batches, np.int32(STEPS)
+    return probe(program.advance, state, *args, share=1 / STEPS)
 
 
 def prefill(model: ModelConfig, seq_len: int, batch: int = 1) -> Probe:
@@ -136,6 +137,13 @@ def decode(model: ModelConfig, seq_len: int, batch: int = 1) -> Probe:
     return probe(write, (params, cache), _tokens(model, batch), share=1 / DECODED)
 
 
+PROGRAMS: dict[str, Callable[..., Probe]] = {
+    "train_step": train_step,
+    "prefill": prefill,
+    "decode": decode,
+}
+
+
 def _lane(program: Program) -> Any:
     return jax.tree.map(lambda leaf: leaf[0], program.init([0])[0])
 
@@ -173,11 +181,6 @@ def measure(
     """
     _check(models, lengths, quantities, repeats)
     lengths = sorted(set(lengths))
-    makers = {
-        "train_step_seconds": train_step,
-        "prefill_seconds": prefill,
-        "decode_seconds": decode,
-    }
     wanted = [name for name in TIMED if name in quantities]
     if "train_step_bytes" in quantities and "train_step_seconds" not in wanted:
         wanted = ["train_step_seconds", *wanted]  # its program is what is weighed
@@ -185,7 +188,7 @@ def measure(
     probes: dict[tuple[str, str, int], Probe] = {}
     for i, (name, family, t) in enumerate(todo):
         tell(f"compiling {i + 1} of {len(todo)}: {family}, {name}, {t} tokens")
-        probes[name, family, t] = makers[name](models[family], t, batch)
+        probes[name, family, t] = PROGRAMS[name.removesuffix("_seconds")](models[family], t, batch)
     timed = {key: item for key, item in probes.items() if key[0] in quantities}
     turns = interleave(timed, repeats, tell)
     for family, model in models.items():

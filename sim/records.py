@@ -78,6 +78,29 @@ class Row(Config):
     record: Record
 
 
+def timed(rows: Iterable[Row], steps: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """The rows, labelled `step_seconds` where `steps`, a table of `isoflop bench`, has the training
+    step of their family and shape on their kind of device.
+
+    Runs' own seconds do not compare: others trained beside them, or on another day.
+    """
+    names = ("family", "device", "width", "depth", "seq_len", "batch")
+    seconds = {
+        tuple(step[name] for name in names): step["seconds"]
+        for step in steps
+        if step["program"] == "train_step"
+    }
+
+    def labelled(row: Row) -> Row:
+        model, budget = row.record.run.model, row.record.run.budget
+        size = model.d_model, len(model.blocks), budget.seq_len, budget.batch
+        found = seconds.get((row.labels.get("family"), row.record.device, *size))
+        own = {} if found is None else {"step_seconds": found}
+        return row.model_copy(update={"labels": row.labels | own})
+
+    return list(map(labelled, rows))
+
+
 @dataclass(frozen=True)
 class Store:
     """A runs directory."""

@@ -6,6 +6,7 @@ import experiments
 from experiments import bench
 from experiments.families import model
 from models.errors import UserError
+from sim import context
 from sim.context import probe
 
 SHAPE = bench.Shape(width=32, depth=1, seq_len=16, batch=2)
@@ -17,34 +18,44 @@ def rows() -> list[dict]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench, "SHAPES", {"tiny": SHAPE})
         patch.setattr(bench, "MATMULS", (16, 32))
-        patch.setattr(bench, "train_step", lambda *_: bench.matmul(8))
+        patch.setitem(context.PROGRAMS, "train_step", lambda *_: bench.matmul(8))
         return bench.measure(families=("linear",), shapes=("tiny",), repeats=3)
 
 
 def test_a_row_has_its_shape_and_every_number(rows):
-    (row,) = rows
-    assert bench.Shape(**{name: row[name] for name in SHAPE._fields}) == SHAPE
-    assert (row["family"], row["shape"]) == ("linear", "tiny")
-    numbers = {name: value for name, value in row.items() if name not in ("family", "shape")}
-    assert all(value > 0 for value in numbers.values())
+    assert [row["program"] for row in rows] == ["train_step", "prefill", "decode"]
+    for row in rows:
+        assert bench.Shape(**{name: row[name] for name in SHAPE._fields}) == SHAPE
+        assert (row["family"], row["shape"]) == ("linear", "tiny")
+        words = ("family", "shape", "program", "device")
+        assert all(value > 0 for name, value in row.items() if name not in words)
 
 
 def test_medians_lie_in_their_ranges(rows):
-    (row,) = rows
-    for name in ("step_seconds", "matmul_share"):
-        assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
+    for row in rows:
+        for name in ("seconds", "matmul_share"):
+            assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
 
 
-def test_tokens_per_second_are_those_of_the_median_step(rows):
-    (row,) = rows
-    assert row["tokens_per_second"] * row["step_seconds"] == pytest.approx(2 * 16)
+def test_tokens_per_second_are_those_of_the_median(rows):
+    step, prompt, token = (row["tokens_per_second"] * row["seconds"] for row in rows)
+    assert (step, prompt, token) == pytest.approx((2 * 16, 2 * 16, 2))
 
 
 def test_the_share_is_work_over_time_over_the_best_product_of_the_same_turn():
     config, fake = model("dense", 32, 1), probe(lambda state: (state, state), 1.0)
     work = 3 * config.cost(16, 2).matmul_flops
-    row = bench._row("tiny", SHAPE, "dense", config, fake, (1.0, 2.0), [work / 0.5, work / 1.0])
+    turns, peaks = (1.0, 2.0), [work / 0.5, work / 1.0]
+    row = bench._row("tiny", SHAPE, "train_step", "dense", config, fake, turns, peaks)
     assert row["matmul_share_low"] == row["matmul_share_high"] == pytest.approx(0.5)
+
+
+def test_a_prompt_counts_one_tokens_logits_and_a_token_its_own_products():
+    config = model("dense", 32, 1)
+    prompt, whole = bench.matmul_flops("prefill", config, SHAPE), config.cost(16, 2).matmul_flops
+    assert whole - prompt == 2 * 2 * 15 * 32 * config.vocab_size
+    token = bench.matmul_flops("decode", config, SHAPE)
+    assert token == config.step_cost(16, 2).matmul_flops
 
 
 def test_a_matrix_product_is_the_product_and_costs_no_copy():
@@ -58,15 +69,17 @@ def test_a_matrix_product_is_the_product_and_costs_no_copy():
 
 
 def test_a_shape_is_a_name_or_four_sizes():
-    shapes = bench.read(("long", "64x2x1024x16"), 1)
+    shapes = bench.read(("long", "64x2x1024x16"), ("decode",), 1)
     assert shapes == {"long": (64, 2, 8192, 1), "64x2x1024x16": (64, 2, 1024, 16)}
     for wrong in ("64x2x1024", "64x2x1024x0", "64x2x1024x1e3"):
         with pytest.raises(experiments.Unknown, match=f"no shape {wrong}"):
-            bench.read((wrong,), 1)
+            bench.read((wrong,), (), 1)
 
 
 def test_unknown_shapes_and_no_repeats_are_refused_before_anything_is_compiled():
     with pytest.raises(experiments.Unknown, match="no shape smal; perhaps you meant small"):
         bench.measure(shapes=("smal",))
+    with pytest.raises(experiments.Unknown, match="no program train; perhaps you meant train_step"):
+        bench.measure(programs=("train",))
     with pytest.raises(UserError, match="repeats=0 must be at least 1"):
         bench.measure(repeats=0)

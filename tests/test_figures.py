@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import synthetic
 
-from figures import budget, context, fits, ladder, quickstart, style
+from figures import bench, budget, context, fits, ladder, peers, quickstart, style
 from figures.points import Point, _intervals, envelope, points, seed_noise
 
 
@@ -270,3 +270,37 @@ def test_nothing_is_drawn_when_no_run_finished(draw, tmp_path: Path):
     rows = [synthetic.row("dense", 32, 2, 500, status="failed", reason="out of memory")]
     assert draw(rows, tmp_path) == []
     assert draw([], tmp_path) == []
+
+
+# speed
+
+
+def measured(family: str, program: str, **other: object) -> dict:
+    shape = {"width": 64, "depth": 2, "seq_len": 1024, "batch": 4}
+    return {"family": family, "program": program, **shape, **other}
+
+
+def test_a_value_is_told_over_its_unit_or_another_value_with_its_range():
+    share, _, decode, memory = bench.PANELS
+    row = measured("dense", "decode", seconds=0.002, seconds_low=0.001, seconds_high=0.004)
+    assert [decode.of(row, end) for end in ("", "low", "high")] == [2, 1, 4]
+    assert not share.shows(row)
+    *_, times = peers.PANELS
+    row = measured("dense", "train_step", memory_bytes=2**20, peer_memory_bytes=2**22)
+    assert (memory.of(row), memory.of(row, "low"), times.of(row)) == (1, 1, 4)
+    assert not times.shows(measured("dense", "train_step", ratio=2.0))  # was not weighed
+
+
+def test_a_panel_is_drawn_for_each_program_that_was_measured(tmp_path: Path):
+    ends = {"ratio": 2.0, "ratio_low": 1.5, "ratio_high": 2.5, "device": "cpu", "dtype": "float32"}
+    rows = [
+        measured(family, program, compiled=compiled, **ends)
+        for family in ("dense", "moe")
+        for program, compiled in (("train_step", False), ("train_step", True), ("decode", False))
+    ]
+    assert {path.suffix for path in peers.draw(rows, tmp_path)} == {".svg", ".png", ".json"}
+    text = (tmp_path / "peers.svg").read_text()
+    told = [part.split("-->")[0].strip() for part in text.split("<!--")[1:]]
+    assert [panel.title in told for panel in peers.PANELS] == [True, False, True, False]
+    assert any(name.endswith("torch.compile") for name in told)
+    assert peers.draw([], tmp_path) == []

@@ -48,13 +48,27 @@ def test_mistakes_are_told_before_anything_is_compiled(monkeypatch):
         peers.measure()
 
 
-def test_a_peers_seconds_are_those_of_one_step_of_as_many_as_ours_has(monkeypatch):
-    peer, steps = object.__new__(peers.Peer), []
-    peer.device, peer.step = "cpu", lambda: steps.append(1)
+@pytest.mark.parametrize(("program", "run"), {"train_step": "train", "decode": "write"}.items())
+def test_a_peers_seconds_are_those_of_one_step_or_token_of_as_many_as_ours_has(
+    program, run, monkeypatch
+):
+    peer, asked = object.__new__(peers.Peer), []
+    peer.device, peer.program, peer.cache = "cpu", program, {"held": [1]}
+    for name in ("train", "read", "write"):
+        monkeypatch.setattr(peers.Peer, name, lambda self, times, name=name: called(name, times))
+
+    def called(name: str, times: int) -> None:
+        asked.append((name, times))
+        peer.cache["held"].append(2)  # as decoding does
+
     clock = iter((10.0, 16.0))
     monkeypatch.setattr(peers.time, "perf_counter", lambda: next(clock))
-    assert peer.seconds() == pytest.approx(6.0 / peers.STEPS)
-    assert len(steps) == peers.STEPS
+    seconds = peer.seconds()
+    ((name, times),) = asked
+    assert name == run
+    assert times == {"train": peers.STEPS, "write": peers.DECODED}[run]
+    assert seconds == pytest.approx(6.0 / times)
+    assert peer.cache == {"held": [1]}
 
 
 @pytest.mark.parity
@@ -62,10 +76,30 @@ def test_a_peers_seconds_are_those_of_one_step_of_as_many_as_ours_has(monkeypatc
 @every_peer
 def test_a_peer_has_as_many_parameters_and_trains(family):
     """Equal counts are the peer's own condition; with a rate of 0 its weights stay."""
+    peer = made(family, "train_step")
+    before = [weight.detach().numpy().copy() for weight in peer.weights]
+    assert peer.seconds() > 0
+    for old, new in zip(before, peer.weights, strict=True):
+        np.testing.assert_array_equal(old, new.detach().numpy())
+    held = sum(weight.nbytes for weight in peer.weights)
+    assert peer.memory_bytes() > 4 * held  # the weights, their gradients and two moments
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")
+@every_peer
+def test_a_peer_decodes_what_it_would_read(family):
+    """A token against the cache, after a call that used it, is that of the whole prompt read."""
+    peer = made(family, "decode")
+    assert peer.seconds() > 0
+    token, _ = peer.forward(peer.tokens[:, -1:], use_cache=True)
+    whole = made(family, "prefill")
+    whole.model.load_state_dict(peer.model.state_dict())
+    prompt = peer.torch.cat([peer.tokens[:, : -peers.DECODED], peer.tokens[:, -1:]], dim=1)
+    assert (token == whole.forward(prompt, use_cache=False)[0]).all()
+
+
+def made(family: str, program: str) -> peers.Peer:
     pytest.importorskip("transformers")
     config = peers.compared(family, TINY)
-    peer = peers.Peer(peers.published(family, config), config, TINY, "float32")
-    before = [weight.detach().numpy().copy() for weight in peer.model.parameters()]
-    assert peer.seconds() > 0
-    for old, new in zip(before, peer.model.parameters(), strict=True):
-        np.testing.assert_array_equal(old, new.detach().numpy())
+    return peers.Peer(peers.published(family, config), config, TINY, "float32", program)

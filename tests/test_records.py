@@ -13,7 +13,17 @@ from pydantic import ValidationError
 
 from models.errors import UserError
 from models.lm import ModelConfig
-from sim.records import Row, Store, brief, read_rows, read_table, write_csv, write_rows, write_table
+from sim.records import (
+    Row,
+    Store,
+    brief,
+    read_rows,
+    read_table,
+    timed,
+    write_csv,
+    write_rows,
+    write_table,
+)
 from sim.spec import Run
 
 
@@ -136,3 +146,27 @@ def test_a_validation_error_becomes_one_line_that_names_field_and_value():
     told = brief(caught.value)
     assert told.startswith("d_model=9 must be a multiple of n_heads=2")
     assert "\n" not in told
+
+
+def test_runs_get_the_seconds_of_their_own_step_and_no_other():
+    """A step of another family, device, shape or program is not theirs."""
+    row = Row(labels={"family": "dense"}, record=record(cells()[0].run))
+    model, budget = row.record.run.model, row.record.run.budget
+    step = {
+        "program": "train_step",
+        "family": "dense",
+        "device": row.record.device,
+        "width": model.d_model,
+        "depth": len(model.blocks),
+        "seq_len": budget.seq_len,
+        "batch": budget.batch,
+        "seconds": 0.25,
+    }
+    assert timed([row], [step])[0].labels == {"family": "dense", "step_seconds": 0.25}
+    for name, other in {
+        "device": "tpu",
+        "family": "moe",
+        "program": "prefill",
+        "batch": 77,
+    }.items():
+        assert timed([row], [step | {name: other}]) == [row]

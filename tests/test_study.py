@@ -12,7 +12,7 @@ import synthetic
 from experiments import readme
 from figures import fits, ladder, study
 from figures.points import points
-from sim.records import read_rows
+from sim.records import read_rows, read_table, timed
 
 SIZES = ((32, 2), (48, 2), (64, 2), (96, 4))
 
@@ -31,6 +31,54 @@ def test_gains_have_the_sign_of_the_surfaces_they_come_from(found):
     far = {item["arm"]: item["ceg"][-1] for item in found["gains"]["executed"]}
     assert far["mamba"]["low"] > 1  # its A and B are .96 of dense's
     assert far["slow"]["high"] < 1  # and these are 1.1 of them
+
+
+def test_gains_in_seconds_are_those_in_flops_where_seconds_go_as_flops(rows, found):
+    """Steps of a device that does one FLOP in a nanosecond, and mamba's in two."""
+    assert "seconds" not in found["gains"]  # no step was timed
+    steps = [
+        {
+            "program": "train_step",
+            "family": row.labels["family"],
+            "device": row.record.device,
+            "width": row.labels["width"],
+            "depth": row.labels["depth"],
+            "seq_len": row.record.run.budget.seq_len,
+            "batch": row.record.run.budget.batch,
+            "seconds": row.record.flops["executed"] / row.record.run.budget.steps * nanoseconds,
+        }
+        for row in rows
+        for nanoseconds in [2e-9 if row.labels["family"] == "mamba" else 1e-9]
+    ]
+    gains = study.numbers(timed(rows, steps), draws=60)["gains"]
+    flops, seconds = (
+        {item["arm"]: item["ceg"][-1]["value"] for item in gains[cost]}
+        for cost in ("executed", "seconds")
+    )
+    assert seconds["slow"] == pytest.approx(flops["slow"])
+    assert seconds["mamba"] == pytest.approx(flops["mamba"] / 2, rel=0.02)
+
+
+def test_a_cost_that_does_not_grow_with_n_is_told_and_the_others_stand(rows):
+    """As seconds of small models on an idle device."""
+    idle = [
+        row.model_copy(update={"labels": row.labels | {"step_seconds": 1e-3}})
+        if row.labels["family"] == "mamba"
+        else row.model_copy(
+            update={"labels": row.labels | {"step_seconds": row.record.run.model.d_model}}
+        )
+        for row in rows
+    ]
+    told = {item["arm"]: item for item in study.numbers(idle, draws=60)["gains"]["seconds"]}
+    assert told["mamba"]["status"] == "unidentifiable"
+    assert "the cost must grow with N" in told["mamba"]["reason"]
+    assert told["slow"]["ceg"]
+
+
+def test_state_bytes_are_compared_at_the_longest_runs_of_each_size(rows):
+    cells = study.longest(points(rows))
+    assert len(cells) == 3 * len(SIZES)
+    assert {cell.tokens for cell in cells} == {1200 * 8 * 128}
 
 
 def test_the_optimum_is_that_of_the_true_surface(found):
@@ -59,9 +107,10 @@ def test_parts_of_one_familys_runs_predict_alike(found):
 
 
 @pytest.mark.parametrize("records", readme.RUNS, ids=lambda path: path.stem)
-def test_committed_runs_have_the_flops_that_the_code_counts(records):
+def test_committed_runs_have_the_flops_that_the_code_counts_and_the_seconds_timed(records):
     rows = read_rows(records)
-    assert rows == list(map(readme.recounted, rows)), "run: python -m experiments.readme README.md"
+    now = timed(map(readme.recounted, rows), read_table(readme.STEPS))
+    assert rows == now, "run: python -m experiments.readme README.md"
 
 
 @pytest.mark.parametrize("records", readme.STUDIES, ids=lambda path: path.stem)
@@ -93,6 +142,21 @@ def test_what_the_readme_says_is_resolved_is_in_the_committed_study():
     assert idle["low"] < 1 < idle["high"]
     laws = json.loads(readme.LAPTOP.read_text(encoding="utf-8"))["laws"]
     assert all(law["status"] != "converged" for law in laws.values())
+
+
+def test_what_the_readme_says_of_seconds_and_state_is_in_the_committed_study():
+    seconds, state = (
+        {arm: gains[-1] for arm, gains in committed(readme.LAPTOP, cost).items()}
+        for cost in ("seconds", "state_bytes")
+    )
+    order = ["hybrid", "lstm", "mamba2", "mamba"]
+    assert sorted(seconds, key=lambda arm: -seconds[arm]["value"])[:4] == order
+    assert all(seconds[arm]["low"] > 1 for arm in order)
+    assert seconds["moe"]["low"] < 1 < seconds["moe"]["high"]
+    assert all(seconds[arm]["high"] < 1 for arm in ("gated_deltanet", "linear"))
+    assert min(state, key=lambda arm: state[arm]["value"]) == "moe"
+    assert all(1 < state["moe"]["low"] <= at["low"] for at in state.values())
+    assert 200 < state["lstm"]["low"] < state["lstm"]["value"] < 450
 
 
 def test_what_the_readme_says_of_more_compute_is_in_the_committed_studies():

@@ -1,0 +1,112 @@
+"""How fast each family trains, reads and writes beside this machine's matrix products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+
+from figures import style
+
+ENDS = ("low", "high")
+
+
+class Panel(NamedTuple):
+    """A value of one program's rows, over another of their values or a unit."""
+
+    program: str
+    value: str
+    title: str
+    axis: str
+    over: str | float = 1.0
+    log: bool = True
+    even: bool = False  # a line at 1
+
+    def shows(self, row: dict) -> bool:
+        return row["program"] == self.program and self.value in row
+
+    def of(self, row: dict, end: str = "") -> float:
+        """The value, or that end of its range where it has one."""
+        value = row.get(f"{self.value}_{end}", row[self.value])
+        return value / (row[self.over] if isinstance(self.over, str) else self.over)
+
+
+SHARE = "share of the best matmul rate"
+PANELS = (
+    Panel("train_step", "matmul_share", "Training step", SHARE, log=False),
+    Panel("prefill", "matmul_share", "Prefill (read the prompts)", SHARE, log=False),
+    Panel("decode", "seconds", "Decode (one token of each sequence)", "milliseconds", 1e-3),
+    Panel("train_step", "memory_bytes", "Memory of a training step", "MiB", 2**20),
+)
+
+
+def draw(rows: list[dict], out: Path) -> list[Path]:
+    """One picture, a panel for each program and the memory; none where nothing was measured."""
+    note = "median and range of turns taken with fp32 products of sides 512 to 2048"
+    return picture(rows, PANELS, size, note, out, "bench")
+
+
+def size(row: dict[str, Any]) -> str:
+    """A row's shape in words."""
+    tokens = style.tokens(row["seq_len"])
+    return f"d {row['width']} L {row['depth']} T {tokens} batch {row['batch']}"
+
+
+def picture(
+    rows: Sequence[dict],
+    panels: Sequence[Panel],
+    kind: Callable[[dict], str],
+    note: str,
+    out: Path,
+    name: str,
+) -> list[Path]:
+    """The panels that have rows: a column for each family, a point in it for each kind of row."""
+    told = [(panel, [row for row in rows if panel.shows(row)]) for panel in panels]
+    told = [(panel, mine) for panel, mine in told if mine]
+    if not told:
+        return []
+    kinds = list(dict.fromkeys(kind(row) for row in rows))
+    columns = min(2, len(told))
+    with style.sheet(columns, -(-len(told) // columns), width=4.8, height=3.3) as (figure, axes):
+        for (panel, mine), ax in zip(told, axes, strict=False):
+            _dots(ax, panel, mine, kind, kinds)
+        style.drop(axes[len(told) :])
+        style.key_above(figure, columns)
+        style.note(figure, note)
+    return style.save(figure, rows, out, name)
+
+
+def _dots(
+    axes: Axes, panel: Panel, rows: Sequence[dict], kind: Callable[[dict], str], kinds: list[str]
+) -> None:
+    families = list(style.looks(row["family"] for row in rows))
+    for i, name in enumerate(kinds):
+        mine = [row for row in rows if kind(row) == name]
+        middle = [panel.of(row) for row in mine]
+        spread = [[abs(panel.of(row, end) - panel.of(row)) for row in mine] for end in ENDS]
+        place = 0.7 * ((i + 0.5) / len(kinds) - 0.5)
+        axes.errorbar(
+            [families.index(row["family"]) + place for row in mine],
+            middle,
+            yerr=spread,
+            fmt=style.MARKERS[i],
+            color=style.PETROFF10[i],
+            markeredgecolor="white",
+            markeredgewidth=0.5,
+            elinewidth=1,
+            capsize=2,
+            label=name,
+        )
+    axes.set_xticks(range(len(families)), [name.replace("_", "\n") for name in families])
+    axes.set(xlim=(-0.6, len(families) - 0.4), title=panel.title, ylabel=panel.axis)
+    axes.grid(axis="x", visible=False)
+    if panel.log:
+        limits = style.margins([panel.of(row, end) for row in rows for end in ENDS], 0.1)
+        axes.set(yscale="log", ylim=limits)
+        style.log_axis(axes.yaxis, *limits)
+    else:
+        axes.set_ylim(bottom=0)
+    if panel.even:
+        axes.axhline(1, color="#5c6370", linewidth=1)
