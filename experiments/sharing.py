@@ -103,4 +103,6 @@ class Way:
         command = [sys.executable, "-m", "experiments", "run", "ladder", "--quiet", "--seeds", "1"]
         command += ["--families", *families, "--steps", *map(str, steps), "--sizes", "1"]
         command += ["--workers", str(self.workers), "--runs", str(runs)]
-        subprocess.run(command, check=True, env=os.environ | {"ISOFLOP_CACHE": str(self.cache)})
+        env = os.environ | {"ISOFLOP_CACHE": str(self.cache)}
+        if subprocess.run(command, env=env, stdout=subprocess.DEVNULL).returncode:
+            raise UserError(f"the runs must train, and failed as above: {' '.join(command[3:])}")

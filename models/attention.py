@@ -26,7 +26,7 @@ from models.layers import Linear, RMSNorm, gated
 from models.packing import Position
 from models.rotary import RopeScaling, check_dims, frequencies, rope
 
-TILE, WIDEST = 64, 1024  # sides of a tile for up to 512 tokens, and from 8192 on
+TILES = (64, 256, 1024)  # sides of a tile for up to 512 tokens, 2048 to 4096, and from 16384 on
 
 
 class Attention(MixerConfig):
@@ -44,7 +44,7 @@ class Attention(MixerConfig):
     out_bias: bool = False
     gate: bool = False  # of the output, by channel
     chunk: PositiveInt | None = (
-        None  # side of a tile; None: an eighth of 512…8192 tokens, or window
+        None  # side of a tile; None: an eighth of 512…2048 tokens, a 16th of 4096…16384, or window
     )
 
     @property
@@ -120,7 +120,9 @@ class Attention(MixerConfig):
 
     def tile(self, seq_len: int) -> int:
         """Side of the parallel form's tiles of scores."""
-        side = min(TILE * -(-seq_len // (8 * TILE)), WIDEST)
+        least, middle, most = TILES
+        eighth, sixteenth = (least * -(-seq_len // (parts * least)) for parts in (8, 16))
+        side = min(max(min(eighth, middle), sixteenth), most)
         return min(self.chunk or min(side, self.window or side), seq_len)
 
 

@@ -1,5 +1,7 @@
 """The benchmark's table is whole, and its shares are arithmetic on its seconds."""
 
+from pathlib import Path
+
 import pytest
 
 import experiments
@@ -8,6 +10,7 @@ from experiments.families import model
 from models.errors import UserError
 from sim import context
 from sim.context import probe
+from sim.records import read_table
 
 SHAPE = bench.Shape(width=32, depth=1, seq_len=16, batch=2)
 
@@ -83,3 +86,11 @@ def test_unknown_shapes_and_no_repeats_are_refused_before_anything_is_compiled()
         bench.measure(programs=("train",))
     with pytest.raises(UserError, match="repeats=0 must be at least 1"):
         bench.measure(repeats=0)
+
+
+def test_what_the_readme_says_of_width_256_is_in_the_committed_table():
+    rows = read_table(Path(bench.__file__).parent / "results" / "bench.jsonl")
+    steps = [row for row in rows if row["program"] == "train_step" and row["width"] == 256]
+    shares = {row["family"]: row["matmul_share"] for row in steps}
+    assert all(0.45 < shares[name] < 0.6 for name in ("dense", "linear"))
+    assert all(0.2 < shares[name] < 0.3 for name in ("moe", "mamba"))

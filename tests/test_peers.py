@@ -1,6 +1,7 @@
 """The peers are the same models, which is checked before anything is timed."""
 
 import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from experiments import peers
 from experiments.bench import Shape
 from models import interop
 from models.errors import UserError
+from sim.records import read_table
 
+PEERS = Path(peers.__file__).parent / "results" / "peers.jsonl"
 TINY = Shape(width=64, depth=2, seq_len=32, batch=2)
 
 every_peer = pytest.mark.parametrize("family", peers.TYPES)
@@ -103,3 +106,32 @@ def made(family: str, program: str) -> peers.Peer:
     pytest.importorskip("transformers")
     config = peers.compared(family, TINY)
     return peers.Peer(peers.published(family, config), config, TINY, "float32", program)
+
+
+def test_what_the_readme_says_of_two_cores_is_in_the_committed_table():
+    rows = [row for row in read_table(PEERS) if row["device"] == "cpu" and not row["compiled"]]
+    recurrences = [row for row in rows if row["family"] not in ("dense", "moe")]
+    steps = [row for row in recurrences if row["program"] == "train_step"]
+    assert all(1.5 < row["ratio"] < 7.5 for row in steps)
+    assert all(1.3 < row["peer_memory_bytes"] / row["memory_bytes"] < 4.5 for row in steps)
+    assert all(row["ratio"] > 2 for row in rows if row["program"] == "decode")
+    others = {
+        (row["family"], row["seq_len"], row["program"]): row
+        for row in rows
+        if row["family"] in ("dense", "moe")
+    }
+    medium, long = others["dense", 256, "train_step"], others["dense", 8192, "train_step"]
+    assert medium["ratio_low"] < 1 < medium["ratio_high"]
+    assert long["ratio"] == pytest.approx(0.6, abs=0.05)
+    assert all(
+        row["ratio"] < 0.75
+        for (family, *_), row in others.items()
+        if family == "moe" and row["program"] != "decode"
+    )
+    assert all(row["ratio"] < 0.75 for (*_, program), row in others.items() if program == "prefill")
+    more = {
+        f: row["memory_bytes"] / row["peer_memory_bytes"]
+        for (f, t, _), row in others.items()
+        if t == 8192
+    }
+    assert more == pytest.approx({"dense": 1.05, "moe": 1.22}, abs=0.02)
