@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 from pydantic import PositiveFloat, PositiveInt
@@ -144,7 +145,7 @@ class SoftmaxAttention(Mixer):
     def __call__(
         self, x: Float[Array, "b t d"], position: Position = None
     ) -> Float[Array, "b t d"]:
-        q, k, v = self._heads(x, jnp.arange(x.shape[1]) if position is None else position[:, None])
+        q, k, v = self._heads(x, np.arange(x.shape[1]) if position is None else position[:, None])
         out = tiled.attend(q, k, v, position, self.config.tile(x.shape[1]), self.config.window)
         return self._finish(rearrange(out, "b h t k -> b t (h k)"), x)
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 from pydantic import PositiveFloat, PositiveInt
@@ -156,7 +157,7 @@ class GatedLinear(Mixer):
             for project in (self.q, self.k, self.v)
         )
         if self.config.rope_base is not None:
-            place = jnp.arange(x.shape[1]) if position is None else position[:, None]
+            place = np.arange(x.shape[1]) if position is None else position[:, None]
             turns = frequencies(self.d_k, self.config.rope_base, None)
             q, k = rope(q, place, turns), rope(k, place, turns)
         if self.config.normalizer == "keys":

@@ -7,7 +7,7 @@ slows the turning so that longer contexts stay within the angles seen in trainin
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -74,11 +74,19 @@ def frequencies(dims: int, base: float, scaling: LinearScaling | Llama3Scaling |
 
 
 def rope(
-    x: Float[Array, "b h t k"], positions: Int[Array, "*segments t"], turns: Turns
+    x: Float[Array, "b h t k"],
+    positions: Int[Array, "*segments t"] | Int[np.ndarray, " t"],
+    turns: Turns,
 ) -> Float[Array, "b h t k"]:
-    """The first 2·P channels turned by their positions; angles in fp32, the rest as it is."""
-    angles = positions[..., None] * lift(jnp.asarray(turns, jnp.float32), positions[..., None])
-    cos, sin = lift(jnp.cos(angles), x), lift(jnp.sin(angles), x)
+    """The first 2·P channels turned by their positions; angles in fp32, the rest as it is.
+
+    Positions of numpy are known when the program is made, and so are their sines: a CPU would
+    compute those again for every sequence and head.
+    """
+    xp: Any = np if isinstance(positions, np.ndarray) else jnp
+    radians = np.expand_dims(turns.astype(np.float32), tuple(range(positions.ndim)))
+    angles = positions[..., None].astype(np.float32) * radians
+    cos, sin = lift(xp.cos(angles), x), lift(xp.sin(angles), x)
     half = len(turns)
     x1, x2, rest = jnp.split(x.astype(jnp.float32), [half, 2 * half], axis=-1)
     turned = [x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest]

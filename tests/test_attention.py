@@ -52,6 +52,18 @@ def test_what_is_held_at_once(length, form, monkeypatch):
     assert largest == max(length * d, scores[form])
 
 
+def test_sines_are_computed_only_where_positions_are_not_known_beforehand():
+    graph, params = nnx.split(Attention(n_heads=2).build(16, init=Init(0)))
+    x, place = jnp.zeros((1, 8, 16)), jnp.arange(8)[None]
+
+    def text(position: jax.Array | None) -> str:
+        run = lambda x: nnx.merge(graph, params)(x, position)  # noqa: E731
+        return str(jax.make_jaxpr(run)(x))
+
+    assert "= sin " in text(place)
+    assert "= sin " not in text(None)
+
+
 def test_long_rows_are_held_one_after_another():
     """Scores, weights and their gradients of one row; of all eight rows there would be 13.8."""
     length, tile = 2048, 256
