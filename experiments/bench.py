@@ -8,10 +8,10 @@ the best rate of those products in the same turn. Shares and ratios travel; seco
 busy machine only shares mean something.
 
 Command:   isoflop run bench --json && isoflop figures bench
-Duration:  about 20 minutes on 2 idle cores; --shapes small takes three
+Duration:  12 minutes on 2 idle cores for five shapes and three repeats; --shapes small takes less
 Expected:  the share grows with width; linear attention and dense are ahead at d 256, and experts
            behind, whose many small products are slow (LOG.md); decoding is far below all of them,
-           since a token's products read every weight for one row
+           since a token's products read every weight for one row of each sequence
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ mambapy, the fastest there is in plain PyTorch. Decoding is not compiled there: 
 each new shape is compiled anew.
 
 Command:   make parity, then .venv-parity/bin/isoflop run peers --json && isoflop figures peers
-Duration:  about 12 minutes on 2 idle cores, most of it the peers of the two Mambas; --compiled
-           takes minutes for dense and moe, and more than ten for the recurrences'
+Duration:  17 minutes on 2 cores beside other work, most of it the peers of the two Mambas;
+           --compiled takes minutes for dense and moe, and may take more than ten for a recurrence
 Expected:  on a CPU a training step of .7 for experts, about 1 for dense, and 2 to 7 for the
            recurrences; decoding above 2 for all; on a GPU all above 1
 """

@@ -57,8 +57,7 @@ def test_sines_are_computed_only_where_positions_are_not_known_beforehand():
     x, place = jnp.zeros((1, 8, 16)), jnp.arange(8)[None]
 
     def text(position: jax.Array | None) -> str:
-        run = lambda x: nnx.merge(graph, params)(x, position)  # noqa: E731
-        return str(jax.make_jaxpr(run)(x))
+        return str(jax.make_jaxpr(lambda x: nnx.merge(graph, params)(x, position))(x))
 
     assert "= sin " in text(place)
     assert "= sin " not in text(None)

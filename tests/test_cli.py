@@ -17,7 +17,7 @@ from experiments.text import duration, labelled, si, table
 from sim.claims import claim
 from sim.grid import Ended, Held, Landed, Started, jobs
 from sim.plan import plan
-from sim.records import Store, read_table, write_table
+from sim.records import Store, read_rows, read_table, write_table
 
 ROOT = Path(experiments.__file__).parent.parent
 TOY = '''
@@ -332,3 +332,30 @@ def test_numbers_and_tables_read_well():
     assert table([{"a": "x", "b": 1}, {"a": "long", "b": 100}], left="a") == (
         "a       b\nx       1\nlong  100"
     )
+
+
+def test_runs_get_the_seconds_that_bench_measured_of_their_step(isoflop, tmp_path):
+    """And those of another width get none."""
+    assert isoflop("run", "toy", "--quiet")[0] == 0
+    row = next(iter(Store(tmp_path / "runs").all()))
+    budget, model = row.run.budget, row.run.model
+    step = {
+        "program": "train_step",
+        "family": "dense",
+        "device": row.device,
+        "width": model.d_model,
+        "depth": len(model.blocks),
+        "seq_len": budget.seq_len,
+        "batch": budget.batch,
+        "seconds": 0.25,
+    }
+    assert isoflop("records", "toy", "--out", "before")[0] == 0
+    write_table(tmp_path / "runs" / "measured" / "bench.jsonl", [step])
+    assert isoflop("records", "toy", "--out", "after")[0] == 0
+    before, after = (
+        [one.labels for one in read_rows(tmp_path / name / "toy" / "toy.jsonl")]
+        for name in ("before", "after")
+    )
+    assert not any("step_seconds" in labels for labels in before)
+    told = {(labels["width"], labels.get("step_seconds")) for labels in after}
+    assert told == {(width, 0.25 if width == model.d_model else None) for width in (8, 16)}

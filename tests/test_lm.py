@@ -112,6 +112,22 @@ def test_tied_embeddings_are_the_head():
     np.testing.assert_allclose(logits, want, rtol=1e-5, atol=1e-5)
 
 
+def test_equal_blocks_are_traced_once_and_others_for_themselves(monkeypatch):
+    """Forward and backward; a fourth of five blocks differs."""
+    traced, plain = [], lm.BlockModule.__call__
+
+    def counted(self, *args):
+        traced.append(self.channel is not None)
+        return plain(self, *args)
+
+    monkeypatch.setattr(lm.BlockModule, "__call__", counted)
+    same, other = Block(mixer=Attention(n_heads=1)), Block(channel=SwiGLU(d_ff=24))
+    config = ModelConfig(d_model=12, vocab_size=11, blocks=(same, same, same, other, same))
+    params, apply = parts(config)
+    jax.make_jaxpr(jax.grad(lambda p, x: apply(p)(x)[0].sum()))(params, tokens(config))
+    assert traced == [False, True]
+
+
 def test_scanned_layers_equal_unrolled_ones_in_value_and_gradient(monkeypatch):
     pattern = (
         Block(mixer=Attention(n_heads=2)),
