@@ -11,7 +11,7 @@ and, from `sim.saturating`,
     Repeated     Chinchilla at the effective N′, D′              Muennighoff 2305.16264, eq. 5-6
 
 Letters and units are those of `sim.law`; how a fit is made, `sim.fitting`. Not included: broken
-power laws.
+and shifted power laws, which foretell held-out runs no better than Chinchilla's (LOG.md).
 """
 
 from __future__ import annotations

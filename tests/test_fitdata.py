@@ -2,14 +2,13 @@
 
 import csv
 import math
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sim.approaches import isoflop
-from sim.laws import Chinchilla, Overtrained, fit_table
+from sim.laws import Chinchilla, Coupled, Overtrained, fit_table
 from sim.published import PUBLISHED
 from sim.resample import cell_weights, minimise
 from sim.saturating import Routed
@@ -58,17 +57,21 @@ def test_the_published_gemstones_fit_at_delta_1e_4_is_not_the_optimum(gemstones)
     assert fit.law.beta == pytest.approx(0.729, abs=5e-4)
 
 
-def test_a_thousand_draws_of_220_runs_converge_in_20_seconds(gemstones):
+def test_a_thousand_draws_of_220_runs_converge(gemstones):
     y = np.log(gemstones["loss"].astype(float))
     x = [gemstones[k].astype(float) for k in "ND"]
     form, starts = Chinchilla.form(x, y, True)
-    start = time.process_time()
     best = minimise(form, y, starts)
     theta = best.theta[np.argmin(best.objective)]
     weights = cell_weights(np.arange(len(y)), 1000, np.random.default_rng(0), 5)
     again = minimise(form, y, np.tile(theta, (1000, 1)), weights=weights)
-    assert time.process_time() - start < 20.0
     assert again.converged.all()
+
+
+def test_an_outer_exponent_foretells_the_largest_runs_better(gemstones):
+    plain, coupled = (law.fit(gemstones, draws=1).held_out for law in (Chinchilla, Coupled))
+    for without, within in zip(plain, coupled, strict=True):
+        assert within.error < 0.8 * without.error
 
 
 @pytest.mark.slow

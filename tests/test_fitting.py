@@ -7,37 +7,23 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from grids import TRUTH, lab
-from scipy.optimize import minimize
 
+from experiments import fitting
 from models.errors import UserError
 from sim.heldout import frontier, seed_noise
 from sim.laws import Chinchilla, fit_table
-from sim.resample import DELTA, cell_weights, cells_of, huber, minimise, percentile
+from sim.resample import cell_weights, cells_of, minimise, percentile
 from sim.tables import read
 
 
-def l_bfgs(columns, powers, levels):
-    """The slow obvious road: one L-BFGS from every start on the analytic gradient."""
+def problem(columns):
     y = np.log(columns["loss"])
-    form, _ = Chinchilla.form([columns["N"], columns["D"]], y, True)
-    u = form.terms(np.zeros((1, 5)))[1][0]
-
-    def objective(theta):
-        terms = u @ theta
-        f = np.logaddexp.reduce(terms, axis=-1)
-        slope = np.einsum("nk,nkp->np", np.exp(terms - f[:, None]), u)
-        return 1e4 * float(huber(f - y).sum()), 1e4 * (np.clip(f - y, -DELTA, DELTA) @ slope)
-
-    grid = np.stack(np.meshgrid(levels, levels, [-1.0, -0.5, 0.0], powers, powers))
-    options = {"maxiter": 500, "ftol": 1e-15, "gtol": 1e-12}
-    starts = grid.reshape(5, -1).T
-    found = [minimize(objective, s, jac=True, method="L-BFGS-B", options=options) for s in starts]
-    return len(starts), min(r.fun for r in found) / 1e4
+    return Chinchilla.form([columns["N"], columns["D"]], y, True)[0], y
 
 
 def test_optimum_is_at_least_as_good_as_l_bfgs():
     columns = lab(noise=0.01, k=5, m=5)
-    _, best = l_bfgs(columns, [0.3], [-1.0])
+    best = fitting.l_bfgs(*problem(columns), np.array([[-1.0, -1.0, -0.5, 0.3, 0.3]])).min()
     fit = Chinchilla.fit(columns, draws=10, held_out=())
     assert fit.objective <= best * (1 + 1e-6)
 
@@ -45,12 +31,30 @@ def test_optimum_is_at_least_as_good_as_l_bfgs():
 @pytest.mark.slow
 def test_optimum_equals_the_best_of_243_l_bfgs_starts():
     columns = lab(noise=0.01, k=7, m=7)
-    starts, best = l_bfgs(columns, [0.1, 0.5, 1.0], [-2.0, -1.0, 0.0])
+    starts = fitting.recipe()
+    best = fitting.l_bfgs(*problem(columns), starts).min()
     fit = Chinchilla.fit(columns, draws=10, held_out=())
-    print(starts, best, fit.objective / best - 1)
-    assert starts == 243
+    print(len(starts), best, fit.objective / best - 1)
+    assert len(starts) == 243
     assert fit.objective <= best * (1 + 1e-6)
     assert best <= fit.objective * (1 + 1e-4)  # and L-BFGS was looking at the same minimum
+
+
+def test_the_benchmark_solves_the_same_problems_by_both_methods(monkeypatch):
+    monkeypatch.setattr(fitting, "recipe", lambda: np.array([[-1.0, -1.0, -0.5, 0.3, 0.3]]))
+    rows = fitting.measure(sizes=4, lengths=4, seeds=2, draws=5, repeats=1)
+    assert [(row["what"], row["runs"], row["L-BFGS starts"]) for row in rows] == [
+        ("fit", 32, 1),
+        ("draws", 32, 5),
+    ]
+    for row in rows:
+        assert abs(row["excess"]) < 1e-6
+        assert row["ratio"] == pytest.approx(row["L-BFGS seconds"] / row["seconds"])
+
+
+def test_the_benchmark_refuses_a_grid_that_identifies_nothing():
+    with pytest.raises(UserError, match="sizes=2 and lengths=7 must be at least 3"):
+        fitting.measure(sizes=2)
 
 
 def test_frontier_keeps_only_runs_that_nothing_cheaper_beats():
