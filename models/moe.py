@@ -46,7 +46,8 @@ class Moe(ChannelConfig):
     renormalize: bool = True  # the chosen gates sum to 1 (Mixtral); else as the router gave them
     balance_weight: NonNegativeFloat = 0.01
     z_weight: NonNegativeFloat = 0.001
-    # rows per block of the dropless layout, at most an even load; None: 1/16 of it, at least 32
+    # rows per block of the dropless layout, at most an even load; None: 1/8 of it, within 32 to 128,
+    # and from 2048 on 1/16
     block: PositiveInt | None = None
     steered: bool = False  # balanced by a bias on the choice; set balance_weight to 0 beside it
     route: Literal["token", "expert"] = "token"  # who chooses; experts see the future
@@ -86,7 +87,7 @@ class Moe(ChannelConfig):
         if self.capacity_factor is not None:
             return self.n_experts, math.ceil(self.capacity_factor * rows / self.n_experts)
         even = max(1, rows // self.n_experts)
-        block = min(self.block or max(32, even // 16), even)
+        block = min(self.block or max(32, min(128, even // 8), even // 16), even)
         return (rows + min(self.n_experts, rows) * (block - 1)) // block, block
 
     def cost(self, d_model: int, tokens: int) -> Cost:

@@ -264,8 +264,8 @@ def test_steering_balances_the_load_by_steps_of_its_own_rate():
     assert balance < 1.1
 
 
-def test_blocks_are_a_sixteenth_of_an_even_load_and_at_least_32_rows():
+def test_blocks_are_an_eighth_of_an_even_load_within_32_to_128_rows_and_a_sixteenth_of_more():
     experts = Moe(n_experts=8, top_k=2, d_expert=16)
-    rows = {tokens: experts.layout(tokens)[1] for tokens in (4, 512, 2048, 4096, 16384)}
-    assert rows == {4: 1, 512: 32, 2048: 32, 4096: 64, 16384: 256}
+    rows = {tokens: experts.layout(tokens)[1] for tokens in (4, 512, 2048, 8192, 16384)}
+    assert rows == {4: 1, 512: 32, 2048: 64, 8192: 128, 16384: 256}
     assert Moe(n_experts=8, top_k=2, d_expert=16, block=48).layout(16384)[1] == 48
