@@ -49,8 +49,8 @@ def numbers(rows: Sequence[Row], draws: int = DRAWS) -> dict[str, Any]:
         "noise": {name: noise(group, rows) for name, group in by_family.items()},
         "laws": {name: fit.json() for name, fit in laws.items()},
         "windows": {name: _window(by_family[name], fit) for name, fit in windows.items()},
-        "gains": {c: _gains(cells, c, windows) for c in (*conventions(cells), *timed)}
-        | {"state_bytes": _gains(longest(cells), "state_bytes")},
+        "gains": {c: gains(cells, c, windows) for c in (*conventions(cells), *timed)}
+        | {"state_bytes": gains(longest(cells), "state_bytes")},
         "exponents": {c: _exponents(cells, c, draws) for c in conventions(cells)},
         "subsets": _subsets(by_family.get(BASELINE, cells), draws),
     }
@@ -111,7 +111,7 @@ def longest(cells: Sequence[Point]) -> list[Point]:
     return [cell for cell in cells if cell.tokens == most[cell.family, cell.width, cell.depth]]
 
 
-def _gains(
+def gains(
     cells: Sequence[Point], cost: str, surfaces: Mapping[str, Fit] | None = None
 ) -> list[dict[str, Any]]:
     """Gain of each family over the baseline: on their compute-optimal frontiers, with `surfaces`,

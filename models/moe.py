@@ -46,8 +46,8 @@ class Moe(ChannelConfig):
     renormalize: bool = True  # the chosen gates sum to 1 (Mixtral); else as the router gave them
     balance_weight: NonNegativeFloat = 0.01
     z_weight: NonNegativeFloat = 0.001
-    # rows per block of the dropless layout, at most an even load; None: 1/8 of it, within 32 to 128,
-    # and from 2048 on 1/16
+    # rows per block of the dropless layout, at most an even load; None: 1/8 of it, from 32 to 128,
+    # and 1/16 of more than 2048
     block: PositiveInt | None = None
     steered: bool = False  # balanced by a bias on the choice; set balance_weight to 0 beside it
     route: Literal["token", "expert"] = "token"  # who chooses; experts see the future

@@ -18,6 +18,7 @@ has a size of its own, and many tiles go pair by pair in a loop.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial, reduce
 from typing import Any
@@ -34,6 +35,7 @@ from models.platforms import by_platform
 UNROLLED = 16  # rows or diagonals of tiles at most, where they are unrolled
 ALONE = 512  # tokens beyond which a CPU takes one head at a time, to stay in its caches
 LONG = 2048  # tokens from which a CPU takes one row at a time, which fills its cores
+SIDE = 256  # queries of such a row that are taken at once
 UNSEEN = -1e30  # a finite score, so that a tile without a key to see makes no NaN
 
 Queries = Float[Array, "b g r t k"]
@@ -257,35 +259,44 @@ def _by_heads(function: Callable, heads: tuple[Array, ...], place: Place) -> Any
     return jax.tree.map(lambda x: rearrange(x, "(b g) 1 1 ... -> b g ...", b=batch), out)
 
 
-def _each(row: Callable, rows: list[tuple[int, int]], done: Any, length: int) -> Any:
+def _side(length: int, tile: int) -> int:
+    """Queries of a row that a CPU takes at once."""
+    return tile if length < LONG else math.gcd(tile, SIDE)
+
+
+def _each(row: Callable, block: Block, length: int, done: Any) -> Any:
     """`row` of each: side by side, as XLA orders them, where one is too short for all cores, and
-    else in a loop, so that the scores of one row alone are held.
+    else in a loop over parts of them, so that the scores of one part alone are held.
     """
-    forms = [partial(row, *ends) for ends in rows]
+    tile, window = block
+    forms = [partial(row, *ends) for ends in _rows(length, tile, window)]
     if length < LONG:
-        return reduce(lambda done, form: form(done), forms, done)
+        return reduce(lambda done, at: forms[at](at, done), range(len(forms)), done)
+    parts = tile // _side(length, tile)
 
-    def step(done, i):
-        return jax.lax.switch(i, forms, done), None
+    def step(done, at):
+        return jax.lax.switch(at // parts, forms, at, done), None
 
-    return jax.lax.scan(step, done, jnp.arange(len(rows)))[0]
+    return jax.lax.scan(step, done, jnp.arange(len(forms) * parts))[0]
 
 
 def _forward_by_rows(block: Block, q: Queries, k: Keys, v: Keys, place: Place):
-    tile, window = block
+    (tile, window), length = block, q.shape[3]
+    side = _side(length, tile)
 
     def forward(heads, place):
         q, k, v = heads
 
-        def row(i: int, first: int, done):
+        def row(i: int, first: int, at, done):
             out, lse = done
-            qi, here = _at((q, place), i, tile)
+            qi, here = _at((q, place), at, side)
             ki, vi = (x[:, :, first * tile : (i + 1) * tile] for x in (k, v))
-            O, m, l = _gather(_nothing(qi), _scores(block, i, first, qi, ki, here), vi)
-            return _put(out, O / l, i, tile), _put(lse, m + jnp.log(l), i, tile)
+            scores = _scores((side, window), at, first * tile // side, qi, ki, here)
+            O, m, l = _gather(_nothing(qi), scores, vi)
+            return _put(out, O / l, at, side), _put(lse, m + jnp.log(l), at, side)
 
         empty = jnp.zeros_like(q), jnp.zeros((*q.shape[:-1], 1), jnp.float32)
-        return _each(row, _rows(q.shape[3], tile, window), empty, q.shape[3])
+        return _each(row, block, length, empty)
 
     return _by_heads(forward, (q, k, v), place)
 
@@ -298,20 +309,21 @@ def _turned(
 
 
 def _backward_by_rows(block: Block, q, k, v, place, d_out, lse, overlap):
-    tile, window = block
+    (tile, window), length = block, q.shape[3]
+    side = _side(length, tile)
 
     def backward(heads, place):
         # or the scores of the forward pass would be kept instead of computed again
         q, d_out, lse, overlap, k, v = jax.lax.optimization_barrier(heads)
 
-        def row(i: int, first: int, done):
+        def row(i: int, first: int, at, done):
             dq, dk, dv = done
-            qi, dout, level, shared, here = _at((q, d_out, lse, overlap, place), i, tile)
+            qi, dout, level, shared, here = _at((q, d_out, lse, overlap, place), at, side)
             keys = slice(first * tile, (i + 1) * tile)
             ki, vi = k[:, :, keys], v[:, :, keys]
-            scores = _scores(block, i, first, qi, ki, here)
+            scores = _scores((side, window), at, first * tile // side, qi, ki, here)
             weights, d_products = _unsoftmax(scores, dout, vi, level, shared)
-            dq = _put(dq, _dot("bgrts,bgsk->bgrtk", d_products, ki), i, tile)
+            dq = _put(dq, _dot("bgrts,bgsk->bgrtk", d_products, ki), at, side)
             dk = dk.at[..., keys].add(_turned(qi, d_products))
             dv = dv.at[..., keys].add(_turned(dout, weights))
             return dq, dk, dv
@@ -319,7 +331,7 @@ def _backward_by_rows(block: Block, q, k, v, place, d_out, lse, overlap):
         # with time last, as products that turn over q and d_out make them, not the wider scores
         dk, dv = (jnp.zeros(x.swapaxes(2, 3).shape, jnp.float32) for x in (k, v))
         empty = jnp.zeros(q.shape, jnp.float32), dk, dv
-        dq, dk, dv = _each(row, _rows(q.shape[3], tile, window), empty, q.shape[3])
+        dq, dk, dv = _each(row, block, length, empty)
         return dq, dk.swapaxes(2, 3), dv.swapaxes(2, 3)
 
     return _by_heads(backward, (q, d_out, lse, overlap, k, v), place)
