@@ -69,9 +69,11 @@ def test_a_thousand_draws_of_220_runs_converge(gemstones):
 
 
 def test_an_outer_exponent_foretells_the_largest_runs_better(gemstones):
-    plain, coupled = (law.fit(gemstones, draws=1, held_out=(0.1,)).held_out for law in (Chinchilla, Coupled))
-    for without, within in zip(plain, coupled, strict=True):
-        assert within.error < 0.8 * without.error
+    plain, coupled = (
+        law.fit(gemstones, draws=1, held_out=(0.1,)).held_out[0].error
+        for law in (Chinchilla, Coupled)
+    )
+    assert coupled < 0.8 * plain
 
 
 @pytest.mark.slow
