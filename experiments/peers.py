@@ -14,7 +14,7 @@ each new shape is compiled anew.
 Command:   make parity, then .venv-parity/bin/isoflop run peers --json && isoflop figures peers
 Duration:  17 minutes on 2 cores beside other work, most of it the peers of the two Mambas;
            --compiled takes minutes for dense and moe, and may take more than ten for a recurrence
-Expected:  on a CPU a training step of .7 for experts, about 1 for dense, and 2 to 7 for the
+Expected:  on a CPU a training step of .8 for experts, .9 for dense, and 1.6 to 8 for the
            recurrences; decoding above 2 for all; on a GPU all above 1
 """
 
