@@ -26,10 +26,10 @@ from scipy.optimize import minimize
 from experiments.context import tell
 from models.errors import UserError
 from sim.context import interleave
+from sim.design import LAB
 from sim.laws import Chinchilla
 from sim.resample import DELTA, Floats, Form, cell_weights, huber, minimise
 
-TRUTH = Chinchilla(E=1.0, A=30.0, B=600.0, alpha=0.35, beta=0.42)
 NOISE = 0.01  # of log loss, between seeds
 STARTS = ((-2.0, -1.0, 0.0), (-2.0, -1.0, 0.0), (-1.0, -0.5, 0.0), (0.1, 0.5, 1.0), (0.1, 0.5, 1.0))
 SCALE = 1e4  # of the objective: L-BFGS stops by absolute sizes
@@ -55,7 +55,7 @@ def measure(
     n, d = np.geomspace(1e4, 3e5, sizes), np.geomspace(2e6, 6e7, lengths)
     x = [np.repeat(axis.ravel(), seeds) for axis in np.meshgrid(n, d)]
     rng = np.random.default_rng(0)
-    y = np.log(TRUTH(*x)) + NOISE * rng.standard_normal(len(x[0]))
+    y = np.log(LAB(*x)) + NOISE * rng.standard_normal(len(x[0]))
     form, starts = Chinchilla.form(x, y, True)
     weights = cell_weights(np.arange(len(y)), draws, rng, starts.shape[1])
 
