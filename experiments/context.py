@@ -6,7 +6,7 @@ hold on a busy machine while seconds do not travel. `slope` is local, from the n
 1 is linear in T, 2 quadratic, 0 constant.
 
 Command:   isoflop run context && isoflop figures context
-Duration:  about 5 minutes on 2 idle cores, most of it compiling; fewer --lengths take less
+Duration:  about 7 minutes on 2 idle cores, most of it compiling; fewer --lengths take less
 Expected:  from 1k to 8k tokens the training step of Mamba and linear attention is linear (slope
            1 ± 0.1) and that of attention rises towards 2; decoding state and time are constant for
            the former, and linear for the latter once reading the cache outweighs the weights

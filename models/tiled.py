@@ -18,7 +18,6 @@ has a size of its own, and many tiles go pair by pair in a loop.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial, reduce
 from typing import Any
@@ -35,7 +34,7 @@ from models.platforms import by_platform
 UNROLLED = 16  # rows or diagonals of tiles at most, where they are unrolled
 ALONE = 512  # tokens beyond which a CPU takes one head at a time, to stay in its caches
 LONG = 2048  # tokens from which a CPU takes one row at a time, which fills its cores
-SIDE = 256  # queries of such a row that are taken at once
+SIDE = 256  # queries of such a row that are taken at once, at most if its tile can be parted
 UNSEEN = -1e30  # a finite score, so that a tile without a key to see makes no NaN
 
 Queries = Float[Array, "b g r t k"]
@@ -260,8 +259,10 @@ def _by_heads(function: Callable, heads: tuple[Array, ...], place: Place) -> Any
 
 
 def _side(length: int, tile: int) -> int:
-    """Queries of a row that a CPU takes at once."""
-    return tile if length < LONG else math.gcd(tile, SIDE)
+    """Queries of a row that a CPU takes at once: equal parts of a tile, not much below SIDE."""
+    if length < LONG or tile <= SIDE:
+        return tile
+    return next((side for side in range(SIDE, SIDE // 2, -1) if tile % side == 0), tile)
 
 
 def _each(row: Callable, block: Block, length: int, done: Any) -> Any:

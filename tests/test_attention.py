@@ -64,6 +64,13 @@ def test_sines_are_computed_only_where_positions_are_not_known_beforehand():
     assert "= sin " not in text(None)
 
 
+def test_long_rows_go_in_equal_parts_that_are_neither_long_nor_short():
+    sides = {tile: tiled._side(8192, tile) for tile in (64, 256, 320, 448, 512, 1024)}
+    assert sides == {64: 64, 256: 256, 320: 160, 448: 224, 512: 256, 1024: 256}
+    assert tiled._side(8192, 257) == 257  # a prime goes whole
+    assert tiled._side(tiled.LONG - 1, 512) == 512
+
+
 def test_long_rows_are_held_one_after_another():
     """Scores, weights and their gradients of one row; of all eight rows there would be 13.8."""
     length, tile = 2048, 256

@@ -63,8 +63,11 @@ def test_gains_in_seconds_are_those_in_flops_where_seconds_go_as_flops(rows, fou
     ]
     seconds = in_seconds(timed(rows, steps))
     for item in found["gains"]["executed"]:
-        expected = item["ceg"][-1]["value"] / (2 if item["arm"] == "mamba" else 1)
-        assert seconds[item["arm"]]["ceg"][-1]["value"] == pytest.approx(expected, rel=0.02)
+        same = item["arm"] == "slow"  # and mamba's seconds, doubled, end within dense's window
+        expected = pytest.approx(
+            item["ceg"][-1]["value"] / (1 if same else 2), rel=1e-6 if same else 0.02
+        )
+        assert seconds[item["arm"]]["ceg"][-1]["value"] == expected
 
 
 def test_a_cost_that_does_not_grow_with_n_is_told_and_the_others_stand(rows):
