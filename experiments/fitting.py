@@ -56,7 +56,7 @@ def measure(
     x = [np.repeat(axis.ravel(), seeds) for axis in np.meshgrid(n, d)]
     rng = np.random.default_rng(0)
     y = np.log(LAB(*x)) + NOISE * rng.standard_normal(len(x[0]))
-    form, starts = Chinchilla.form(x, y, True)
+    form, starts = Chinchilla.form(x, y)
     weights = cell_weights(np.arange(len(y)), draws, rng, starts.shape[1])
 
     found = minimise(form, y, starts)

@@ -1,9 +1,9 @@
 """How does each architecture's loss scale with parameters and data, and which wins where?
 
-Sizes × three training lengths × two seeds for every family, each family with its own tuned learning
-rate, at the scale of a laptop or of one GPU. Shorter runs are cooldown branches of the longest, so
-D is nearly free. Feeds the Chinchilla fits, the compute-equivalent gains and the comparison of
-counting conventions.
+Sizes × three training lengths × three seeds for every family, each family with its own tuned
+learning rate, at the scale of a laptop or of one GPU. Shorter runs are cooldown branches of the
+longest, so D is nearly free. Feeds the Chinchilla fits, the compute-equivalent gains and the
+comparison of counting conventions.
 
 Command:   isoflop run ladder --workers 2 && isoflop report ladder
 Duration:  see --dry-run; --sizes and --shard make it less
@@ -50,7 +50,7 @@ def cells(
     scale: Literal["laptop", "gpu"] = "laptop",
     sizes: int | None = None,
     steps: tuple[int, ...] | None = None,
-    seeds: int = 2,
+    seeds: int = 3,
     corpus: str = "sympy",
 ) -> list[Cell]:
     """The grid.

@@ -58,6 +58,7 @@ def loss_vs_params(cells: list[Point], out: Path) -> list[Path]:
 
 
 def loss_curves(cells: list[Point], out: Path) -> list[Path]:
+    cells = scaling.costliest(cells)
     with style.sheet() as (figure, (axes,)):
         scaling.curves(axes, cells)
         axes.set_title("Training loss")

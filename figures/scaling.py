@@ -62,13 +62,20 @@ def loss_vs_params(axes: Axes, cells: Sequence[Point], count: str = "non_embeddi
     axes.set_xlabel(f"parameters: {style.NAMES.get(count, count)}")
 
 
+def costliest(cells: Sequence[Point]) -> list[Point]:
+    """The largest of each family's cells with most tokens."""
+    order = sorted(cells, key=lambda cell: (cell.tokens, cell.params.get("total", 0)))
+    most = {cell.family: cell for cell in order}
+    return [most[name] for name in style.looks(most)]
+
+
 def curves(axes: Axes, cells: Sequence[Point]) -> None:
-    """Training loss of the costliest cell of each family, one thin line per seed."""
+    """Training loss of each cell, one thin line per seed."""
     shown = []
-    for name, look in style.looks(cell.family for cell in cells).items():
-        group = [cell for cell in cells if cell.family == name]
-        cell = max(group, key=lambda c: (c.tokens, c.params.get("total", 0)))
-        legend = f"{name} (width {cell.width}, depth {cell.depth})"
+    looks = style.looks(cell.family for cell in cells)
+    for cell in cells:
+        look = looks[cell.family]
+        legend = f"{cell.family} (width {cell.width}, depth {cell.depth})"
         for curve in cell.curves.values():
             seen = [(step * cell.batch_tokens, loss) for step, loss in curve if step > 0]
             if not seen:

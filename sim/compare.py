@@ -27,7 +27,6 @@ from sim.laws import Chinchilla, PowerLaw
 from sim.resample import Floats, cells_of, percentile
 from sim.tables import Columns, Dropped, Table, clean, describe
 
-UNUSABLE = ("not converged", "at a bound")
 GRID = 65  # points of the window at which crossovers are looked for
 
 
@@ -212,9 +211,10 @@ def gain(
     """CEG of arm a over arm b, by default at three budgets across the shared window.
 
     A surface whose exponent a is unidentifiable still has a frontier: how much it is worth, but not
-    at which size, which the gain's interval carries.
+    at which size, which the gain's interval carries. So has one that shows no asymptote: budgets
+    lie inside the window.
     """
-    bad = [arm for arm in (a, b) if arm.draws is None or arm.fit.status in UNUSABLE]
+    bad = [arm for arm in (a, b) if not arm.fit.readable]
     if bad or not (a.curve and b.curve and a.draws and b.draws):
         reason = "; ".join(f"{arm.name}: {arm.fit.reason}" for arm in bad)
         return Comparison(a.name, b.name, cost, bad[0].fit.status, reason)
@@ -312,9 +312,7 @@ class Place:
 def ranking(fitted: Mapping[str, Arm], cost: str, level: float = 0.9) -> tuple[Place, ...]:
     """Order the arms by gain at the middle of the window they all share, ties sharing a rank."""
     usable = [
-        a
-        for a in fitted.values()
-        if a.curve is not None and a.draws is not None and a.fit.status not in UNUSABLE
+        a for a in fitted.values() if a.curve is not None and a.draws is not None and a.fit.readable
     ]
     if len(usable) < 2:
         raise UserError("a ranking needs two architectures whose fits converged")

@@ -151,7 +151,7 @@ def delta_widths(
     x = design.points()
     y = np.log(law(*x))
     theta = _theta(law, *x)
-    form, _ = Chinchilla.form(x, y, True)
+    form, _ = Chinchilla.form(x, y)
     u, du = form.terms(theta[None])
     share = np.exp(u - np.logaddexp.reduce(u, axis=-1)[..., None])
     slopes = np.einsum("bnk,nkp->np", share, du[0])
@@ -188,7 +188,7 @@ def simulated_widths(
     x = design.points()
     y = np.log(law(*x))
     theta = _theta(law, *x)
-    form, _ = Chinchilla.form(x, y, True)
+    form, _ = Chinchilla.form(x, y)
     rng, trunks = np.random.default_rng(seed), design.trunks()
     own = rng.standard_normal((2 * repeats, len(y)))
     common = rng.standard_normal((2 * repeats, trunks.max() + 1))[:, trunks]

@@ -17,9 +17,9 @@ import numpy as np
 
 from models.errors import UserError
 from sim.heldout import HeldOut, leave_largest_out
-from sim.identify import at_bound, drowned, unidentifiable
+from sim.identify import at_bound, drowned, faded, unidentifiable
 from sim.law import FLOPS_PER_ND, Law
-from sim.resample import DELTA, Floats, cell_weights, minimise, percentile, units
+from sim.resample import DELTA, STEPS, Floats, cell_weights, minimise, percentile, units
 from sim.tables import Columns, Dropped, Table, clean, describe
 
 Status = Literal["converged", "not converged", "at a bound", "unidentifiable"]
@@ -43,10 +43,19 @@ class Fit:
     dropped: tuple[Dropped, ...] = ()
     checklist: dict[str, str] = field(default_factory=dict)
     draws: Law | None = None  # the law with one entry per bootstrap draw
+    faded: bool = False  # at a bound for no other reason than that E = 0 describes the runs best
 
     @property
     def ok(self) -> bool:
         return self.status == "converged"
+
+    @property
+    def readable(self) -> bool:
+        """Whether the law describes the losses inside its window: also where E = 0, or where the
+        allocation is loose.
+        """
+        settled = self.faded or self.status in ("converged", "unidentifiable")
+        return settled and self.draws is not None
 
     def json(self) -> dict[str, Any]:
         """The public record of the fit: plain JSON, no NaN."""
@@ -117,7 +126,8 @@ class Fittable(Law):
         predicted = form.predict(theta)[0]
         common |= {"residuals": predicted - y, "objective": least}
         if not solution.converged[best]:
-            return Fit(law, "not converged", "no start reached a minimum in 400 steps", **common)
+            reason = f"no start reached a minimum in {STEPS} steps"
+            return Fit(law, "not converged", reason, **common)
         if reason := drowned(predicted - y, predicted, len(theta)):
             return Fit(None, "unidentifiable", reason, **common)
 
@@ -161,6 +171,9 @@ class Fittable(Law):
         if share < 0.95:
             reason = f"only {share:.0%} of the bootstrap draws reached a minimum"
             return Fit(law, "not converged", reason, **common)
+        if faded(form, theta):
+            reason = "E = 0: these runs show no asymptote, and beyond them the law promises none"
+            return Fit(law, "at a bound", reason, faded=True, **common)
         return Fit(law, "converged", "", **common)
 
     @classmethod

@@ -59,10 +59,19 @@ def drowned(residuals: Floats, predicted: Floats, p: int) -> str:
 
 
 def at_bound(form: Form, theta: Floats, law: Law) -> str:
-    """Which parameters ended on the edge of the box, those held there on purpose aside."""
+    """Which parameters ended on the edge of the box, those held there on purpose aside, and an
+    asymptote of zero, which is `faded`.
+    """
     close = (theta <= form.lower + 1e-6) | (theta >= form.upper - 1e-6)
     loose = close & (form.upper > form.lower)
+    if form.fading is not None:
+        loose[form.fading] = False
     if not loose.any():
         return ""
     said = ", ".join(f"{k} = {v:.3g}" for k, v in law.params().items())
     return f"{int(loose.sum())} of {len(theta)} parameters ran to the edge of its range ({said})"
+
+
+def faded(form: Form, theta: Floats) -> bool:
+    """Whether the asymptote was free, and these losses are described best without one."""
+    return form.fading is not None and bool(theta[form.fading] <= form.lower[form.fading])

@@ -16,13 +16,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sim.resample import Floats, Form, Solution, Terms, linear_terms, minimise
+from sim.resample import NEVER, Floats, Form, Solution, Terms, linear_terms, minimise, without
 
 Value = Any  # a float, or an array with one entry per bootstrap draw
 
 FLOPS_PER_ND = 6.0  # Kaplan 2001.08361 §2.1: forward and backward, without attention scores
 EXPONENT = (0.0, 4.0)
-NEVER = -690.0  # log of an asymptote that is held at zero
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Law(ABC):
 
     @classmethod
     @abstractmethod
-    def form(cls, x: Sequence[Floats], y: Floats, asymptote: bool) -> tuple[Form, Floats]:
+    def form(cls, x: Sequence[Floats], y: Floats) -> tuple[Form, Floats]:
         """The law on this data for `sim.resample.minimise`, and the starts (s, p)."""
 
     @classmethod
@@ -68,8 +67,8 @@ class Law(ABC):
         cls, x: Sequence[Floats], y: Floats, *, asymptote: bool, delta: float, log: bool
     ) -> tuple[Form, Solution]:
         """The form on this data and its minimum from every start."""
-        form, starts = cls.form(x, y, asymptote)
-        form = replace(form, log=log)
+        form, starts = cls.form(x, y)
+        form = replace(form if asymptote else without(form), log=log)
         return form, minimise(form, y, starts, delta=delta)
 
     def params_raw(self) -> dict[str, Value]:
@@ -93,11 +92,12 @@ def sum_of_powers(logs: Sequence[Floats], exponents: Sequence[int]) -> Terms:
     return linear_terms(design)
 
 
-def box(y: Floats, kinds: str, asymptote: bool = True) -> tuple[Floats, Floats]:
+def boxed(terms: Terms, y: Floats, kinds: str) -> Form:
     """Bounds by kind of parameter: c log-coefficient at the centre, e log-asymptote, x exponent."""
-    low = {"c": y.min() - 14.0, "e": y.min() - 12.0 if asymptote else NEVER, "x": EXPONENT[0]}
-    high = {"c": y.max() + 4.0, "e": y.max() if asymptote else NEVER, "x": EXPONENT[1]}
-    return np.array([low[k] for k in kinds]), np.array([high[k] for k in kinds])
+    low = {"c": y.min() - 14.0, "e": y.min() - 12.0, "x": EXPONENT[0]}
+    high = {"c": y.max() + 4.0, "e": y.max(), "x": EXPONENT[1]}
+    lower, upper = (np.array([side[k] for k in kinds]) for side in (low, high))
+    return Form(terms, lower, upper, fading=kinds.index("e"))
 
 
 def grid(*axes: Sequence[float] | Floats) -> Floats:

@@ -25,7 +25,7 @@ import numpy as np
 
 from models.errors import UserError
 from sim.fitting import Fit, Fittable
-from sim.law import FLOPS_PER_ND, Value, asymptote_of, box, grid, starts_nd, sum_of_powers
+from sim.law import FLOPS_PER_ND, Value, asymptote_of, boxed, grid, starts_nd, sum_of_powers
 from sim.resample import Floats, Form
 from sim.saturating import Repeated, Routed
 from sim.tables import Columns, require
@@ -55,10 +55,10 @@ class PowerLaw(Fittable):
         return np.where(excess > 0, cost, np.inf)
 
     @classmethod
-    def form(cls, x: Sequence[Floats], y: Floats, asymptote: bool) -> tuple[Form, Floats]:
+    def form(cls, x: Sequence[Floats], y: Floats) -> tuple[Form, Floats]:
         e = (y.min() - 3.0, y.min() - 0.4, y.min() - 0.05)
         starts = grid([y.mean() - 0.7], e, [0.05, 0.2, 0.5, 1.0])
-        return Form(sum_of_powers([np.log(x[0])], [0]), *box(y, "cex", asymptote)), starts
+        return boxed(sum_of_powers([np.log(x[0])], [0]), y, "cex"), starts
 
     @classmethod
     def unpack(cls, theta: Floats, x: Sequence[Floats]) -> PowerLaw:
@@ -101,9 +101,9 @@ class Chinchilla(Fittable):
             return np.exp(log_n), np.exp(log_nd - log_n)
 
     @classmethod
-    def form(cls, x: Sequence[Floats], y: Floats, asymptote: bool) -> tuple[Form, Floats]:
+    def form(cls, x: Sequence[Floats], y: Floats) -> tuple[Form, Floats]:
         terms = sum_of_powers([np.log(v) for v in x], [0, 1])
-        return Form(terms, *box(y, "ccexx", asymptote)), starts_nd(y, POWERS, POWERS)
+        return boxed(terms, y, "ccexx"), starts_nd(y, POWERS, POWERS)
 
     @classmethod
     def unpack(cls, theta: Floats, x: Sequence[Floats]) -> Chinchilla:
@@ -138,7 +138,7 @@ class Coupled(Chinchilla):
         return self.E + (self.A * N**-self.alpha + self.B * D**-self.beta) ** self.gamma
 
     @classmethod
-    def form(cls, x: Sequence[Floats], y: Floats, asymptote: bool) -> tuple[Form, Floats]:
+    def form(cls, x: Sequence[Floats], y: Floats) -> tuple[Form, Floats]:
         n, d = np.log(x[0]), np.log(x[1])
         n, d = n - n.mean(), d - d.mean()
 
@@ -157,9 +157,9 @@ class Coupled(Chinchilla):
             du[..., 1, 2] = 1.0
             return u, du
 
-        low, high = box(y, "ccexxx", asymptote)
-        low[[0, 1, 5]], high[[0, 1, 5]] = (-30.0, -30.0, 0.05), (30.0, 30.0, 4.0)
-        return Form(terms, low, high), starts_nd(y, POWERS, POWERS, [0.5, 1.0])
+        form = boxed(terms, y, "ccexxx")
+        form.lower[[0, 1, 5]], form.upper[[0, 1, 5]] = (-30.0, -30.0, 0.05), (30.0, 30.0, 4.0)
+        return form, starts_nd(y, POWERS, POWERS, [0.5, 1.0])
 
     @classmethod
     def unpack(cls, theta: Floats, x: Sequence[Floats]) -> Coupled:
@@ -188,9 +188,9 @@ class Overtrained(Fittable):
         return self.E + (self.a * M**self.eta + self.b * M**-self.eta) * C**-self.eta
 
     @classmethod
-    def form(cls, x: Sequence[Floats], y: Floats, asymptote: bool) -> tuple[Form, Floats]:
+    def form(cls, x: Sequence[Floats], y: Floats) -> tuple[Form, Floats]:
         terms = sum_of_powers(cls._logs(x), [0, 0])
-        return Form(terms, *box(y, "ccex", asymptote)), starts_nd(y, [0.05, 0.1, 0.2, 0.4])
+        return boxed(terms, y, "ccex"), starts_nd(y, [0.05, 0.1, 0.2, 0.4])
 
     @staticmethod
     def _logs(x: Sequence[Floats]) -> list[Floats]:

@@ -14,7 +14,7 @@ iteratively reweighted least squares: λ → 0 is Newton's method, λ ≥ 1 is a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ Terms = Callable[[Floats], tuple[Floats, Floats]]
 
 DELTA = 1e-3  # Hoffmann et al. 2022, appendix D.2
 TOLERANCE = 1e-9  # predicted decrease of the objective, relative to it, at which a fit is converged
+STEPS = 2000  # of Newton; along the ridge of a weak asymptote a draw takes hundreds
+NEVER = -690.0  # log of an asymptote that is held at zero
 FLOOR = 1e-24  # per point: a noise-free fit has no scale of its own
 
 
@@ -35,6 +37,7 @@ class Form:
     terms: Terms
     lower: Floats  # (p,) box in θ; reaching it is reported, never hidden
     upper: Floats
+    fading: int | None = None  # which θ is the log of an asymptote, whose best value may be zero
     log: bool = True  # residuals in log L; False: in L itself, as plain least squares has them
 
     def predict(self, theta: Floats) -> Floats:
@@ -104,7 +107,7 @@ def minimise(
     *,
     weights: Floats | None = None,
     delta: float = DELTA,
-    max_steps: int = 400,
+    max_steps: int = STEPS,
 ) -> Solution:
     """Minimise the summed Huber loss from every start.
 
@@ -156,7 +159,25 @@ def minimise(
         live, grad, hessian, majorant = live[keep], grad[keep], hessian[keep], majorant[keep]
         if not len(live):
             break
+    if form.fading is not None:
+        far = np.flatnonzero(~converged | (theta[:, form.fading] <= form.lower[form.fading]))
+        rest = minimise(
+            without(form), y[far], theta[far], weights=w[far], delta=delta, max_steps=max_steps
+        )
+        lower = rest.objective <= objective[far]
+        far = far[lower]
+        theta[far], objective[far] = rest.theta[lower], rest.objective[lower]
+        converged[far] = rest.converged[lower]
     return Solution(theta, objective, converged)
+
+
+def without(form: Form) -> Form:
+    """The form with its asymptote, if it has one, held at zero."""
+    if form.fading is None:
+        return form
+    lower, upper = form.lower.copy(), form.upper.copy()
+    lower[form.fading] = upper[form.fading] = NEVER
+    return replace(form, lower=lower, upper=upper, fading=None)
 
 
 def _solve(matrix: Floats, rhs: Floats) -> Floats:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sim.fitting import Fittable
-from sim.law import Value, asymptote_of, box, grid, starts_nd
+from sim.law import Value, asymptote_of, boxed, grid, starts_nd
 from sim.resample import Floats, Form
 
 
@@ -51,7 +51,7 @@ class Routed(Fittable):
         return None  # the form has no data axis
 
     @classmethod
-    def form(cls, x: Sequence[Floats], y: Floats, asymptote: bool) -> tuple[Form, Floats]:
+    def form(cls, x: Sequence[Floats], y: Floats) -> tuple[Form, Floats]:
         n, experts = np.log(x[0]), x[1]
         n = n - n.mean()
 
@@ -121,7 +121,7 @@ class Repeated(Fittable):
         return self.E + self.A * N**-self.alpha + self.B * D**-self.beta
 
     @classmethod
-    def form(cls, x: Sequence[Floats], y: Floats, asymptote: bool) -> tuple[Form, Floats]:
+    def form(cls, x: Sequence[Floats], y: Floats) -> tuple[Form, Floats]:
         n, d = np.log(x[0]), np.log(x[1])
         unique = np.log(np.minimum(x[1], x[2]))
         n0, d0 = n.mean(), d.mean()
@@ -146,11 +146,11 @@ class Repeated(Fittable):
             du[..., 1, 4], du[..., 1, 6] = -(d_eff - d0), -beta * d_by_r
             return u, du
 
-        low, high = box(y, "ccexxcc", asymptote)
-        low[3:5] = 0.01
-        low[5:], high[5:] = math.log(0.05), math.log(1e3)
+        form = boxed(terms, y, "ccexxcc")
+        form.lower[3:5] = 0.01
+        form.lower[5:], form.upper[5:] = math.log(0.05), math.log(1e3)
         powers = (0.2, 0.4, 0.8)
-        return Form(terms, low, high), starts_nd(y, powers, powers, [1.5], [0.5, 2.5])
+        return form, starts_nd(y, powers, powers, [1.5], [0.5, 2.5])
 
     @classmethod
     def unpack(cls, theta: Floats, x: Sequence[Floats]) -> Repeated:

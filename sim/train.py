@@ -263,7 +263,7 @@ def _unique_bytes(source: Source, tokens: int) -> int | None:
 def _curve(losses: np.ndarray) -> tuple[tuple[int, float], ...]:
     """(steps done, mean loss since the point before), at most CURVE_POINTS, finite ones."""
     bins = np.array_split(np.arange(len(losses)), min(CURVE_POINTS, len(losses)))
-    points = ((int(b[-1]) + 1, float(losses[b].mean())) for b in bins)
+    points = ((int(b[-1]) + 1, float(f"{losses[b].mean():.7g}")) for b in bins)  # fp32's digits
     return tuple(point for point in points if np.isfinite(point[1]))
 
 

@@ -9,7 +9,7 @@ import pytest
 from experiments.fit import compare as compare_command
 from experiments.fit import fit as fit_command
 from models.errors import UserError
-from sim.compare import Comparison, arms, compare, null_test, power_test, ranking
+from sim.compare import Comparison, arms, compare, gain, null_test, power_test, ranking
 from sim.laws import Chinchilla, PowerLaw
 
 SURFACE = Chinchilla(E=1.0, A=30.0, B=600.0, alpha=0.35, beta=0.42)
@@ -44,9 +44,9 @@ def test_gain_of_a_law_that_needs_1_3_times_the_compute_is_1_3():
     needy = PowerLaw(A=A.A * 1.3**A.alpha, alpha=A.alpha, E=A.E)
     found = compare(both(curve(A, "a"), curve(needy, "b")), baseline="b", draws=30)[0]
     assert len(found.ceg) >= 3
-    for gain in found.ceg:
-        assert gain.value == pytest.approx(1.3, rel=1e-4)
-        assert found.window[0] <= gain.budget <= found.window[1]
+    for item in found.ceg:
+        assert item.value == pytest.approx(1.3, rel=1e-4)
+        assert found.window[0] <= item.budget <= found.window[1]
     assert found.crossover_note == "none in window"
 
 
@@ -55,6 +55,16 @@ def test_compute_optimal_curve_of_a_surface_is_its_least_loss_at_each_cost():
     fitted, _ = arms(both(grid("a", 0.0, rng)), n="N", d="D", draws=20)
     budget = 1e12
     assert fitted["a"].curve(budget) == pytest.approx(SURFACE(*SURFACE.optimal(budget)), rel=1e-5)
+
+
+def test_arms_without_an_asymptote_are_compared_inside_their_window():
+    law, needy = (PowerLaw(A=30.0 * more**0.2, alpha=0.2, E=0.0) for more in (1.0, 1.3))
+    rng = np.random.default_rng(1)
+    runs = both(curve(law, "a", 0.001, rng=rng), curve(needy, "b", 0.001, rng=rng))
+    pair, _ = arms(runs, draws=200)
+    assert "at a bound" in {arm.fit.status for arm in pair.values()}
+    told = gain(pair["a"], pair["b"], "flops").ceg
+    assert [item.low < 1.3 < item.high < 1.4 for item in told] == [True] * 3
 
 
 def test_any_column_is_a_cost_and_conventions_disagree():

@@ -60,7 +60,7 @@ def test_the_published_gemstones_fit_at_delta_1e_4_is_not_the_optimum(gemstones)
 def test_a_thousand_draws_of_220_runs_converge(gemstones):
     y = np.log(gemstones["loss"].astype(float))
     x = [gemstones[k].astype(float) for k in "ND"]
-    form, starts = Chinchilla.form(x, y, True)
+    form, starts = Chinchilla.form(x, y)
     best = minimise(form, y, starts)
     theta = best.theta[np.argmin(best.objective)]
     weights = cell_weights(np.arange(len(y)), 1000, np.random.default_rng(0), 5)
@@ -79,7 +79,7 @@ def test_an_outer_exponent_foretells_the_largest_runs_better(gemstones):
 @pytest.mark.slow
 def test_draws_started_elsewhere_reach_the_same_minimum(gemstones):
     y = np.log(gemstones["loss"].astype(float))
-    form, starts = Chinchilla.form([gemstones[k].astype(float) for k in "ND"], y, True)
+    form, starts = Chinchilla.form([gemstones[k].astype(float) for k in "ND"], y)
     best = minimise(form, y, starts)
     theta = best.theta[np.argmin(best.objective)]
     weights = cell_weights(np.arange(len(y)), 100, np.random.default_rng(0), 5)

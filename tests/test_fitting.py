@@ -18,7 +18,7 @@ from sim.tables import read
 
 def problem(columns):
     y = np.log(columns["loss"])
-    return Chinchilla.form([columns["N"], columns["D"]], y, True)[0], y
+    return Chinchilla.form([columns["N"], columns["D"]], y)[0], y
 
 
 def test_optimum_is_at_least_as_good_as_l_bfgs():
@@ -125,7 +125,7 @@ def test_held_out_error_of_a_law_without_asymptote_is_its_own():
 def test_averaging_or_summing_is_the_same_minimum_here():
     columns = lab(noise=0.01)
     y = np.log(columns["loss"])
-    form, starts = Chinchilla.form([columns["N"], columns["D"]], y, True)
+    form, starts = Chinchilla.form([columns["N"], columns["D"]], y)
     full = minimise(form, y, starts)
     mean = minimise(form, y, starts, weights=np.full((len(starts), len(y)), 1 / len(y)))
     assert mean.objective.min() * len(y) == pytest.approx(full.objective.min(), rel=1e-6)
@@ -202,11 +202,36 @@ def test_an_interval_of_a_that_nearly_any_allocation_fits_settles_nothing():
     assert Chinchilla.doubt({"a": (0.3, 0.7)}) == ""
 
 
+ENDLESS = Chinchilla(E=0.0, A=20.0, B=30.0, alpha=0.3, beta=0.25)
+
+
+def test_losses_without_an_asymptote_are_at_zero_and_the_law_still_reads():
+    columns = lab(seeds=2, noise=0.01, law=ENDLESS, rng=np.random.default_rng(2))
+    held = Chinchilla.fit(columns, asymptote=False, draws=20, held_out=())
+    fit = Chinchilla.fit(columns, draws=100)
+    assert fit.objective == pytest.approx(held.objective, rel=1e-9)
+    assert "16 reach the same minimum" in fit.checklist["starts"]
+    assert (fit.status, fit.law.E, fit.ok, fit.readable) == ("at a bound", 0.0, False, True)
+    assert "show no asymptote" in fit.reason
+    assert "each converged again (100.0% did)" in fit.checklist["interval"]
+    assert fit.interval["E"][0] == 0 < 0.02 < fit.interval["E"][1] < 0.5  # some draws have one
+    for key, low_high in fit.interval.items():
+        assert low_high[0] <= fit.estimate[key] <= low_high[1], key
+    assert all(h.error is not None for h in fit.held_out)
+
+
+def test_an_asymptote_that_is_there_is_kept():
+    fit = Chinchilla.fit(lab(seeds=2, noise=0.002), draws=50, held_out=())
+    assert (fit.status, fit.faded) == ("converged", False)
+    assert fit.interval["E"][0] > 0.5
+
+
 def test_an_exponent_at_its_edge_is_said():
     n, d = (v.ravel() for v in np.meshgrid(np.geomspace(1e4, 1e6, 5), np.geomspace(1e6, 1e8, 5)))
     fit = Chinchilla.fit({"N": n, "D": d, "loss": 1.0 + 600 * d**-0.42}, draws=50, held_out=())
     assert fit.status in ("at a bound", "unidentifiable")
     assert fit.reason
+    assert not fit.faded
 
 
 BAD_CELLS = {

@@ -56,7 +56,7 @@ def test_noise_free_runs_give_the_law_back(name):
 def test_slopes_used_by_the_fit_are_the_derivatives_of_the_law(name):
     columns, x = example_columns(name)
     y = np.log(columns["loss"])
-    form, starts = LAWS[name].form(x, y, True)
+    form, starts = LAWS[name].form(x, y)
     # off the start's symmetric point, where N is exactly the size the tokens call for
     off = 0.01 * np.arange(1, starts.shape[1] + 1)
     theta = np.clip(starts[:1] + off, form.lower, form.upper)

@@ -151,8 +151,12 @@ def test_what_the_readme_says_is_resolved_is_in_the_committed_study():
     idle = committed(readme.LAPTOP, "6ND_non_embedding")["moe"][-1]
     assert far["moe"]["low"] > 1
     assert idle["low"] < 1 < idle["high"]
-    laws = json.loads(readme.LAPTOP.read_text(encoding="utf-8"))["laws"]
-    assert all(law["status"] != "converged" for law in laws.values())
+    told = json.loads(readme.LAPTOP.read_text(encoding="utf-8"))
+    for name, law in told["laws"].items():
+        assert law["status"] == ("at a bound" if name in ("mamba", "linear") else "converged")
+        low, high = law["interval"]["E"]
+        assert low == 0 < told["best"][name]["loss"] / 3 < high
+        assert law["held_out"][0]["error"] > 0
 
 
 def test_what_the_readme_says_of_seconds_and_state_is_in_the_committed_study():
