@@ -1,7 +1,7 @@
 """What the training experiments share: the families' models, and the rates they train with.
 
 The rates are data: `results/learning_rates.json` is the numbers file that
-`isoflop figures lr_transfer` writes.
+`isoflop figures lr_transfer` writes of the runs in `results/lr_transfer.jsonl`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from sim.spec import Budget, Cell, Optim, Run
 
 RATES = Path(__file__).parent / "results" / "learning_rates.json"
 BASE_WIDTH = 64
+STUDIED = ("dense", "moe", "mamba", "mamba2", "linear", "gated_deltanet", "hybrid", "lstm")
 
 
 def model(family: str, width: int, depth: int | None = None, vocab_size: int = 256) -> ModelConfig:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from experiments.families import grid
+from experiments.families import STUDIED, grid
 from models.errors import UserError
 from sim.data import Corpus
 from sim.spec import Cell
@@ -37,16 +37,7 @@ SCALES = {
 
 
 def cells(
-    families: tuple[str, ...] = (
-        "dense",
-        "moe",
-        "mamba",
-        "mamba2",
-        "linear",
-        "gated_deltanet",
-        "hybrid",
-        "lstm",
-    ),
+    families: tuple[str, ...] = STUDIED,
     scale: Literal["laptop", "gpu"] = "laptop",
     sizes: int | None = None,
     steps: tuple[int, ...] | None = None,

@@ -113,6 +113,9 @@ def minimise(
 
     `y` is log L, (n,) or one row per start; `weights` likewise (multiplicities of a bootstrap
     draw); `starts` is (b, p). A problem that has not converged within `max_steps` says so.
+
+    An asymptote of zero is infinitely far in its log. A problem that did not converge, or came to
+    the lower edge on the way there, is solved again without one, and ends there if that is lower.
     """
     theta = np.clip(np.array(starts, dtype=float), form.lower, form.upper)
     b, p = theta.shape

@@ -7,6 +7,7 @@ import pytest
 
 import experiments
 from experiments import families, ladder, quickstart, ruler
+from experiments import lr_transfer as sweep_of_rates
 from figures import lr_transfer
 from models.errors import UserError
 from sim.laws import PowerLaw
@@ -95,6 +96,16 @@ def test_the_ruler_trained_anew_covers_the_entropy():
     cells = ruler.cells()
     records = [record for record, _ in train([cell.run for cell in cells])]
     the_ruler_covers_the_entropy([Row(record=record) for record in records])
+
+
+def test_the_rates_in_use_are_those_of_the_committed_sweep_of_equal_trials():
+    committed = read_rows(families.RATES.parent / "lr_transfer.jsonl")
+    assert {row.record.key for row in committed} == {c.run.key for c in sweep_of_rates.cells()}
+    assert json.loads(families.RATES.read_text()) == lr_transfer.tuned(committed)
+    assert set(families.tuned()) == set(families.STUDIED)
+    for found in lr_transfer.tuned(committed)["families"].values():
+        assert found["trials"] == {"32": 6, "64": 6}
+        assert abs(found["shift"]) <= 1  # as the experiment expects, and the README says
 
 
 def test_an_untuned_family_is_refused_with_the_remedy():
