@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 PARITY := .venv-parity
 PARITY_STAMP := $(PARITY)/.installed
 
-.PHONY: demo test test-slow parity lint format lock clean
+.PHONY: demo test test-slow parity results lint format lock clean
 
 demo: $(STAMP)
 	$(BIN)/isoflop run quickstart --workers 2
@@ -22,6 +22,18 @@ test-slow: $(STAMP)
 # needs torch and transformers; where pip finds torch's CPU build, that is enough
 parity: $(PARITY_STAMP)
 	$(PARITY)/bin/python -m pytest -n 2 --dist loadfile -m parity
+
+# every committed figure and every table of the README, from the committed records
+RECORDS := experiments/results
+results: $(STAMP)
+	$(BIN)/python -m experiments.readme README.md
+	for name in quickstart context bench peers lr_transfer ladder; do \
+		$(BIN)/isoflop figures $$name --records $(RECORDS)/$$name.jsonl --out figures/out || exit 1; done
+	for name in lr_transfer ladder; do \
+		$(BIN)/isoflop figures $$name --records $(RECORDS)/$${name}_gpu.jsonl --out figures/out/gpu \
+		|| exit 1; done
+	cp figures/out/lr_transfer/lr_transfer.json $(RECORDS)/learning_rates.json
+	$(BIN)/python -m experiments.readme README.md
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -56,7 +56,7 @@ def measure(
             f"a check needs two widths, a step and a seed; got widths={widths}, steps={steps}, "
             f"seeds={seeds}"
         )
-    rates = {family: optim(family, 0) for family in families}
+    rates = {family: optim(family, BASE_WIDTH, 0) for family in families}
     rows: list[dict[str, Any]] = []
     for family, rate in rates.items():
         found = {}

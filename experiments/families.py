@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from models import zoo
 from models.errors import UserError
@@ -29,22 +30,31 @@ def model(family: str, width: int, depth: int | None = None, vocab_size: int = 2
 
 
 @cache
-def tuned() -> dict[str, float]:
-    """Best matrix learning rate at BASE_WIDTH of each family, from `lr_transfer`."""
+def tuned() -> dict[str, Any]:
+    """What `figures.lr_transfer.tuned` found: `rates`, `moved`, and each family's sweep."""
     if not RATES.exists():
         raise UserError(f"{RATES.name} is missing from experiments/results; reinstall isoflop")
-    return json.loads(RATES.read_text())["rates"]
+    return json.loads(RATES.read_text())
 
 
-def optim(family: str, warmup_steps: int) -> Optim:
-    """The tuned optimiser of a family. Raises UserError for a family that was never tuned."""
-    rates = tuned()
+def optim(family: str, width: int, warmup_steps: int) -> Optim:
+    """The tuned optimiser of a family at a width: one rate at BASE_WIDTH for all widths, or, where
+    the 1/width rule failed, that of a sweep at this width.
+
+    Raises UserError for a family that was never tuned, or not at this width though it has to be.
+    """
+    rates, remedy = tuned()["rates"], f"run `isoflop run lr_transfer --families {family}`"
     if family not in rates:
         raise UserError(
-            f"{family} has no tuned learning rate (tuned: {', '.join(rates)}); "
-            "run `isoflop run lr_transfer` with it"
+            f"{family} has no tuned learning rate (tuned: {', '.join(rates)}); {remedy}"
         )
-    return Optim(lr=rates[family], base_width=BASE_WIDTH, warmup_steps=warmup_steps)
+    rate = rates[family]
+    if moved := tuned()["moved"].get(family):
+        best = tuned()["families"][family]["best"]
+        if str(width) not in best:
+            raise UserError(f"{family}: {moved}; {remedy} with --widths {width}")
+        rate = best[str(width)]
+    return Optim(lr=rate, base_width=BASE_WIDTH, warmup_steps=warmup_steps)
 
 
 def grid(
@@ -82,7 +92,7 @@ def cell(
     run = Run(
         model=model(family, width, depth, data.vocab_size),
         data=data,
-        optim=optim(family, warmup),
+        optim=optim(family, width, warmup),
         budget=budget,
         seed=seed,
     )

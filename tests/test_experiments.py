@@ -102,7 +102,7 @@ def test_the_rates_in_use_are_those_of_the_committed_sweep_of_equal_trials():
     committed = read_rows(families.RATES.parent / "lr_transfer.jsonl")
     assert {row.record.key for row in committed} == {c.run.key for c in sweep_of_rates.cells()}
     assert json.loads(families.RATES.read_text()) == lr_transfer.tuned(committed)
-    assert set(families.tuned()) == set(families.STUDIED)
+    assert set(families.tuned()["rates"]) == set(families.STUDIED)
     for found in lr_transfer.tuned(committed)["families"].values():
         assert found["trials"] == {"32": 6, "64": 6}
         assert abs(found["shift"]) <= 1  # as the experiment expects, and the README says
@@ -110,7 +110,7 @@ def test_the_rates_in_use_are_those_of_the_committed_sweep_of_equal_trials():
 
 def test_an_untuned_family_is_refused_with_the_remedy():
     with pytest.raises(UserError, match="lr_transfer"):
-        families.optim("no-such-family", 10)
+        families.optim("no-such-family", 64, 10)
 
 
 def test_an_unknown_family_is_refused_with_those_known():
@@ -155,6 +155,17 @@ def test_the_optimum_that_moves_is_reported_in_factors_of_two():
         rows({32: {0.01: 0.5, 0.02: 0.9, 0.04: 1.1}, 64: {0.01: 0.8, 0.02: 0.7, 0.04: 1.0}})
     )
     assert found["families"]["dense"]["shift"] == math.log2(0.02 / 0.01)
+    assert found["moved"] == {}
+
+
+def test_a_family_whose_rule_fails_is_trained_at_the_rates_of_its_own_widths(monkeypatch):
+    narrow, wide = {0.01: 0.5, 0.02: 0.9, 0.04: 1.1, 0.08: 1.3}, {0.02: 0.8, 0.04: 0.7, 0.08: 1.0}
+    found = lr_transfer.tuned(rows({32: narrow, 64: wide}))
+    assert "from 0.01 at width 32 to 0.04 at 64" in found["moved"]["dense"]
+    monkeypatch.setattr(families, "tuned", lambda: found)
+    assert [families.optim("dense", width, 50).lr for width in (32, 64)] == [0.01, 0.04]
+    with pytest.raises(UserError, match=r"rule fails; run `.* dense` with --widths 48"):
+        families.optim("dense", 48, 50)
 
 
 def test_the_transfer_figure_writes_what_the_experiments_read(tmp_path):
