@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from models.errors import UserError
-from sim.compare import Comparison, arms, gain, ranking
+from sim.compare import Comparison, arms, caveat, gain, ranking
 from sim.design import Plan, propose, surface
 from sim.fitting import Fit
 from sim.laws import fit_table
@@ -123,6 +123,8 @@ def compare(
             )
         if one.crossover_note:
             console.print(f"{one.arm} crosses {one.baseline}: {one.crossover_note}")
+    if told := caveat(fitted.values()):
+        console.print(f"caveat: {told}")
     places = []
     if all(one.status == "converged" for one in found):
         places = list(ranking(fitted, flops))

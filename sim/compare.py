@@ -13,7 +13,7 @@ architectures do. Not included: gains at a fixed N or D.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from sim.laws import Chinchilla, PowerLaw
 from sim.resample import Floats, cells_of, percentile
 from sim.tables import Columns, Dropped, Table, clean, describe
 
+BEATEN, MANY = 0.02, 0.2  # in log loss; and share of an arm's runs: above both, a caveat
 GRID = 65  # points of the window at which crossovers are looked for
 
 
@@ -40,6 +41,7 @@ class Arm:
     draws: PowerLaw | None
     cost: tuple[float, float]  # smallest and largest cost of a run
     cells: NDArray[Any]  # names of the cells, to see whether two arms can be paired
+    beaten: str = ""  # "k of n runs" that cheaper runs of its own beat, where those are many
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Comparison:
     crossovers: tuple[Crossover, ...] = ()
     window: tuple[float, float] = (math.nan, math.nan)  # the arm's cost, both curves inside
     paired: bool = False
+    caveat: str = ""
 
     @property
     def crossover_note(self) -> str:
@@ -109,7 +112,8 @@ def arms(
     """Fit every architecture in the table; arms with the same cells get the same bootstrap draws.
 
     With `n` and `d` an arm is its compute-optimal frontier, without them a power law through all
-    of its runs, which then should be the runs one would choose at each budget. Without `asymptote`
+    of its runs, which then should be the runs one would choose at each budget: where many are
+    beaten by cheaper ones, the comparison carries a caveat. Without `asymptote`
     curves have E = 0: enough inside a window too short to show an E, and nothing outside it.
     `surfaces` are Chinchilla fits of these very rows that need not be made again: the surface is
     the same whatever the cost.
@@ -145,7 +149,27 @@ def _arm(name: str, rows: Table, surface: bool, fit: Fit | None, **options: Any)
         keys = [_rank(c)]
     curve, many = _curve(fit.law, slopes), _curve(fit.draws, slopes)
     index = cells_of({str(i): k for i, k in enumerate(keys)}, [str(i) for i in range(len(keys))])
-    return Arm(name, fit, curve, many, (float(c.min()), float(c.max())), np.bincount(index))
+    span, beaten = (float(c.min()), float(c.max())), "" if surface else _beaten(c, rows["loss"])
+    return Arm(name, fit, curve, many, span, np.bincount(index), beaten)
+
+
+def _beaten(c: Floats, loss: Floats) -> str:
+    cell = _rank(c)
+    least = np.full(cell.max() + 1, np.inf)
+    np.minimum.at(least, cell, np.log(loss))
+    count = int((np.log(loss) > np.minimum.accumulate(least)[cell] + BEATEN).sum())
+    return f"{count} of {len(c)} runs" if count > MANY * len(c) else ""
+
+
+def caveat(compared: Iterable[Arm]) -> str:
+    """Why curves through all runs are not what a cost buys: many are beaten by cheaper ones of the
+    same arm. Empty for frontiers, and where the runs are those to choose at each cost.
+    """
+    found = ", ".join(f"{arm.name} ({arm.beaten})" for arm in compared if arm.beaten)
+    return found and (
+        f"beaten by more than {BEATEN:.0%} at no higher cost: {found}; a curve through such runs "
+        "is not what a cost buys: name n and d to compare compute-optimal frontiers"
+    )
 
 
 def _rank(values: Floats) -> NDArray[np.intp]:
@@ -236,7 +260,8 @@ def gain(
         gains.append(Gain(float(c), float(v), *percentile(row, level), float(np.mean(row > 1.0))))
     met = _crossovers(a.curve, b.curve, a.draws, other, (low, high), level)
     return Comparison(
-        a.name, b.name, cost, "converged", "", tuple(gains), met, (low, high), paired
+        a.name, b.name, cost, "converged", "", tuple(gains), met, (low, high), paired,
+        caveat((a, b)),
     )  # fmt: skip
 
 

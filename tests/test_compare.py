@@ -67,6 +67,18 @@ def test_arms_without_an_asymptote_are_compared_inside_their_window():
     assert [item.low < 1.3 < item.high < 1.4 for item in told] == [True] * 3
 
 
+def test_a_curve_through_runs_that_cheaper_ones_beat_carries_a_caveat():
+    rng = np.random.default_rng(0)
+    grids, chosen = grid("a", 0.002, rng), curve(A, "b", 0.002, rng=rng)
+    runs = both({key: grids[key] for key in chosen}, chosen)
+    found = compare(runs, draws=20)[0]
+    assert "a (" in found.caveat
+    assert "b (" not in found.caveat
+    assert found.json()["caveat"] == found.caveat
+    surfaces = both(grid("a", 0.002, rng), grid("b", 0.002, rng))
+    assert compare(surfaces, n="N", d="D", draws=20)[0].caveat == ""
+
+
 def test_any_column_is_a_cost_and_conventions_disagree():
     columns = both(curve(A, "a"), curve(A, "b"))
     columns["seconds"] = columns["flops"] * np.where(columns["arch"] == "b", 2.0, 1.0) / 1e12
