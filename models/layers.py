@@ -56,8 +56,10 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(init.full((d_out,), 0.0)) if bias else None
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
-        y = product(x, self.kernel.astype(x.dtype))
-        return y if self.bias is None else y + lift(self.bias.astype(x.dtype), y)
+        return self.biased(product(x, self.kernel.astype(x.dtype)))
+
+    def biased(self, y: Float[Array, "*batch o"]) -> Float[Array, "*batch o"]:
+        return y if self.bias is None else y + lift(self.bias.astype(y.dtype), y)
 
 
 @jax.custom_vjp
@@ -87,12 +89,39 @@ def _product_backward(saved, dy):
 product.defvjp(_product_forward, _product_backward)
 
 
-@functools.partial(jax.checkpoint, static_argnums=0)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def again(function: Callable[..., Array], late: Any, *rest: Any) -> Array:
+    """`function(late, *rest)`, whose backward pass computes what it needs of it again.
+
+    As `jax.checkpoint`, but what depends on `late` is not computed before the gradient is there:
+    XLA's CPU backend drops the barriers that are to see to it, and a checkpoint's recomputed
+    arrays are then made in the forward pass and held (LOG.md).
+    """
+    return function(late, *rest)
+
+
+def _again_forward(function, late, *rest):
+    return function(late, *rest), (late, rest)
+
+
+def _again_backward(function, saved, dy):
+    late, rest = saved
+    if jax.sharding.get_abstract_mesh().empty:
+        nothing = 0 * dy[(0,) * dy.ndim]  # which no compiler may leave out: it might be NaN
+        late = jax.tree.map(lambda x: x + nothing.astype(x.dtype), late)
+    else:  # one element of what is split costs a transfer
+        late, dy = jax.lax.optimization_barrier((late, dy))
+    return jax.vjp(function, late, *rest)[1](dy)
+
+
+again.defvjp(_again_forward, _again_backward)
+
+
 def gated(activation: Callable[[Array], Array], gate: Array, x: Array) -> Array:
     """activation(gate) ⊙ x. The backward pass computes the activation again: that is cheaper than
     to keep it, its sigmoid and the product, and to read them (LOG.md).
     """
-    return activation(gate) * x
+    return again(lambda gate, x: activation(gate) * x, gate, x)
 
 
 def place(x: Float[Array, "..."], *axes: str | tuple[str, ...]) -> Float[Array, "..."]:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from pydantic import PositiveInt
 
 from models.base import Aux, Channel, ChannelConfig, Cost, Init
-from models.layers import Linear, gated
+from models.layers import Linear, again, product
 
 
 class SwiGLU(ChannelConfig):
@@ -41,7 +41,11 @@ class GatedMlp(Channel):
         self.out = Linear(config.d_ff, d_model, axes="id", init=init, bias=config.bias)
 
     def __call__(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], Aux]:
-        return self.out(gated(self.activation, self.gate(x), self.up(x))), {}
+        def hidden_out(gate, up, kernel):
+            return product(self.activation(gate) * up, kernel)
+
+        y = again(hidden_out, self.gate(x), self.up(x), self.out.kernel.astype(x.dtype))
+        return self.out.biased(y), {}
 
 
 class Gelu(ChannelConfig):

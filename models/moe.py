@@ -30,7 +30,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 
 from models.base import Aux, Channel, ChannelConfig, Cost, Init, Matrix, Steered
 from models.errors import UserError
-from models.layers import Linear, gated, lift
+from models.layers import Linear, again, lift
 from models.mlp import SwiGLU
 
 
@@ -192,10 +192,10 @@ class RoutedExperts(Channel):
         return jnp.minimum(block_expert, config.n_experts - 1), row, jnp.ones_like(expert, bool)
 
     def _experts(self, x: Float[Array, "n r d"], expert: Int[Array, " n"]) -> Float[Array, "z d"]:
-        gate, up, down = (w[...].astype(x.dtype)[expert] for w in (self.gate, self.up, self.down))
-        gate, up = (jnp.einsum("nrd,ndf->nrf", x, w) for w in (gate, up))
-        hidden = gated(jax.nn.silu, gate, up)
-        return rearrange(jnp.einsum("nrf,nfd->nrd", hidden, down), "n r d -> (n r) d")
+        gate, up, down = (w[...].astype(x.dtype) for w in (self.gate, self.up, self.down))
+        gate, up = (again(_routed, w, x, expert) for w in (gate, up))
+        y = again(_gated_routed, (gate, down), up, expert)
+        return rearrange(y, "n r d -> (n r) d")
 
     def _aux(self, logits: Float[Array, "t e"], load: Float[Array, " e"], dropped: Array) -> Aux:
         config = self.config
@@ -208,3 +208,13 @@ class RoutedExperts(Channel):
             error = jax.lax.stop_gradient(load - 1 / config.n_experts)
             penalty = penalty + jnp.sum(error * (bias - jax.lax.stop_gradient(bias)))
         return {"balance": balance, "router_z": router_z, "dropped": dropped, "penalty": penalty}
+
+
+def _routed(kernels: Float[Array, "e i o"], x: Float[Array, "n r i"], expert: Int[Array, " n"]):
+    """Each block of rows times the kernel of its expert."""
+    return jnp.einsum("nri,nio->nro", x, kernels[expert])
+
+
+def _gated_routed(gate_and_kernels, up: Float[Array, "n r f"], expert: Int[Array, " n"]):
+    gate, kernels = gate_and_kernels
+    return _routed(kernels, jax.nn.silu(gate) * up, expert)
