@@ -8,7 +8,7 @@ width, from the next narrower one: near 0 where a rate transfers, positive where
 more.
 
 Command:   isoflop run coordinates --json
-Duration:  about 6 minutes on 2 idle cores, most of it compiling
+Duration:  about 12 minutes on 2 idle cores, most of it compiling
 Expected:  the logits' slopes are within ±.1 under the rule, and between .2 and .8 without it as
            long as the base width's rate still trains; activations, being normed, tell less
 """
@@ -24,7 +24,7 @@ import numpy as np
 from flax import nnx
 
 from experiments.context import tell
-from experiments.families import BASE_WIDTH, model, optim
+from experiments.families import BASE_WIDTH, STUDIED, model, optim
 from models.errors import UserError
 from models.platforms import full_precision
 from sim.context import power
@@ -37,7 +37,7 @@ QUANTITIES = ("activations", "logits")
 
 
 def measure(
-    families: tuple[str, ...] = ("dense", "moe", "mamba", "linear"),
+    families: tuple[str, ...] = STUDIED,
     widths: tuple[int, ...] = (32, 64, 128, 256),
     steps: int = 8,
     seeds: int = 3,

@@ -5,7 +5,7 @@ rate of a matrix falling as 1/width (muP under Adam). If the rule holds, the bes
 width is the same at both. An optimum at the sweep's edge is refused, not reported.
 
 Command:   isoflop run lr_transfer --workers 2 && isoflop figures lr_transfer
-Duration:  about 45 minutes on 2 cores
+Duration:  about 30 minutes on 2 cores
 Expected:  the optimum moves by at most one step of the sweep from width 32 to 64
 """
 

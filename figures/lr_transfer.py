@@ -44,11 +44,12 @@ def tuned(rows: list[Row]) -> dict[str, Any]:
     for family, widths in sweep(rows).items():
         best = {width: min(losses, key=losses.__getitem__) for width, losses in widths.items()}
         narrow, wide = min(best), max(best)
+        shift = round(math.log2(best[wide] / best[narrow]), 3)
         tried = sorted(widths[wide])
         detail[family] = {
             "trials": {str(width): len(losses) for width, losses in widths.items()},
             "best": {str(width): rate for width, rate in best.items()},
-            "shift": (shift := round(math.log2(best[wide] / best[narrow]), 3)),
+            "shift": shift,
             "loss": {
                 str(width): {f"{rate:g}": None if math.isinf(loss) else loss
                              for rate, loss in losses.items()}

@@ -215,6 +215,11 @@ def _routed(kernels: Float[Array, "e i o"], x: Float[Array, "n r i"], expert: In
     return jnp.einsum("nri,nio->nro", x, kernels[expert])
 
 
-def _gated_routed(gate_and_kernels, up: Float[Array, "n r f"], expert: Int[Array, " n"]):
-    gate, kernels = gate_and_kernels
+def _gated_routed(
+    late: tuple[Float[Array, "n r f"], Float[Array, "e f d"]],
+    up: Float[Array, "n r f"],
+    expert: Int[Array, " n"],
+):
+    """`_routed` of SwiGLU's hidden layer; the gate and the kernels are what comes late."""
+    gate, kernels = late
     return _routed(kernels, jax.nn.silu(gate) * up, expert)

@@ -64,7 +64,7 @@ def at_bound(form: Form, theta: Floats, law: Law) -> str:
     """
     close = (theta <= form.lower + 1e-6) | (theta >= form.upper - 1e-6)
     loose = close & (form.upper > form.lower)
-    if form.fading is not None:
+    if faded(form, theta):
         loose[form.fading] = False
     if not loose.any():
         return ""

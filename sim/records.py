@@ -132,9 +132,17 @@ class Store:
                 yield record
 
     def rows(self, cells: Iterable[Cell]) -> list[Row]:
-        """The cells that have records, in the cells' order."""
+        """The cells that have records, in the cells' order.
+
+        A row's run is the cell's. A record holds its own as it was written down then, and where a
+        default has changed since, the same run would no longer be of one cell with its other seeds.
+        """
         found = ((cell, self.load(cell.run.key)) for cell in cells)
-        return [Row(labels=cell.labels, record=record) for cell, record in found if record]
+        return [
+            Row(labels=cell.labels, record=record.model_copy(update={"run": cell.run}))
+            for cell, record in found
+            if record
+        ]
 
     def save(self, record: Record, weights: Mapping[str, np.ndarray]) -> None:
         """Commit a run. A kill at any instant leaves it either finished or not begun.

@@ -9,8 +9,9 @@ import pytest
 from experiments.fit import compare as compare_command
 from experiments.fit import fit as fit_command
 from models.errors import UserError
-from sim.compare import Comparison, arms, compare, gain, null_test, power_test, ranking
+from sim.compare import Comparison, arms, compare, gain, ranking
 from sim.laws import Chinchilla, PowerLaw
+from sim.selftest import null_test, power_test
 
 SURFACE = Chinchilla(E=1.0, A=30.0, B=600.0, alpha=0.35, beta=0.42)
 A = PowerLaw(A=300.0, alpha=0.2, E=1.0)

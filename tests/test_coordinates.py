@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from experiments import coordinates
+from experiments.families import STUDIED
 from models.errors import UserError
 from sim.records import read_table
 
@@ -35,7 +36,7 @@ def test_the_committed_slopes_are_those_expected():
     path = Path(coordinates.__file__).parent / "results" / "coordinates.jsonl"
     logits = [r for r in read_table(path) if r["quantity"] == "logits" and "slope" in r]
     ruled, free = ([r for r in logits if r["rule"] == rule] for rule in ("1/width", "none"))
-    assert len(ruled) == len(free) == 4 * 3  # families × steps from width to width
+    assert len(ruled) == len(free) == len(STUDIED) * 3  # steps from width to width
     assert all(abs(row["slope"]) < 0.1 for row in ruled)
     assert all(row["slope"] > 0.2 for row in free if row["width"] < 256)
 

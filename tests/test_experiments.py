@@ -98,6 +98,13 @@ def test_the_ruler_trained_anew_covers_the_entropy():
     the_ruler_covers_the_entropy([Row(record=record) for record in records])
 
 
+@pytest.mark.parametrize("name", ["ladder", "ladder_gpu", "lr_transfer", "quickstart", "ruler"])
+def test_committed_records_are_of_the_runs_that_their_keys_name(name):
+    """Seeds of one cell are told by their runs: one written down otherwise is a cell of its own."""
+    committed = read_rows(families.RATES.parent / f"{name}.jsonl")
+    assert [row.record.key for row in committed] == [row.record.run.key for row in committed]
+
+
 def test_the_rates_in_use_are_those_of_the_committed_sweep_of_equal_trials():
     committed = read_rows(families.RATES.parent / "lr_transfer.jsonl")
     assert {row.record.key for row in committed} == {c.run.key for c in sweep_of_rates.cells()}

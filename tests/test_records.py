@@ -45,6 +45,14 @@ def test_a_saved_record_and_its_weights_read_back_equal(store):
     assert Run.model_validate_json(spec).key == saved.key
 
 
+def test_a_row_has_the_cells_run_whatever_the_record_wrote_down(store):
+    """As where a default has changed: the digest leaves defaults out, the record does not."""
+    asked, other = cells()[:2]
+    stale = record(asked.run).model_copy(update={"run": other.run})
+    store.save(stale, {})
+    assert [row.record for row in store.rows([asked])] == [record(asked.run)]
+
+
 def test_a_kill_before_the_last_rename_leaves_no_record(store, monkeypatch):
     def killed(source, target):
         if str(target).endswith("result.json"):
