@@ -32,7 +32,7 @@ from models.packing import Position
 from models.platforms import by_platform
 
 UNROLLED = 16  # rows or diagonals of tiles at most, where they are unrolled
-ALONE = 512  # tokens beyond which a CPU takes one head at a time, to stay in its caches
+SCORES = 2**18  # of a row of tiles that a CPU holds at once, to stay in its caches: 1 MiB
 LONG = 2048  # tokens from which a CPU takes one row at a time, which fills its cores
 SIDE = 256  # queries of such a row that are taken at once, at most if its tile can be parted
 UNSEEN = -1e30  # a finite score, so that a tile without a key to see makes no NaN
@@ -161,7 +161,7 @@ def _forward(block: Block, q: Queries, k: Keys, v: Keys, place: Place):
 
 def _backward(block: Block, saved, d_out: Queries):
     q, k, v, place, out, lse = saved
-    overlap = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), -1, keepdims=True)
+    overlap = _dot("bgrtk,bgrtk->bgrt", d_out, out)[..., None]
     forms = _forms(block, q, _backward_in_turn, _backward_by_rows, _backward_by_diagonals)
     gradients = forms(q, k, v, place, d_out, lse, overlap)
     return *(g.astype(x.dtype) for g, x in zip(gradients, (q, k, v), strict=True)), None
@@ -247,15 +247,21 @@ def _unsoftmax(scores, d_out, v, lse, overlap):
 # By rows: tile i of the queries with all keys that it sees
 
 
-def _by_heads(function: Callable, heads: tuple[Array, ...], place: Place) -> Any:
-    """`function` of all heads at once, or, where they are long, of one after another."""
-    batch, groups, _, length, _ = heads[0].shape
-    if length <= ALONE:
+def _by_heads(block: Block, function: Callable, heads: tuple[Array, ...], place: Place) -> Any:
+    """`function` of about as many heads at once as have SCORES in a row; the others in turn."""
+    batch, groups, shared, length, _ = heads[0].shape
+    width = max(i + 1 - first for i, first in _rows(length, *block)) * block[0]
+    fitting = max(1, SCORES // (shared * _side(length, block[0]) * width))
+    total = batch * groups
+    parts = (n for n in range(1, total + 1) if total % n == 0)
+    n = min(parts, key=lambda n: max(n / fitting, fitting / n))
+    if n == total:
         return function(heads, place)
-    alone = [rearrange(x, "b g ... -> (b g) 1 1 ...") for x in heads]
-    here = None if place is None else repeat(place, "b t 1 -> (b g) 1 t 1", g=groups)
-    out = jax.lax.map(lambda one: function(*one), (alone, here))
-    return jax.tree.map(lambda x: rearrange(x, "(b g) 1 1 ... -> b g ...", b=batch), out)
+    few = [rearrange(x, "b g ... -> (b g) 1 ...") for x in heads]
+    here = None if place is None else repeat(place, "b t 1 -> (b g) t 1", g=groups)
+    split = jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]), (few, here))
+    out = jax.lax.map(lambda some: function(*some), split)
+    return jax.tree.map(lambda x: x.reshape(batch, groups, *x.shape[3:]), out)
 
 
 def _side(length: int, tile: int) -> int:
@@ -299,7 +305,7 @@ def _forward_by_rows(block: Block, q: Queries, k: Keys, v: Keys, place: Place):
         empty = jnp.zeros_like(q), jnp.zeros((*q.shape[:-1], 1), jnp.float32)
         return _each(row, block, length, empty)
 
-    return _by_heads(forward, (q, k, v), place)
+    return _by_heads(block, forward, (q, k, v), place)
 
 
 def _turned(
@@ -335,7 +341,7 @@ def _backward_by_rows(block: Block, q, k, v, place, d_out, lse, overlap):
         dq, dk, dv = _each(row, block, length, empty)
         return dq, dk.swapaxes(2, 3), dv.swapaxes(2, 3)
 
-    return _by_heads(backward, (q, d_out, lse, overlap, k, v), place)
+    return _by_heads(block, backward, (q, d_out, lse, overlap, k, v), place)
 
 
 # By diagonals: tile i of the queries with tile i − d of the keys, for all i as one batch
