@@ -225,15 +225,16 @@ def _backward_in_turn(A, tokens, starts, dy):
 
     def chunk(carry, inputs):
         tokens, start, dy = inputs
-        _, before = jax.lax.scan(lambda h, x: (ssm_step(A, h, x)[0], h), start, tokens)
-        return jax.lax.scan(token, carry, (tokens, before, dy), reverse=True)
+        _, states = jax.lax.scan(lambda h, x: (ssm_step(A, h, x)[0],) * 2, start, tokens)
+        carry, gradients = jax.lax.scan(token, carry, (tokens, states, dy), reverse=True)
+        return carry, (*gradients, _by_dots(2, states, dy))
 
     def token(carry, inputs):
         g, dA = carry
-        tokens, before, dy = inputs
+        tokens, h, dy = inputs
         _, dt, _, C, keep = tokens
         g = g + C[..., None] * dy[:, None]
-        more, gradients = _gradients(_by_dots, A, tokens, before, dy, g)
+        more, gradients = _gradients(_by_dots, A, tokens, h, g)
         return (g * _decay(A, dt, keep), dA + more), gradients
 
     zero = jnp.zeros_like(starts[0])
@@ -258,11 +259,10 @@ def _backward_at_once(A, tokens, starts, dy):
         g, dA = carry
         tokens, start, dy = inputs
         states, decay = _states(A, start, tokens)
-        before = jnp.concatenate([start[None], states[:-1]])
         later = jnp.concatenate([decay[1:], jnp.ones_like(decay[:1])])
         g = prefix(g, later, tokens[3][..., None] * dy[:, :, None], reverse=True)
-        more, gradients = jax.vmap(partial(_gradients, _by_sums, A))(tokens, before, dy, g)
-        return (g[0] * decay[0], dA + more.sum(0)), gradients
+        more, gradients = jax.vmap(partial(_gradients, _by_sums, A))(tokens, states, g)
+        return (g[0] * decay[0], dA + more.sum(0)), (*gradients, _by_sums(2, states, dy))
 
     zero = jnp.zeros_like(starts[0])
     inputs = _joined(tokens), starts[::TOGETHER], _joined(dy)
@@ -270,28 +270,27 @@ def _backward_at_once(A, tokens, starts, dy):
     return dA.sum(0), jax.tree.map(lambda x: _parted(x, tokens[0]), gradients)
 
 
-def _gradients(over, A, tokens, before, dy, g):
-    """One token's part in each sequence's dA, and its du, dΔ, dB and dC.
+def _gradients(over, A, tokens, h, g):
+    """One token's part in each sequence's dA, and its du, dΔ and dB, from the state h after it.
 
-    `over` has Σ x ⊙ y over states (axis 1) or channels (axis 2), as a device is fast at it.
+    exp(ΔA) h_{t−1} is what h has beside its inflow. `over` has Σ x ⊙ y over states (axis 1) or
+    channels (axis 2), as a device is fast at it.
     """
-    u, dt, B, _, keep = tokens
-    decayed, inflow = _decay(A, dt, keep) * before, dt * u
-    d_exponent = g * decayed
+    u, dt, B, _, _ = tokens
+    inflow = dt * u
+    d_exponent = g * (h - B[..., None] * inflow[:, None])
     d_inflow = over(1, g, B)
-    dB = over(2, g, inflow)
-    dC = over(2, decayed + B[..., None] * inflow[:, None], dy)
     d_dt = sum(d_exponent[:, j] * A[j][None] for j in range(len(A))) + d_inflow * u
-    return d_exponent * dt[:, None], (d_inflow * dt, d_dt, dB, dC)
+    return d_exponent * dt[:, None], (d_inflow * dt, d_dt, over(2, g, inflow))
 
 
-def _by_dots(axis: int, x: Float[Array, "b j i"], y: Float[Array, "b z"]) -> Float[Array, "b y"]:
+def _by_dots(axis: int, x: Float[Array, "*b j i"], y: Float[Array, "*b z"]) -> Float[Array, "*b y"]:
     """For XLA's CPU code, which writes down all terms of a sum and none of a product."""
-    return jnp.einsum("bji,bj->bi" if axis == 1 else "bji,bi->bj", x, y)
+    return jnp.einsum("...ji,...j->...i" if axis == 1 else "...ji,...i->...j", x, y)
 
 
-def _by_sums(axis: int, x: Float[Array, "b j i"], y: Float[Array, "b z"]) -> Float[Array, "b y"]:
-    return jnp.sum(x * jnp.expand_dims(y, 3 - axis), axis)
+def _by_sums(axis: int, x: Float[Array, "*b j i"], y: Float[Array, "*b z"]) -> Float[Array, "*b y"]:
+    return jnp.sum(x * jnp.expand_dims(y, -axis), axis - 3)
 
 
 def _states(A, start, tokens):
