@@ -18,6 +18,7 @@ has a size of its own, and many tiles go pair by pair in a loop.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial, reduce
 from typing import Any
@@ -247,19 +248,22 @@ def _unsoftmax(scores, d_out, v, lse, overlap):
 # By rows: tile i of the queries with all keys that it sees
 
 
+def _at_once(total: int, scores: int) -> int:
+    """The part of `total` heads, of so many scores in a row, that is nearest in ratio to SCORES."""
+    parts = (n for n in range(1, total + 1) if total % n == 0)
+    return min(parts, key=lambda n: abs(math.log(n * scores / SCORES)))
+
+
 def _by_heads(block: Block, function: Callable, heads: tuple[Array, ...], place: Place) -> Any:
-    """`function` of about as many heads at once as have SCORES in a row; the others in turn."""
+    """`function` of equal parts of the heads, one after another."""
     batch, groups, shared, length, _ = heads[0].shape
     width = max(i + 1 - first for i, first in _rows(length, *block)) * block[0]
-    fitting = max(1, SCORES // (shared * _side(length, block[0]) * width))
-    total = batch * groups
-    parts = (n for n in range(1, total + 1) if total % n == 0)
-    n = min(parts, key=lambda n: max(n / fitting, fitting / n))
-    if n == total:
+    n = _at_once(batch * groups, shared * _side(length, block[0]) * width)
+    if n == batch * groups:
         return function(heads, place)
-    few = [rearrange(x, "b g ... -> (b g) 1 ...") for x in heads]
+    each = [rearrange(x, "b g ... -> (b g) 1 ...") for x in heads]
     here = None if place is None else repeat(place, "b t 1 -> (b g) t 1", g=groups)
-    split = jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]), (few, here))
+    split = jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]), (each, here))
     out = jax.lax.map(lambda some: function(*some), split)
     return jax.tree.map(lambda x: x.reshape(batch, groups, *x.shape[3:]), out)
 

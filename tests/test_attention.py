@@ -84,14 +84,20 @@ def test_long_rows_are_held_one_after_another():
     assert held < 4 * (4 * tile * length)
 
 
-@pytest.mark.parametrize("alone", [False, True])  # all heads at once, and one after another
+def test_heads_go_in_equal_parts_that_hold_about_a_mebibyte_of_scores():
+    parts = {length: tiled._at_once(128, 64 * length) for length in (64, 256, 512, 8192)}
+    assert parts == {64: 64, 256: 16, 512: 8, 8192: 1}
+    assert tiled._at_once(17, 64 * 256) == 17  # a prime goes whole rather than one by one
+
+
+@pytest.mark.parametrize("scores", [1, 2**17, 2**30])  # one head, two and all four at once
 @pytest.mark.parametrize(("window", "packed"), [(None, False), (100, True)])
-def test_all_forms_agree(alone, window, packed, monkeypatch):
+def test_all_forms_agree(scores, window, packed, monkeypatch):
     """Outputs and gradients by rows, side by side and in a loop over parts of them, by diagonals
     and pair by pair; two queries share a key.
     """
     length = 300
-    monkeypatch.setattr(tiled, "ALONE", 1 if alone else length)
+    monkeypatch.setattr(tiled, "SCORES", scores)
     rng = np.random.default_rng(0)
     q, k, v, direction = (
         jnp.asarray(rng.normal(size=(2, heads, length, 8)), jnp.float32) for heads in (4, 2, 2, 4)
