@@ -225,17 +225,20 @@ def _backward_in_turn(A, tokens, starts, dy):
 
     def chunk(carry, inputs):
         tokens, start, dy = inputs
-        _, states = jax.lax.scan(lambda h, x: (ssm_step(A, h, x)[0],) * 2, start, tokens)
-        carry, gradients = jax.lax.scan(token, carry, (tokens, states, dy), reverse=True)
-        return carry, (*gradients, _by_dots(2, states, dy))
+        last, before = jax.lax.scan(lambda h, x: (ssm_step(A, h, x)[0], h), start, tokens)
+        carry, gradients = jax.lax.scan(token, carry, (tokens, before, dy), reverse=True)
+        # all states but the last are before a token: theirs with dy one token later, not copied
+        dC = _by_dots(2, before, jnp.roll(dy, 1, axis=0))
+        return carry, (*gradients, jnp.roll(dC.at[0].set(_by_dots(2, last, dy[-1])), -1, axis=0))
 
     def token(carry, inputs):
         g, dA = carry
-        tokens, h, dy = inputs
+        tokens, before, dy = inputs
         _, dt, _, C, keep = tokens
         g = g + C[..., None] * dy[:, None]
-        more, gradients = _gradients(_by_dots, A, tokens, h, g)
-        return (g * _decay(A, dt, keep), dA + more), gradients
+        onward = g * _decay(A, dt, keep)
+        more, gradients = _gradients(_by_dots, A, tokens, g, onward * before)
+        return (onward, dA + more), gradients
 
     zero = jnp.zeros_like(starts[0])
     (_, dA), gradients = jax.lax.scan(chunk, (zero, zero), (tokens, starts, dy), reverse=True)
@@ -261,8 +264,10 @@ def _backward_at_once(A, tokens, starts, dy):
         states, decay = _states(A, start, tokens)
         later = jnp.concatenate([decay[1:], jnp.ones_like(decay[:1])])
         g = prefix(g, later, tokens[3][..., None] * dy[:, :, None], reverse=True)
-        more, gradients = jax.vmap(partial(_gradients, _by_sums, A))(tokens, states, g)
-        return (g[0] * decay[0], dA + more.sum(0)), (*gradients, _by_sums(2, states, dy))
+        before = jnp.concatenate([start[None], states[:-1]])
+        onward = g * decay
+        more, gradients = jax.vmap(partial(_gradients, _by_sums, A))(tokens, g, onward * before)
+        return (onward[0], dA + more.sum(0)), (*gradients, _by_sums(2, states, dy))
 
     zero = jnp.zeros_like(starts[0])
     inputs = _joined(tokens), starts[::TOGETHER], _joined(dy)
@@ -270,18 +275,15 @@ def _backward_at_once(A, tokens, starts, dy):
     return dA.sum(0), jax.tree.map(lambda x: _parted(x, tokens[0]), gradients)
 
 
-def _gradients(over, A, tokens, h, g):
-    """One token's part in each sequence's dA, and its du, dΔ and dB, from the state h after it.
+def _gradients(over, A, tokens, g, d_exponent):
+    """One token's part in each sequence's dA, and its du, dΔ and dB; d_exponent is d(ΔA).
 
-    exp(ΔA) h_{t−1} is what h has beside its inflow. `over` has Σ x ⊙ y over states (axis 1) or
-    channels (axis 2), as a device is fast at it.
+    `over` has Σ x ⊙ y over states (axis 1) or channels (axis 2), as a device is fast at it.
     """
     u, dt, B, _, _ = tokens
-    inflow = dt * u
-    d_exponent = g * (h - B[..., None] * inflow[:, None])
-    d_inflow = over(1, g, B)
+    d_inflow, dB = over(1, g, B), over(2, g, dt * u)
     d_dt = sum(d_exponent[:, j] * A[j][None] for j in range(len(A))) + d_inflow * u
-    return d_exponent * dt[:, None], (d_inflow * dt, d_dt, over(2, g, inflow))
+    return d_exponent * dt[:, None], (d_inflow * dt, d_dt, dB)
 
 
 def _by_dots(axis: int, x: Float[Array, "*b j i"], y: Float[Array, "*b z"]) -> Float[Array, "*b y"]:

@@ -11,9 +11,9 @@ then o = O/l and L = m + log l, from which the backward pass makes P = exp(S −
 Online softmax: Milakov & Gimelshein 2018 (1805.02867, §3); tiles and backward pass: Dao et al. 2022
 (2205.14135, algorithms 1 and 4). Pairs of tiles that are all in the future or all beyond the window
 cost nothing. A CPU takes a tile of queries with all keys that it sees, so that its softmax is done
-at once; an accelerator, where every step of a loop waits for several launches, all pairs of one
-distance between query and key. Either is unrolled, a CPU's long rows in a loop of which each step
-has a size of its own, and many tiles go pair by pair in a loop.
+at once, and as many heads as its caches hold; an accelerator, where every step of a loop waits for
+several launches, all pairs of one distance between query and key. Either is unrolled, a CPU's long
+rows in a loop of which each step has a size of its own, and many tiles go pair by pair in a loop.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from models.packing import Position
 from models.platforms import by_platform
 
 UNROLLED = 16  # rows or diagonals of tiles at most, where they are unrolled
-SCORES = 2**18  # of a row of tiles that a CPU holds at once, to stay in its caches: 1 MiB
+SCORES = 2**18  # in a row of tiles that a CPU holds at once, or of one head: 1 MiB, for its caches
 LONG = 2048  # tokens from which a CPU takes one row at a time, which fills its cores
 SIDE = 256  # queries of such a row that are taken at once, at most if its tile can be parted
 UNSEEN = -1e30  # a finite score, so that a tile without a key to see makes no NaN

@@ -71,17 +71,26 @@ def test_long_rows_go_in_equal_parts_that_are_neither_long_nor_short():
     assert tiled._side(tiled.LONG - 1, 512) == 512
 
 
-def test_long_rows_are_held_one_after_another():
-    """Scores, weights and their gradients of one row; of all eight rows there would be 13.8."""
-    length, tile = 2048, 256
-    q = jax.ShapeDtypeStruct((1, 1, length, 8), jnp.float32)
+def held(batch: int, heads: int, length: int, tile: int) -> int:
+    """Bytes of temporary memory of attention, forward and backward."""
+    q = jax.ShapeDtypeStruct((batch, heads, length, 8), jnp.float32)
 
     def both(q, k, v, d_out):
         out, pull = jax.vjp(partial(tiled.attend, position=None, tile=tile, window=None), q, k, v)
         return out, pull(d_out)
 
-    held = jax.jit(both).lower(q, q, q, q).compile().memory_analysis().temp_size_in_bytes
-    assert held < 4 * (4 * tile * length)
+    return jax.jit(both).lower(q, q, q, q).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_long_rows_are_held_one_after_another():
+    """Scores, weights and their gradients of one row; of all eight rows there would be 13.8."""
+    length, tile = 2048, 256
+    assert held(1, 1, length, tile) < 4 * (4 * tile * length)
+
+
+def test_heads_are_held_some_after_others():
+    """Two rows of all heads' scores, beside their inputs; of all at once there are 7.5."""
+    assert held(16, 8, 256, 64) < 2 * (4 * 16 * 8 * 64 * 256)
 
 
 def test_heads_go_in_equal_parts_that_hold_about_a_mebibyte_of_scores():
