@@ -3,6 +3,7 @@
 import os
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 # most of the suite's time is compiling; the flag is read when JAX starts its backend
@@ -11,3 +12,28 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # in processes that tests 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 install_import_hook(["models", "sim", "figures", "experiments"], "typecheck.checked")
+
+
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory):
+    """A module's cache of data."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ISOFLOP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A test's own cache of data, empty."""
+    monkeypatch.setenv("ISOFLOP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def prose(tmp_path_factory, shared_cache):
+    """The path of 150 kB of English."""
+    from sim.data import Corpus
+
+    path = tmp_path_factory.mktemp("prose") / "prose.txt"
+    path.write_bytes(Corpus(name="kjv").open().train.array[:150_000].tobytes())
+    return str(path)

