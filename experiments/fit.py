@@ -21,7 +21,7 @@ from sim.compare import Comparison, arms, caveat, gain, ranking
 from sim.design import Plan, propose, surface
 from sim.fitting import Fit
 from sim.laws import fit_table
-from sim.tables import Columns, Dropped, describe, read, require
+from sim.tables import Columns, Dropped, called, describe, read, require
 
 JsonOut = Annotated[Path | None, tyro.conf.arg(name="json")]
 LawName = Literal["power", "chinchilla", "coupled", "overtrained", "routed", "repeated"]
@@ -29,8 +29,8 @@ LawName = Literal["power", "chinchilla", "coupled", "overtrained", "routed", "re
 
 def fit(
     file: Path,
-    n: str = "N",
-    d: str = "D",
+    n: str | None = None,
+    d: str | None = None,
     loss: str = "loss",
     flops: str | None = None,
     law: LawName = "chinchilla",
@@ -40,10 +40,13 @@ def fit(
 ) -> dict[str, Fit]:
     """Fit a scaling law to the runs in a CSV, JSON lines or Parquet file.
 
+    Cooldown branches that share a trunk, and so a part of their noise, are drawn together if a
+    column `run` names the trunk, as in a table that `isoflop records` wrote.
+
     Args:
         file: one run per row.
-        n: column of parameters.
-        d: column of training tokens.
+        n: column of parameters; without it N, or params.active of isoflop's records.
+        d: column of training tokens; without it D, or tokens of isoflop's records.
         loss: column of final losses, nats per token.
         flops: column of training FLOPs; without it compute is 6·N·D.
         law: which form.
@@ -52,6 +55,7 @@ def fit(
         json_out: write the result there as JSON.
     """
     columns = read(file)
+    n, d = called(columns, "n", n), called(columns, "d", d)
     fits = {}
     for name, rows in _groups(columns, group).items():
         part = {key: [column[i] for i in rows] for key, column in columns.items()}
@@ -76,8 +80,8 @@ def fit(
 
 def compare(
     file: Path,
-    arch: str = "arch",
-    flops: str = "flops",
+    arch: str | None = None,
+    flops: str | None = None,
     loss: str = "loss",
     baseline: str | None = None,
     n: str | None = None,
@@ -90,8 +94,9 @@ def compare(
 
     Args:
         file: one run per row.
-        arch: column of architecture names.
-        flops: column of the cost to compare at: FLOPs in any convention, seconds, dollars.
+        arch: column of architecture names; without it arch, or family of isoflop's records.
+        flops: column of the cost to compare at: FLOPs in any convention, seconds, dollars; without
+            it flops, or flops.executed of isoflop's records.
         loss: column of final losses.
         baseline: the architecture compared against; the first in the file if not given.
         n: column of parameters; with it and d, compute-optimal frontiers are compared.
@@ -100,8 +105,10 @@ def compare(
         draws: bootstrap draws behind the intervals.
         json_out: write the result there as JSON.
     """
+    columns = read(file)
+    arch, flops = called(columns, "arch", arch), called(columns, "flops", flops)
     fitted, dropped = arms(
-        read(file), arch=arch, cost=flops, loss=loss, n=n, d=d, seed=seed, draws=draws
+        columns, arch=arch, cost=flops, loss=loss, n=n, d=d, seed=seed, draws=draws
     )
     names = list(fitted)
     if len(names) < 2:

@@ -244,7 +244,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """A flat table for spreadsheets: labels, then numbers; the spec and the curve stay in JSON."""
-    flat = [_flat(row) for row in rows]
+    flat = [flatten(row) for row in rows]
     columns = list(dict.fromkeys(name for record in flat for name in record))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
@@ -259,10 +259,12 @@ def _lines(path: Path) -> list[bytes]:
     return path.read_bytes().splitlines()
 
 
-def _flat(row: Row) -> dict[str, str | int | float | None]:
+def flatten(row: Row) -> dict[str, str | int | float | None]:
+    """Labels and numbers by name; `run` names the trunk, whose branches share noise."""
     values = json.loads(row.record.model_dump_json(exclude={"run", "curve"}))
     flat: dict[str, str | int | float | None] = dict(row.labels)
-    flat |= {"steps": row.record.run.budget.steps, "seed": row.record.run.seed}
+    run = row.record.run
+    flat |= {"steps": run.budget.steps, "seed": run.seed, "run": run.trunk}
     for name, value in values.items():
         if isinstance(value, dict):
             flat |= {f"{name}.{inner}": number for inner, number in value.items()}

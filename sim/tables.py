@@ -1,8 +1,9 @@
 """Reading other people's runs: a file into columns, and every row left out with its reason.
 
 CSV, JSON lines and Parquet become the same thing, a dict of equally long columns. Nested JSON
-objects flatten with dots (`flops.executed`). A row that cannot be used is dropped and said, never
-repaired; a file that cannot be used at all is a `UserError`.
+objects flatten with dots (`flops.executed`); JSON lines of isoflop's own records become the columns
+of their CSV. A row that cannot be used is dropped and said, never repaired; a file that cannot be
+used at all is a `UserError`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,12 @@ from models.errors import UserError
 Columns = Mapping[str, Sequence[Any] | NDArray[Any]]
 
 FAILED = ("diverged", "failed")  # statuses of a run record whose loss is not a result
+KNOWN = {  # what a column is called that nobody named: in anybody's table, in isoflop's records
+    "n": ("N", "params.active"),
+    "d": ("D", "tokens"),
+    "arch": ("arch", "family"),
+    "flops": ("flops", "flops.executed"),
+}
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ def _csv(path: Path) -> list[dict[str, Any]]:
 
 
 def _jsonl(path: Path) -> list[dict[str, Any]]:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
@@ -88,8 +95,12 @@ def _jsonl(path: Path) -> list[dict[str, Any]]:
             raise UserError(f"{path.name} line {number} must be a JSON object: {error}") from None
         if not isinstance(value, dict):
             raise UserError(f"{path.name} line {number} must be a JSON object, and is {line[:40]}")
-        rows.append(dict(_flatten(value)))
-    return rows
+        rows.append(value)
+    if rows and rows[0].keys() == {"labels", "record"}:
+        from sim.records import flatten, read_rows  # with JAX behind it, which no other table needs
+
+        return [dict(flatten(row)) for row in read_rows(path)]
+    return [dict(_flatten(row)) for row in rows]
 
 
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -109,6 +120,12 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"{path.name} must be a Parquet file: {error}") from None
     return [dict(_flatten(row)) for row in rows]
+
+
+def called(columns: Columns, what: str, told: str | None) -> str:
+    """The name of a column: as told, else the first of those known that the table has."""
+    names = KNOWN[what] if told is None else (told,)
+    return next((name for name in names if name in columns), names[0])
 
 
 def require(columns: Columns, names: Sequence[str]) -> None:

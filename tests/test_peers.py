@@ -109,10 +109,11 @@ def made(family: str, program: str) -> peers.Peer:
 
 
 def test_what_the_readme_says_of_two_cores_is_in_the_committed_table():
-    rows = [row for row in read_table(PEERS) if row["device"] == "cpu" and not row["compiled"]]
+    table = [row for row in read_table(PEERS) if row["device"] == "cpu"]
+    rows = [row for row in table if not row["compiled"]]
     recurrences = [row for row in rows if row["family"] not in ("dense", "moe")]
     steps = [row for row in recurrences if row["program"] == "train_step"]
-    assert all(1.75 < row["ratio"] < 7.5 for row in steps)
+    assert all(1.85 < row["ratio"] < 8.25 for row in steps)
     assert all(1.45 < row["peer_memory_bytes"] / row["memory_bytes"] < 4.5 for row in steps)
     assert all(row["ratio"] > 1.7 for row in rows if row["program"] == "decode")
     ratios = {
@@ -136,3 +137,14 @@ def test_what_the_readme_says_of_two_cores_is_in_the_committed_table():
     }
     expected = {("dense", 256): 1.01, ("moe", 256): 1.15, ("dense", 8192): 0.9, ("moe", 8192): 0.97}
     assert more == pytest.approx(expected, abs=0.02)
+    eager, compiled = (
+        {
+            row["family"]: row["ratio"]
+            for row in table
+            if (row["shape"], row["program"], row["compiled"]) == ("medium", "train_step", mode)
+        }
+        for mode in (False, True)
+    )
+    assert compiled["gated_deltanet"] == pytest.approx(1.3, abs=0.05)
+    changes = {name: compiled[name] / eager[name] for name in ("mamba2", "mamba")}
+    assert changes == pytest.approx({"mamba2": 1.0, "mamba": 1.9}, abs=0.1)

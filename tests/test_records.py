@@ -5,14 +5,19 @@ import errno
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fakes import cells, record, run
 from pydantic import ValidationError
 
+import experiments
+from figures import fits
+from figures.points import points
 from models.errors import UserError
 from models.lm import ModelConfig
+from sim import tables
 from sim.records import (
     Row,
     Store,
@@ -25,6 +30,8 @@ from sim.records import (
     write_table,
 )
 from sim.spec import Run
+
+LADDER = Path(experiments.__file__).parent / "results" / "ladder.jsonl"
 
 
 @pytest.fixture
@@ -139,6 +146,24 @@ def test_csv_has_a_line_per_row_and_a_column_per_label_and_number(tmp_path):
     assert len(table) == len(cells())
     assert table[0]["family"] == "dense"
     assert (table[0]["params.total"], table[0]["loss"], table[0]["steps"]) == ("7", "2.5", "50")
+
+
+def test_commands_read_isoflops_own_records_as_its_figures_do(tmp_path):
+    """No column named: the same N, D, FLOPs and trunks, from the CSV and from the JSON lines."""
+    rows = [row for row in read_rows(LADDER) if row.labels["family"] in ("dense", "moe")]
+    write_csv(tmp_path / "x.csv", rows)
+    write_rows(tmp_path / "x.jsonl", rows)
+    told = tables.read(tmp_path / "x.csv")
+    whole = tables.read(tmp_path / "x.jsonl")
+    assert {k: ["" if v is None else str(v) for v in column] for k, column in whole.items()} == told
+    names = {what.upper(): tables.called(told, what, None) for what in ("n", "d")}
+    names |= {what: tables.called(told, what, None) for what in ("arch", "flops")}
+    names |= {what: what for what in ("loss", "run", "seed")}
+    drawn = fits.columns(points(rows))
+    runs = zip(*(map(str, drawn[name]) for name in names), strict=True)
+    assert sorted(runs) == sorted(zip(*(told[own] for own in names.values()), strict=True))
+    assert tables.called({"N": [], "params.active": []}, "n", None) == "N"
+    assert tables.called({"N": []}, "n", "size") == "size"
 
 
 def test_a_validation_error_becomes_one_line_that_names_field_and_value():
