@@ -147,7 +147,7 @@ def _plain(value: Any) -> Any:
 
 
 def ticks(low: float, high: float, most: int = 8) -> list[float]:
-    """Round values for a logarithmic axis that spans about two decades or less."""
+    """Round values for a logarithmic axis that spans about three decades or less."""
     if not 0 < low <= high:
         return []
     if high / low > 2:
@@ -176,7 +176,7 @@ def _thin(values: list[float], low: float, high: float, most: int) -> list[float
 
 def log_axis(axis: Axis, low: float, high: float) -> None:
     """Plain round numbers over a short range, powers of ten over a long one."""
-    if high / low < 200:
+    if high / low < 1000:
         axis.set_major_locator(FixedLocator(ticks(low, high)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         axis.set_minor_locator(NullLocator())
