@@ -113,7 +113,8 @@ def test_what_the_readme_says_of_two_cores_is_in_the_committed_table():
     rows = [row for row in table if not row["compiled"]]
     recurrences = [row for row in rows if row["family"] not in ("dense", "moe")]
     steps = [row for row in recurrences if row["program"] == "train_step"]
-    assert all(1.85 < row["ratio"] < 8.25 for row in steps)
+    slowest, fastest = (pick(row["ratio"] for row in steps) for pick in (min, max))
+    assert (slowest, fastest) == pytest.approx((1.9, 8.0), abs=0.05)
     assert all(1.45 < row["peer_memory_bytes"] / row["memory_bytes"] < 4.5 for row in steps)
     assert all(row["ratio"] > 1.7 for row in rows if row["program"] == "decode")
     ratios = {
