@@ -28,6 +28,7 @@ from pydantic import Field, ValidationError
 from models.base import Config
 from models.errors import UserError
 from sim.spec import Cell, Run, canonical
+from sim.tables import dotted
 
 
 class Record(Config):
@@ -265,12 +266,7 @@ def flatten(row: Row) -> dict[str, str | int | float | None]:
     flat: dict[str, str | int | float | None] = dict(row.labels)
     run = row.record.run
     flat |= {"steps": run.budget.steps, "seed": run.seed, "run": run.trunk}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{inner}": number for inner, number in value.items()}
-        else:
-            flat[name] = value
-    return flat
+    return flat | dict(dotted(values))
 
 
 def brief(error: ValidationError) -> str:

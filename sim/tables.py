@@ -100,13 +100,14 @@ def _jsonl(path: Path) -> list[dict[str, Any]]:
         from sim.records import flatten, read_rows  # with JAX behind it, which no other table needs
 
         return [dict(flatten(row)) for row in read_rows(path)]
-    return [dict(_flatten(row)) for row in rows]
+    return [dict(dotted(row)) for row in rows]
 
 
-def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def dotted(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Names and values of nested objects, names joined by dots."""
     for key, inner in value.items():
         if isinstance(inner, dict):
-            yield from _flatten(inner, f"{prefix}{key}.")
+            yield from dotted(inner, f"{prefix}{key}.")
         else:
             yield prefix + key, inner
 
@@ -119,7 +120,7 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
         rows = pyarrow.parquet.read_table(path).to_pylist()
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"{path.name} must be a Parquet file: {error}") from None
-    return [dict(_flatten(row)) for row in rows]
+    return [dict(dotted(row)) for row in rows]
 
 
 def called(columns: Columns, what: str, told: str | None) -> str:
