@@ -237,8 +237,10 @@ def chunked(
     With u_t = β_t (v_t − k_tᵀ diag(a_t) S_{t−1}), S is the plain recurrence over (k, u); inside a
     chunk that starts from S_0, and with k̄ = k under the decay from the chunk's start,
 
-        (I + L) U = β (V − K̄ S_0)        L_ts = β_t k_t · (decay from s to t) k_s    for s < t.
+        (I + L) U = β (V − K̄ S_0)        L_ts = β_t k_t · (decay from s to t) k_s    for s < t,
 
+    so U = U_v − U_k S_0 from both parts of the right-hand side, and the state after a chunk is
+    linear in the one before: all of a chunk but one product is computed for all chunks at once.
     No exponent is positive.
     """
     memory = k.shape[-1], v.shape[-1]
@@ -250,15 +252,18 @@ def _chunk(S: recurrence.Memory, inputs):
     decay = recurrence.decays(log_a)
     start = decay.from_start()
     system = System.of(jnp.tril(beta * recurrence.scores(k, k, decay), -1))
+    parts = beta * jnp.concatenate([k * start, v], axis=-1)
+    u_k, u_v = jnp.split(solve(system, parts), [k.shape[-1]], axis=-1)
+    kept, inflow = after(start[:, :, -1], k * decay.to_end(), u_k, u_v)
+    S, before = recurrence.states(S, kept, inflow)
+    return S, recurrence.scores(q, k, decay) @ (u_v - u_k @ before) + (q * start) @ before
 
-    def step(S: recurrence.Memory, part):
-        system, beta, v, k_start, kept, k_end = part
-        u = solve(system, beta * (v - k_start @ S))
-        return kept[..., None] * S + jnp.einsum("bhck,bhcv->bhkv", k_end, u), (S, u)
 
-    parts = system, beta, v, k * start, start[:, :, -1], k * decay.to_end()
-    S, (before, u) = recurrence.in_turn(step, S, parts)
-    return S, recurrence.scores(q, k, decay) @ u + (q * start) @ before
+def after(kept, k, u_k, u_v) -> tuple[Float[Array, "b h k k"], recurrence.Memory]:
+    """Of a chunk that takes S to diag(kept) S + kᵀ (u_v ∓ u_k S): S's factor, and the rest."""
+    kept = kept[..., None] * jnp.eye(k.shape[-1], dtype=k.dtype)[None, None]
+    erased, inflow = (jnp.einsum("bhck,bhcv->bhkv", k, u) for u in (u_k, u_v))
+    return kept - erased, inflow
 
 
 class System(NamedTuple):
@@ -347,13 +352,15 @@ def chunked_flops(length: int, d_k: int, d_v: int, chunk: int, *, scalar: bool) 
     padded = length + -length % chunk
     pairs = recurrence.scores_flops(chunk, d_k, scalar=scalar)
     sums = recurrence.sums_flops(chunk, 1 if scalar else d_k)
-    matmul = sums + 2 * pairs[0] + 4 * chunk * d_v + 6 * d_k * d_v
-    # β on L; three decays on q and k; the corrected values; the decay of S once per chunk
-    elementwise = 2 * pairs[1] + chunk + 5 * d_k + 2 * d_v
+    matmul = sums + 2 * pairs[0] + 2 * chunk * (d_k + 2 * d_v) + 6 * d_k * d_v + 2 * d_k**2
+    # β on L, keys and values; three decays on q and k; the corrected values; once per chunk what
+    # remains of S and the sum with what flows in
+    elementwise = 2 * pairs[1] + chunk + 6 * d_k + 2 * d_v
     chunks, inverse = padded // chunk, inverse_flops(chunk)
+    once = 2 * d_k**2 + d_k * d_v
     return (
-        padded * matmul + chunks * inverse[0],
-        padded * elementwise + chunks * (inverse[1] + 2 * d_k * d_v),
+        padded * matmul + chunks * (inverse[0] + 2 * d_k**2 * d_v),
+        padded * elementwise + chunks * (inverse[1] + once),
     )
 
 

@@ -147,10 +147,11 @@ class SelectiveSsm(Mixer):
 
 # The recurrence keeps d_inner as the last axis, so that sums over states run along vectors.
 # Its backward pass is written by hand: autodiff would store every decay and state of a chunk, and
-# takes 2.8 times as long. A CPU takes the tokens of a chunk in turn; an accelerator, where a loop
-# costs a launch for each token, all states of several chunks at once.
+# takes 2.8 times as long. A CPU takes all tokens in turn. An accelerator, where a loop costs a
+# launch for each token, takes chunks side by side as if they were sequences: once from nothing, for
+# what each adds to the state, and again from where the chunk before it ends.
 
-TOGETHER = 8  # chunks
+BESIDE = 2**28  # elements of the states of all tokens that are taken side by side: 1 GiB
 
 
 def ssm_step(A: Float[Array, "j i"], h: Float[Array, "b j i"], inputs):
@@ -221,15 +222,16 @@ def _forward_in_turn(A, tokens):
 
 
 def _backward_in_turn(A, tokens, starts, dy):
-    """Chunks from the last to the first: states again from the chunk's start, then gradients."""
+    """Chunks from the last to the first."""
+    zero = jnp.zeros_like(starts[0])
+    chunk = partial(_chunk_backward, _by_dots, A)
+    (_, dA), gradients = jax.lax.scan(chunk, (zero, zero), (tokens, starts, dy), reverse=True)
+    return dA.sum(0), gradients
 
-    def chunk(carry, inputs):
-        tokens, start, dy = inputs
-        last, before = jax.lax.scan(lambda h, x: (ssm_step(A, h, x)[0], h), start, tokens)
-        carry, gradients = jax.lax.scan(token, carry, (tokens, before, dy), reverse=True)
-        # all states but the last are before a token: theirs with dy one token later, not copied
-        dC = _by_dots(2, before, jnp.roll(dy, 1, axis=0))
-        return carry, (*gradients, jnp.roll(dC.at[0].set(_by_dots(2, last, dy[-1])), -1, axis=0))
+
+def _chunk_backward(over, A, carry, inputs):
+    """States again from the chunk's start, then gradients from its end."""
+    tokens, start, dy = inputs
 
     def token(carry, inputs):
         g, dA = carry
@@ -237,42 +239,63 @@ def _backward_in_turn(A, tokens, starts, dy):
         _, dt, _, C, keep = tokens
         g = g + C[..., None] * dy[:, None]
         onward = g * _decay(A, dt, keep)
-        more, gradients = _gradients(_by_dots, A, tokens, g, onward * before)
+        more, gradients = _gradients(over, A, tokens, g, onward * before)
         return (onward, dA + more), gradients
 
-    zero = jnp.zeros_like(starts[0])
-    (_, dA), gradients = jax.lax.scan(chunk, (zero, zero), (tokens, starts, dy), reverse=True)
-    return dA.sum(0), gradients
+    last, before = jax.lax.scan(lambda h, x: (ssm_step(A, h, x)[0], h), start, tokens)
+    carry, gradients = jax.lax.scan(token, carry, (tokens, before, dy), reverse=True)
+    # all states but the last are before a token: theirs with dy one token later, not copied
+    dC = over(2, before, jnp.roll(dy, 1, axis=0))
+    return carry, (*gradients, jnp.roll(dC.at[0].set(over(2, last, dy[-1])), -1, axis=0))
 
 
 def _forward_at_once(A, tokens):
-    size = tokens[0].shape[1]
+    m = _beside(A, tokens)
 
     def chunks(h, tokens):
-        states = _states(A, h, tokens)[0]
-        before = jnp.concatenate([h[None], states[:-1]])
-        return states[-1], (jnp.sum(states * tokens[3][..., None], axis=2), before[::size])
+        shape, tokens = (m, *h.shape), _side_by_side(tokens)
+        step = partial(ssm_step, A)
+        nothing = jnp.zeros((m * len(h), *A.shape), jnp.float32)
+        alone = jax.lax.scan(lambda h, x: (step(h, x)[0], None), nothing, tokens)[0]
+        states = prefix(h, _faded(A, tokens).reshape(shape), alone.reshape(shape))
+        starts = jnp.concatenate([h[None], states[:-1]])
+        _, y = jax.lax.scan(step, starts.reshape(alone.shape), tokens)
+        return states[-1], (_apart(y, m), starts)
 
-    _, (y, starts) = jax.lax.scan(chunks, _empty(A, tokens), _joined(tokens))
-    return _parted(y, tokens[0]), rearrange(starts, "n m b j i -> (n m) b j i")[: len(tokens[0])]
+    grouped = jax.tree.map(lambda x: rearrange(x, "(n m) ... -> n m ...", m=m), tokens)
+    out = jax.lax.scan(chunks, _empty(A, tokens), grouped)[1]
+    return jax.tree.map(lambda x: rearrange(x, "n m ... -> (n m) ..."), out)
 
 
 def _backward_at_once(A, tokens, starts, dy):
+    m = _beside(A, tokens)
+
     def chunks(carry, inputs):
         g, dA = carry
-        tokens, start, dy = inputs
-        states, decay = _states(A, start, tokens)
-        later = jnp.concatenate([decay[1:], jnp.ones_like(decay[:1])])
-        g = prefix(g, later, tokens[3][..., None] * dy[:, :, None], reverse=True)
-        before = jnp.concatenate([start[None], states[:-1]])
-        onward = g * decay
-        more, gradients = jax.vmap(partial(_gradients, _by_sums, A))(tokens, g, onward * before)
-        return (onward[0], dA + more.sum(0)), (*gradients, _by_sums(2, states, dy))
+        shape = (m, *g.shape)
+        *tokens, dy = _side_by_side((*inputs[0], inputs[2]))
+        start = inputs[1].reshape(-1, *A.shape)
+
+        def token(g, inputs):
+            dt, C, keep, dy = inputs
+            return (g + C[..., None] * dy[:, None]) * _decay(A, dt, keep), None
+
+        _, dt, _, C, keep = tokens
+        nothing = jnp.zeros_like(start)
+        alone = jax.lax.scan(token, nothing, (dt, C, keep, dy), reverse=True)[0]
+        onward = prefix(g, _faded(A, tokens).reshape(shape), alone.reshape(shape), reverse=True)
+        g = jnp.concatenate([onward[1:], g[None]]).reshape(start.shape)
+        carry = g, nothing
+        (_, more), gradients = _chunk_backward(_by_sums, A, carry, (tuple(tokens), start, dy))
+        gradients = jax.tree.map(lambda x: _apart(x, m), gradients)
+        return (onward[0], dA + more.reshape(shape).sum(0)), gradients
 
     zero = jnp.zeros_like(starts[0])
-    inputs = _joined(tokens), starts[::TOGETHER], _joined(dy)
-    (_, dA), gradients = jax.lax.scan(chunks, (zero, zero), inputs, reverse=True)
-    return dA.sum(0), jax.tree.map(lambda x: _parted(x, tokens[0]), gradients)
+    grouped = jax.tree.map(
+        lambda x: rearrange(x, "(n m) ... -> n m ...", m=m), (tokens, starts, dy)
+    )
+    (_, dA), out = jax.lax.scan(chunks, (zero, zero), grouped, reverse=True)
+    return dA.sum(0), jax.tree.map(lambda x: rearrange(x, "n m ... -> (n m) ..."), out)
 
 
 def _gradients(over, A, tokens, g, d_exponent):
@@ -295,28 +318,28 @@ def _by_sums(axis: int, x: Float[Array, "*b j i"], y: Float[Array, "*b z"]) -> F
     return jnp.sum(x * jnp.expand_dims(y, -axis), axis - 3)
 
 
-def _states(A, start, tokens):
-    """(states, decays) of tokens (c b …), each (c b j i), by a parallel prefix scan."""
-    u, dt, B, _, keep = tokens
-    decay = jax.vmap(partial(_decay, A))(dt, keep)
-    return prefix(start, decay, B[..., None] * (dt * u)[:, :, None]), decay
-
-
 def _empty(A, tokens) -> Float[Array, "b j i"]:
     return jnp.zeros((tokens[0].shape[2], *A.shape), jnp.float32)
 
 
-def _joined(tokens):
-    """Chunks in groups of TOGETHER: (n c b i) → (n/m m·c b i), padded with Δ = 0."""
-
-    def join(x: Float[Array, "n c b i"]):
-        x = jnp.pad(x, ((0, -len(x) % TOGETHER), (0, 0), (0, 0), (0, 0)))
-        return rearrange(x, "(n m) c b i -> n (m c) b i", m=TOGETHER)
-
-    return jax.tree.map(join, tokens)
+def _faded(A, tokens) -> Float[Array, "b j i"]:
+    """What is left of a chunk's first state after its last token: exp(A ΣΔ), or 0."""
+    _, dt, _, _, keep = tokens
+    return _decay(A, dt.sum(0), None if keep is None else keep.prod(0))
 
 
-def _parted(x: Float[Array, "m e b i"], like: Float[Array, "n c b k"]) -> Float[Array, "n c b i"]:
-    """The inverse of `_joined`."""
-    n, c = like.shape[:2]
-    return rearrange(x, "n (m c) b i -> (n m) c b i", c=c)[:n]
+def _beside(A, tokens) -> int:
+    """How many chunks are taken side by side: as many as fit, of those that divide them."""
+    n, c, b, _ = tokens[0].shape
+    wanted = max(1, BESIDE // (c * b * A.size))
+    return max(m for m in range(1, n + 1) if m <= wanted and n % m == 0)
+
+
+def _side_by_side(tokens):
+    """Chunks as sequences of a batch."""
+    return jax.tree.map(lambda x: rearrange(x, "m c b i -> c (m b) i"), tokens)
+
+
+def _apart(x: Float[Array, "c mb i"], m: int) -> Float[Array, "m c b i"]:
+    """The inverse of `_side_by_side`."""
+    return rearrange(x, "c (m b) i -> m c b i", m=m)

@@ -141,14 +141,10 @@ class RoutedExperts(Channel):
         blocks, rows = config.layout(flat.shape[0])
         block_expert, row, kept = self._assign(chosen, blocks, rows)
 
-        token = jnp.arange(chosen.size) // config.top_k
-        buffer = (
-            jnp.zeros((blocks * rows, flat.shape[-1]), flat.dtype)
-            .at[row]
-            .set(flat[token], mode="drop", unique_indices=True)
-        )
-        served = self._experts(rearrange(buffer, "(n r) d -> n r d", r=rows), block_expert)
-        back = served.at[row].get(mode="fill", fill_value=0)
+        source = jnp.full(blocks * rows, chosen.size).at[row].set(jnp.arange(chosen.size), mode="drop")
+        sent = _moved(jnp.repeat(flat, config.top_k, axis=0), source, row)
+        served = self._experts(rearrange(sent, "(n r) d -> n r d", r=rows), block_expert)
+        back = _moved(served, row, source)
         weighted = back * gates.reshape(-1, 1).astype(flat.dtype)
         y = rearrange(weighted, "(t k) d -> t k d", k=config.top_k).sum(1)
         load = jax.nn.one_hot(chosen, config.n_experts).sum((0, 1)) / chosen.size
@@ -210,9 +206,48 @@ class RoutedExperts(Channel):
         return {"balance": balance, "router_z": router_z, "dropped": dropped, "penalty": penalty}
 
 
+@jax.custom_vjp
+def _moved(x: Float[Array, "n d"], to: Int[Array, " m"], back: Int[Array, " n"]) -> Array:
+    """Rows x[to], of zeros where `to` is out of range. `back` is the inverse permutation, so that
+    the gradient is moved as well: rows are never added up, which devices do one at a time.
+    """
+    return x.at[to].get(mode="fill", fill_value=0)
+
+
+def _moved_forward(x, to, back):
+    return _moved(x, to, back), (to, back)
+
+
+def _moved_backward(saved, dy):
+    to, back = saved
+    return _moved(dy, back, to), None, None
+
+
+_moved.defvjp(_moved_forward, _moved_backward)
+
+
+@jax.custom_vjp
+def _of_blocks(kernels: Float[Array, "e i o"], expert: Int[Array, " n"]) -> Float[Array, "n i o"]:
+    """The kernel of each block's expert; its gradient sums blocks by a product, in a fixed order."""
+    return kernels[expert]
+
+
+def _of_blocks_forward(kernels, expert):
+    return kernels[expert], (expert, jnp.zeros(kernels.shape[0], kernels.dtype))
+
+
+def _of_blocks_backward(saved, dy):
+    expert, like = saved
+    owned = jax.nn.one_hot(expert, len(like), dtype=dy.dtype)
+    return jnp.einsum("ne,nio->eio", owned, dy), None
+
+
+_of_blocks.defvjp(_of_blocks_forward, _of_blocks_backward)
+
+
 def _routed(kernels: Float[Array, "e i o"], x: Float[Array, "n r i"], expert: Int[Array, " n"]):
     """Each block of rows times the kernel of its expert."""
-    return jnp.einsum("nri,nio->nro", x, kernels[expert])
+    return jnp.einsum("nri,nio->nro", x, _of_blocks(kernels, expert))
 
 
 def _gated_routed(

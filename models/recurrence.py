@@ -23,6 +23,8 @@ Queries = Float[Array, "b h t k"]
 Values = Float[Array, "b h t v"]
 Gates = Float[Array, "b h t a"]  # a is k, or 1 for a scalar per head
 Memory = Float[Array, "b h k v"]
+Memories = Float[Array, "mb h k v"]
+Kept = Float[Array, "mb h k k"] | Float[Array, "mb h a"]  # a matrix, or factors of channels
 Sums = tuple[Float[Array, "b h c a"], Float[Array, "b h c a"]]
 
 
@@ -42,7 +44,9 @@ class Decay(NamedTuple):
         return jnp.exp(jnp.cumsum(later[:, :, ::-1], axis=2)[:, :, ::-1])
 
 
-TOGETHER = 64  # heads, of as many sequences and neighbouring chunks as it takes
+# heads, of as many sequences and neighbouring chunks as it takes, that are computed at once: for a
+# CPU's caches, and to fill an accelerator without limit to its memory
+TOGETHER = 64, 2**14
 FORGET = -100.0  # log-gates below this are exact zeros in fp32
 GRID = 2.0**-6  # sums of its multiples are exact up to 2^18, so for chunks up to 2621
 
@@ -111,31 +115,85 @@ def by_chunks(
     """`body(S, inputs) -> (S, out)` over chunks of inputs (b h t ·), from S = 0 of sides `memory`.
 
     `body` is given m neighbouring chunks at once, as (m·b h c ·), and passes the state on from each
-    to the next by `in_turn`: few sequences would make its products small otherwise.
+    to the next by `states`: few sequences would make its products small otherwise, and an
+    accelerator wait for many launches.
     Only the states before each m chunks are kept for the backward pass; the rest is recomputed.
     """
     batch, heads, length, _ = inputs[-1].shape
     chunk = min(chunk, length)
     chunks = -(-length // chunk)
-    wanted = max(1, TOGETHER // (batch * heads))
-    m = max(size for size in range(1, chunks + 1) if size <= wanted and chunks % size == 0)
+
+    def groups(most: int) -> int:
+        wanted = max(1, most // (batch * heads))
+        return min(n for n in range(1, chunks + 1) if chunks % n == 0 and chunks // n <= wanted)
+
+    few, all_ = (partial(_by_chunks, body, memory, chunk, groups(most)) for most in TOGETHER)
+    return (few if few.args == all_.args else by_platform(few, all_))(*inputs)
+
+
+def _by_chunks(body, memory: tuple[int, int], chunk: int, n: int, *inputs: Array) -> Values:
+    """`by_chunks` in n groups."""
+    batch, heads, length, _ = inputs[-1].shape
 
     def split(x: Float[Array, "b h t k"]) -> Float[Array, "n mb h c k"]:
         # a padded token has k = 0 and log_a = 0, so it changes nothing
-        x = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, 0), (0, chunks * chunk - length), (0, 0)))
-        return rearrange(x, "b h (n m c) k -> n (m b) h c k", m=m, c=chunk)
+        x = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, 0), (0, -length % chunk), (0, 0)))
+        return rearrange(x, "b h (n m c) k -> n (m b) h c k", n=n, c=chunk)
 
     S = jnp.zeros((batch, heads, *memory), jnp.float32)
     _, out = jax.lax.scan(jax.checkpoint(body), S, tuple(map(split, inputs)))
-    return rearrange(out, "n (m b) h c v -> b h (n m c) v", m=m)[:, :, :length]
+    return rearrange(out, "n (m b) h c v -> b h (n m c) v", b=batch)[:, :, :length]
 
 
-def in_turn(step: Callable, S: Memory, parts: Any) -> tuple[Memory, Any]:
-    """`step(S, part) -> (S, out)` over chunks that `by_chunks` gives together: arrays (m·b …)."""
+def states(S: Memory, kept: Kept, inflow: Memories) -> tuple[Memory, Memories]:
+    """S ← kept S + inflow over the m chunks of each sequence that `by_chunks` gives together: the
+    last state (b h k v), and those before each chunk (m·b h k v). `kept` is a factor for each
+    channel (m·b h a), or a matrix (m·b h k k).
+    """
     batch = len(S)
-    apart = jax.tree.map(lambda x: rearrange(x, "(m b) ... -> m b ...", b=batch), parts)
-    S, out = jax.lax.scan(step, S, apart)
-    return S, jax.tree.map(lambda x: rearrange(x, "m b ... -> (m b) ..."), out)
+    apart = (rearrange(x, "(m b) ... -> m b ...", b=batch) for x in (kept, inflow))
+    S, before = _states(S, *apart)
+    return S, rearrange(before, "m b ... -> (m b) ...")
+
+
+@jax.custom_vjp
+def _states(S, kept, inflow):
+    return _states_forward(S, kept, inflow)[0]
+
+
+def _states_forward(S, kept, inflow):
+    def step(S, part):
+        kept, inflow = part
+        return _keep(kept, S) + inflow, S
+
+    S, before = jax.lax.scan(step, S, (kept, inflow))
+    return (S, before), (kept, before)
+
+
+def _states_backward(saved, gradient):
+    """With g the gradient of the state after a chunk: that before it has keptᵀ g and its own, and
+    the sums d kept = g beforeᵀ are no part of the loop.
+    """
+    kept, before = saved
+    turned = kept.swapaxes(-1, -2) if kept.ndim == before.ndim else kept
+
+    def step(g, part):
+        turned, own = part
+        return own + _keep(turned, g), g
+
+    last, own = gradient
+    g_start, g = jax.lax.scan(step, last, (turned, own), reverse=True)
+    if kept.ndim == before.ndim:
+        return g_start, jnp.einsum("mbhkv,mbhlv->mbhkl", g, before), g
+    d_kept = jnp.sum(g * before, axis=-1)
+    return g_start, d_kept if kept.shape[-1] > 1 else d_kept.sum(-1, keepdims=True), g
+
+
+_states.defvjp(_states_forward, _states_backward)
+
+
+def _keep(kept: Kept, S: Memory) -> Memory:
+    return kept @ S if kept.ndim == S.ndim else kept[..., None] * S
 
 
 def _by_channels(S: Memory, inputs) -> tuple[Memory, Float[Array, "mb h c v"]]:
@@ -143,7 +201,7 @@ def _by_channels(S: Memory, inputs) -> tuple[Memory, Float[Array, "mb h c v"]]:
     decay = decays(log_a)
     start = decay.from_start()
     inflow = jnp.einsum("bhck,bhcv->bhkv", k * decay.to_end(), v)
-    S, before = in_turn(_flow, S, (start[:, :, -1], inflow))
+    S, before = states(S, start[:, :, -1], inflow)
     return S, scores(q, k, decay) @ v + (q * start) @ before
 
 
@@ -161,17 +219,11 @@ def _by_heads(S: Memory, inputs) -> tuple[Memory, Float[Array, "mb h c v"]]:
 
     q, k = (rearrange(x, "b g c k -> (b g) c k") for x in (q, k))
     inflow = jnp.einsum("xck,xrcv->xrkv", k, shared(v * decay.to_end()))
-    S, before = in_turn(_flow, S, (start[:, :, -1], inflow.reshape(-1, *S.shape[1:])))
+    S, before = states(S, start[:, :, -1], inflow.reshape(-1, *S.shape[1:]))
     pairs = jnp.einsum("xck,xsk->xcs", q, k)[:, None]
     inside = (pairs * shared(jnp.exp(between(*decay))[..., 0])) @ shared(v)
     earlier = jnp.einsum("xck,xrkv->xrcv", q, shared(before))
     return S, inside.reshape(v.shape) + start * earlier.reshape(v.shape)
-
-
-def _flow(S: Memory, part) -> tuple[Memory, Memory]:
-    """The state after a chunk, and before it."""
-    kept, inflow = part
-    return kept[..., None] * S + inflow, S
 
 
 def decays(log_a: Float[Array, "b h c a"]) -> Decay:

@@ -27,7 +27,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from models import recurrence
 from models.base import Cost, Init, Left, Mixer, MixerConfig, State
-from models.delta import System, inverse_flops, solve
+from models.delta import System, after, inverse_flops, solve
 from models.errors import check_multiple
 from models.layers import Linear, by_rms, centred, in_rows, lift
 from models.packing import Position, previous, restart
@@ -249,7 +249,7 @@ def chunked(r, k, v, unit, rated, log_w, *, chunk: int) -> recurrence.Values:
     """`step` over all tokens in chunks, as `delta.chunked` does it.
 
     With p_t = S_{t−1}ᵀ κ_t, S is the plain recurrence over the pairs (k, v) and (−a ⊙ κ, p), and
-    the p of a chunk solve a unit lower triangular system. Between s and t lie the decays of
+    the p of a chunk, p_v + p_k S_0, solve a unit lower triangular system. Between s and t lie the decays of
     s + 1 … t − 1 for κ, which reads before the decay of its own token, and of s + 1 … t for r.
     """
     memory = k.shape[-1], v.shape[-1]
@@ -267,17 +267,12 @@ def _chunk(S: recurrence.Memory, inputs):
     following = jnp.pad(unit, ((0, 0), (0, 0), (0, 1), (0, 0)))[:, :, 1:]
     begins = late(following * start).at[:, :, 0].set(unit[:, :, 0])
     system = System.of(late(scores(following, rated, decay)))
-    found = late(scores(following, k, decay)) @ v
+    parts = jnp.concatenate([begins, late(scores(following, k, decay)) @ v], axis=-1)
+    p_k, p_v = jnp.split(solve(system, parts), [k.shape[-1]], axis=-1)
+    kept, outflow = after(start[:, :, -1], rated * end, p_k, p_v)
     inflow = jnp.einsum("bhck,bhcv->bhkv", k * end, v)
-
-    def step(S: recurrence.Memory, part):
-        system, begins, found, kept, inflow, rated_end = part
-        p = solve(system, begins @ S + found)
-        outflow = jnp.einsum("bhck,bhcv->bhkv", rated_end, p)
-        return kept[..., None] * S + inflow - outflow, (S, p)
-
-    parts = system, begins, found, start[:, :, -1], inflow, rated * end
-    S, (before, p) = recurrence.in_turn(step, S, parts)
+    S, before = recurrence.states(S, kept, inflow - outflow)
+    p = p_k @ before + p_v
     out = scores(r, k, decay) @ v - scores(r, rated, decay) @ p + (r * start) @ before
     return S, out
 
@@ -289,12 +284,12 @@ def chunked_flops(length: int, size: int, chunk: int) -> tuple[int, int]:
     chunks = padded // chunk
     pairs = recurrence.scores_flops(chunk, size, scalar=False)
     sums = recurrence.sums_flops(chunk, size)
-    matmul = sums + 4 * pairs[0] + 8 * chunk * size + 8 * size**2
-    elementwise = 4 * pairs[1] + 6 * size
+    matmul = sums + 4 * pairs[0] + 10 * chunk * size + 10 * size**2
+    elementwise = 4 * pairs[1] + 7 * size
     inverse = inverse_flops(chunk)
     return (
-        padded * matmul + chunks * inverse[0],
-        padded * elementwise + chunks * (inverse[1] + 2 * size**2),
+        padded * matmul + chunks * (inverse[0] + 2 * size**3),
+        padded * elementwise + chunks * (inverse[1] + 3 * size**2),
     )
 
 

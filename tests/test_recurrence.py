@@ -100,7 +100,7 @@ def test_few_sequences_take_several_chunks_at_once(monkeypatch, together, length
     x = inputs(4, 1, moderate, length)
     want = recurrence.chunked(*x, chunk=16)
     seen, body = [], recurrence._by_heads
-    monkeypatch.setattr(recurrence, "TOGETHER", 2 * together)  # there are two heads
+    monkeypatch.setattr(recurrence, "TOGETHER", [2 * together] * 2)  # there are two heads
     monkeypatch.setattr(recurrence, "_by_heads", lambda S, x: seen.append(len(x[0])) or body(S, x))
     assert_close(recurrence.chunked(*x, chunk=16), want)
     assert seen == [calls]
