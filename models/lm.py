@@ -23,7 +23,7 @@ from models.layers import BATCH, LayerNorm, Linear, RMSNorm, place
 from models.packing import Position, positions
 from models.platforms import full_precision
 
-SCAN_FROM = 8  # repeats of the block pattern from which it is scanned instead of unrolled
+SCAN_FROM = 16  # repeats of the block pattern from which it is scanned instead of unrolled
 
 
 class Block(Config):

@@ -148,10 +148,11 @@ class SelectiveSsm(Mixer):
 # The recurrence keeps d_inner as the last axis, so that sums over states run along vectors.
 # Its backward pass is written by hand: autodiff would store every decay and state of a chunk, and
 # takes 2.8 times as long. A CPU takes all tokens in turn. An accelerator, where a loop costs a
-# launch for each token, takes chunks side by side as if they were sequences: once from nothing, for
-# what each adds to the state, and again from where the chunk before it ends.
+# launch for each token, takes short chunks side by side as if they were sequences: once from
+# nothing, for what each adds to the state, and again from where the chunk before it ends.
 
 BESIDE = 2**28  # elements of the states of all tokens that are taken side by side: 1 GiB
+SHORT = 8  # tokens of a chunk that is taken beside others, at most
 
 
 def ssm_step(A: Float[Array, "j i"], h: Float[Array, "b j i"], inputs):
@@ -177,35 +178,39 @@ def scan(
     chunk: int,
 ) -> Float[Array, "b t i"]:
     """The recurrence over time, storing one state per chunk for the backward pass."""
-    length = u.shape[1]
+    in_turn = partial(_by_chunks, (_forward_in_turn, _backward_in_turn), chunk)
+    at_once = partial(_by_chunks, (_forward_at_once, _backward_at_once), min(chunk, SHORT))
+    return by_platform(in_turn, at_once)(A, (u, dt, B, C, keep))
+
+
+def _by_chunks(forms, chunk: int, A, tokens) -> Float[Array, "b t i"]:
+    length = tokens[0].shape[1]
     chunk = min(chunk, length)
 
     def split(x):
         x = jnp.pad(x, ((0, 0), (0, -length % chunk), (0, 0)))  # Δ = 0 keeps the state
         return rearrange(x, "b (n c) i -> n c b i", c=chunk)
 
-    u, dt, B, C, keep = jax.tree.map(split, (u, dt, B, C, keep))
-    y = _scan(u, dt, A, B, C, keep)
+    y = _scan(forms, A, jax.tree.map(split, tokens))
     return rearrange(y, "n c b i -> b (n c) i")[:, :length]
 
 
-@jax.custom_vjp
-def _scan(u, dt, A, B, C, keep) -> Float[Array, "n c b i"]:
-    return _scan_forward(u, dt, A, B, C, keep)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scan(forms, A, tokens) -> Float[Array, "n c b i"]:
+    return forms[0](A, tokens)[0]
 
 
-def _scan_forward(u, dt, A, B, C, keep):
-    tokens = u, dt, B, C, keep
-    y, starts = by_platform(_forward_in_turn, _forward_at_once)(A, tokens)
+def _scan_forward(forms, A, tokens):
+    y, starts = forms[0](A, tokens)
     return y, (A, tokens, starts)
 
 
-def _scan_backward(saved, dy):
+def _scan_backward(forms, saved, dy):
     """With g the gradient of h_t: g ← g + C_t dy_t; then dC = h_t dy_t, d(Δu) = g B, dB = g Δu,
     d(ΔA) = g exp(ΔA) h_{t−1}; and g exp(ΔA) goes on to h_{t−1}.
     """
-    dA, (du, d_dt, dB, dC) = by_platform(_backward_in_turn, _backward_at_once)(*saved, dy)
-    return du, d_dt, dA, dB, dC, None
+    dA, gradients = forms[1](*saved, dy)
+    return dA, (*gradients, None)
 
 
 _scan.defvjp(_scan_forward, _scan_backward)
@@ -287,6 +292,8 @@ def _backward_at_once(A, tokens, starts, dy):
         g = jnp.concatenate([onward[1:], g[None]]).reshape(start.shape)
         carry = g, nothing
         (_, more), gradients = _chunk_backward(_by_sums, A, carry, (tuple(tokens), start, dy))
+        # or XLA computes these sums over all states as often as what follows reads them
+        gradients = jax.lax.optimization_barrier(gradients)
         gradients = jax.tree.map(lambda x: _apart(x, m), gradients)
         return (onward[0], dA + more.reshape(shape).sum(0)), gradients
 

@@ -36,6 +36,14 @@ def spare(width: int, mixer: MixerConfig) -> int:
     return 12 * width**2 - mixer.cost(width, 1).params
 
 
+def channels(size: float) -> int:
+    """A hidden layer's channels: a multiple of 8 from 512 on, which costs nothing of the balance
+    and saves a GPU from padding every operand of every product.
+    """
+    step = 8 if size >= 512 else 1
+    return max(1, step * round(size / step))
+
+
 def with_mlp(width: int, mixer: MixerConfig) -> Block:
     """The mixer and the SwiGLU that brings the layer to 12·d² parameters."""
     left = spare(width, mixer)
@@ -44,15 +52,15 @@ def with_mlp(width: int, mixer: MixerConfig) -> Block:
             f"a layer of width={width} has {12 * width**2} parameters, too few for "
             f"{mixer.kind} beside an MLP; choose a width of at least 32"
         )
-    return Block(mixer=mixer, channel=SwiGLU(d_ff=max(1, round(left / (3 * width)))))
+    return Block(mixer=mixer, channel=SwiGLU(d_ff=channels(left / (3 * width))))
 
 
 def with_experts(width: int, mixer: MixerConfig, experts: Experts) -> Block:
     """The mixer and experts of the size that brings the layer's active parameters to 12·d²."""
     fixed = experts(1).cost(width, 1).active_params
     each = experts(2).cost(width, 1).active_params - fixed  # of a unit of d_expert
-    d_expert = 1 + round((spare(width, mixer) - fixed) / each)
-    return Block(mixer=mixer, channel=experts(max(1, d_expert)))
+    d_expert = channels(1 + (spare(width, mixer) - fixed) / each)
+    return Block(mixer=mixer, channel=experts(d_expert))
 
 
 def layered(

@@ -117,7 +117,8 @@ def by_chunks(
     `body` is given m neighbouring chunks at once, as (m·b h c ·), and passes the state on from each
     to the next by `states`: few sequences would make its products small otherwise, and an
     accelerator wait for many launches.
-    Only the states before each m chunks are kept for the backward pass; the rest is recomputed.
+    On a CPU only the states before each m chunks are kept for the backward pass; the rest is
+    recomputed.
     """
     batch, heads, length, _ = inputs[-1].shape
     chunk = min(chunk, length)
@@ -127,12 +128,12 @@ def by_chunks(
         wanted = max(1, most // (batch * heads))
         return min(n for n in range(1, chunks + 1) if chunks % n == 0 and chunks // n <= wanted)
 
-    few, all_ = (partial(_by_chunks, body, memory, chunk, groups(most)) for most in TOGETHER)
-    return (few if few.args == all_.args else by_platform(few, all_))(*inputs)
+    few, many = (partial(_by_chunks, memory, chunk, groups(most)) for most in TOGETHER)
+    return by_platform(partial(few, jax.checkpoint(body)), partial(many, body))(*inputs)
 
 
-def _by_chunks(body, memory: tuple[int, int], chunk: int, n: int, *inputs: Array) -> Values:
-    """`by_chunks` in n groups."""
+def _by_chunks(memory: tuple[int, int], chunk: int, n: int, body, *inputs: Array) -> Values:
+    """`by_chunks` in n groups of them."""
     batch, heads, length, _ = inputs[-1].shape
 
     def split(x: Float[Array, "b h t k"]) -> Float[Array, "n mb h c k"]:
@@ -141,7 +142,7 @@ def _by_chunks(body, memory: tuple[int, int], chunk: int, n: int, *inputs: Array
         return rearrange(x, "b h (n m c) k -> n (m b) h c k", n=n, c=chunk)
 
     S = jnp.zeros((batch, heads, *memory), jnp.float32)
-    _, out = jax.lax.scan(jax.checkpoint(body), S, tuple(map(split, inputs)))
+    _, out = jax.lax.scan(body, S, tuple(map(split, inputs)))
     return rearrange(out, "n (m b) h c v -> b h (n m c) v", b=batch)[:, :, :length]
 
 
