@@ -260,10 +260,10 @@ def _chunk(S: recurrence.Memory, inputs):
 
 
 def after(kept, k, u_k, u_v) -> tuple[Float[Array, "b h k k"], recurrence.Memory]:
-    """Of a chunk that takes S to diag(kept) S + kᵀ (u_v ∓ u_k S): S's factor, and the rest."""
+    """diag(kept) − kᵀ u_k, by which a chunk multiplies S, and kᵀ u_v."""
     kept = kept[..., None] * jnp.eye(k.shape[-1], dtype=k.dtype)[None, None]
-    erased, inflow = (jnp.einsum("bhck,bhcv->bhkv", k, u) for u in (u_k, u_v))
-    return kept - erased, inflow
+    erased, added = (jnp.einsum("bhck,bhcv->bhkv", k, u) for u in (u_k, u_v))
+    return kept - erased, added
 
 
 class System(NamedTuple):

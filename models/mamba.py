@@ -27,7 +27,7 @@ from models.base import Cost, Init, Matrix, Mixer, MixerConfig, State
 from models.layers import Linear, RMSNorm, ShortConv, gated, lift
 from models.packing import Position, kept
 from models.platforms import by_platform
-from models.recurrence import prefix
+from models.recurrence import divisor, prefix
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # the released code's range of initial steps
 
@@ -197,6 +197,7 @@ def _by_chunks(forms, chunk: int, A, tokens) -> Float[Array, "b t i"]:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scan(forms, A, tokens) -> Float[Array, "n c b i"]:
+    """`forms` are forward, giving y and each chunk's first state, and backward."""
     return forms[0](A, tokens)[0]
 
 
@@ -258,18 +259,16 @@ def _forward_at_once(A, tokens):
     m = _beside(A, tokens)
 
     def chunks(h, tokens):
-        shape, tokens = (m, *h.shape), _side_by_side(tokens)
-        step = partial(ssm_step, A)
+        step, shape = partial(ssm_step, A), (m, *h.shape)
         nothing = jnp.zeros((m * len(h), *A.shape), jnp.float32)
         alone = jax.lax.scan(lambda h, x: (step(h, x)[0], None), nothing, tokens)[0]
-        states = prefix(h, _faded(A, tokens).reshape(shape), alone.reshape(shape))
-        starts = jnp.concatenate([h[None], states[:-1]])
+        ends = prefix(h, _faded(A, tokens).reshape(shape), alone.reshape(shape))
+        starts = jnp.concatenate([h[None], ends[:-1]])
         _, y = jax.lax.scan(step, starts.reshape(alone.shape), tokens)
-        return states[-1], (_apart(y, m), starts)
+        return ends[-1], (y, starts)
 
-    grouped = jax.tree.map(lambda x: rearrange(x, "(n m) ... -> n m ...", m=m), tokens)
-    out = jax.lax.scan(chunks, _empty(A, tokens), grouped)[1]
-    return jax.tree.map(lambda x: rearrange(x, "n m ... -> (n m) ..."), out)
+    _, (y, starts) = jax.lax.scan(chunks, _empty(A, tokens), _side_by_side(tokens, m))
+    return _apart(y, m), rearrange(starts, "n m b j i -> (n m) b j i")
 
 
 def _backward_at_once(A, tokens, starts, dy):
@@ -277,32 +276,27 @@ def _backward_at_once(A, tokens, starts, dy):
 
     def chunks(carry, inputs):
         g, dA = carry
-        shape = (m, *g.shape)
-        *tokens, dy = _side_by_side((*inputs[0], inputs[2]))
-        start = inputs[1].reshape(-1, *A.shape)
+        tokens, start, dy = inputs
+        _, dt, _, C, keep = tokens
+        shape, nothing = (m, *g.shape), jnp.zeros_like(start)
 
         def token(g, inputs):
             dt, C, keep, dy = inputs
             return (g + C[..., None] * dy[:, None]) * _decay(A, dt, keep), None
 
-        _, dt, _, C, keep = tokens
-        nothing = jnp.zeros_like(start)
         alone = jax.lax.scan(token, nothing, (dt, C, keep, dy), reverse=True)[0]
         onward = prefix(g, _faded(A, tokens).reshape(shape), alone.reshape(shape), reverse=True)
-        g = jnp.concatenate([onward[1:], g[None]]).reshape(start.shape)
-        carry = g, nothing
-        (_, more), gradients = _chunk_backward(_by_sums, A, carry, (tuple(tokens), start, dy))
-        # or XLA computes these sums over all states as often as what follows reads them
+        ends = jnp.concatenate([onward[1:], g[None]]).reshape(start.shape)
+        (_, more), gradients = _chunk_backward(_by_sums, A, (ends, nothing), inputs)
+        # or XLA computes their sums over all states again wherever they are read
         gradients = jax.lax.optimization_barrier(gradients)
-        gradients = jax.tree.map(lambda x: _apart(x, m), gradients)
         return (onward[0], dA + more.reshape(shape).sum(0)), gradients
 
     zero = jnp.zeros_like(starts[0])
-    grouped = jax.tree.map(
-        lambda x: rearrange(x, "(n m) ... -> n m ...", m=m), (tokens, starts, dy)
-    )
-    (_, dA), out = jax.lax.scan(chunks, (zero, zero), grouped, reverse=True)
-    return dA.sum(0), jax.tree.map(lambda x: rearrange(x, "n m ... -> (n m) ..."), out)
+    starts = rearrange(starts, "(n m) b j i -> n (m b) j i", m=m)
+    inputs = _side_by_side(tokens, m), starts, _side_by_side(dy, m)
+    (_, dA), gradients = jax.lax.scan(chunks, (zero, zero), inputs, reverse=True)
+    return dA.sum(0), jax.tree.map(lambda x: _apart(x, m), gradients)
 
 
 def _gradients(over, A, tokens, g, d_exponent):
@@ -336,17 +330,16 @@ def _faded(A, tokens) -> Float[Array, "b j i"]:
 
 
 def _beside(A, tokens) -> int:
-    """How many chunks are taken side by side: as many as fit, of those that divide them."""
+    """How many chunks are taken side by side."""
     n, c, b, _ = tokens[0].shape
-    wanted = max(1, BESIDE // (c * b * A.size))
-    return max(m for m in range(1, n + 1) if m <= wanted and n % m == 0)
+    return divisor(n, BESIDE // (c * b * A.size))
 
 
-def _side_by_side(tokens):
-    """Chunks as sequences of a batch."""
-    return jax.tree.map(lambda x: rearrange(x, "m c b i -> c (m b) i"), tokens)
+def _side_by_side(tokens, m: int):
+    """m chunks at a time, as the sequences of a batch."""
+    return jax.tree.map(lambda x: rearrange(x, "(n m) c b i -> n c (m b) i", m=m), tokens)
 
 
-def _apart(x: Float[Array, "c mb i"], m: int) -> Float[Array, "m c b i"]:
+def _apart(x: Float[Array, "n c mb i"], m: int) -> Float[Array, "nm c b i"]:
     """The inverse of `_side_by_side`."""
-    return rearrange(x, "c (m b) i -> m c b i", m=m)
+    return rearrange(x, "n c (m b) i -> (n m) c b i", m=m)

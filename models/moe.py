@@ -141,7 +141,8 @@ class RoutedExperts(Channel):
         blocks, rows = config.layout(flat.shape[0])
         block_expert, row, kept = self._assign(chosen, blocks, rows)
 
-        source = jnp.full(blocks * rows, chosen.size).at[row].set(jnp.arange(chosen.size), mode="drop")
+        choice = jnp.arange(chosen.size)
+        source = jnp.full(blocks * rows, chosen.size).at[row].set(choice, mode="drop")
         sent = _moved(jnp.repeat(flat, config.top_k, axis=0), source, row)
         served = self._experts(rearrange(sent, "(n r) d -> n r d", r=rows), block_expert)
         back = _moved(served, row, source)
@@ -208,8 +209,8 @@ class RoutedExperts(Channel):
 
 @jax.custom_vjp
 def _moved(x: Float[Array, "n d"], to: Int[Array, " m"], back: Int[Array, " n"]) -> Array:
-    """Rows x[to], of zeros where `to` is out of range. `back` is the inverse permutation, so that
-    the gradient is moved as well: rows are never added up, which devices do one at a time.
+    """Rows x[to], zeros where `to` is out of range. `back` is the inverse, so that the gradient is
+    moved as well and not added up: a GPU's scatters are slow and in no fixed order.
     """
     return x.at[to].get(mode="fill", fill_value=0)
 
@@ -228,17 +229,17 @@ _moved.defvjp(_moved_forward, _moved_backward)
 
 @jax.custom_vjp
 def _of_blocks(kernels: Float[Array, "e i o"], expert: Int[Array, " n"]) -> Float[Array, "n i o"]:
-    """The kernel of each block's expert; its gradient sums blocks by a product, in a fixed order."""
+    """Each block's kernel, that of its expert. The gradient sums blocks by a product, where a
+    scatter on a GPU would be slow and in no fixed order.
+    """
     return kernels[expert]
 
 
 def _of_blocks_forward(kernels, expert):
-    return kernels[expert], (expert, jnp.zeros(kernels.shape[0], kernels.dtype))
+    return kernels[expert], jax.nn.one_hot(expert, len(kernels), dtype=kernels.dtype)
 
 
-def _of_blocks_backward(saved, dy):
-    expert, like = saved
-    owned = jax.nn.one_hot(expert, len(like), dtype=dy.dtype)
+def _of_blocks_backward(owned, dy):
     return jnp.einsum("ne,nio->eio", owned, dy), None
 
 

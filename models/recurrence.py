@@ -10,7 +10,7 @@ S is (k, v) per head. `log_a` is (b, h, t, k) for per-channel gates (GLA: Yang e
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,8 +44,8 @@ class Decay(NamedTuple):
         return jnp.exp(jnp.cumsum(later[:, :, ::-1], axis=2)[:, :, ::-1])
 
 
-# heads, of as many sequences and neighbouring chunks as it takes, that are computed at once: for a
-# CPU's caches, and to fill an accelerator without limit to its memory
+# heads that are computed at once, of as many sequences and neighbouring chunks as it takes: on a
+# CPU, for its caches, and on an accelerator, for what a short sequence of a large batch has
 TOGETHER = 64, 2**14
 FORGET = -100.0  # log-gates below this are exact zeros in fp32
 GRID = 2.0**-6  # sums of its multiples are exact up to 2^18, so for chunks up to 2621
@@ -124,12 +124,14 @@ def by_chunks(
     chunk = min(chunk, length)
     chunks = -(-length // chunk)
 
-    def groups(most: int) -> int:
-        wanted = max(1, most // (batch * heads))
-        return min(n for n in range(1, chunks + 1) if chunks % n == 0 and chunks // n <= wanted)
-
-    few, many = (partial(_by_chunks, memory, chunk, groups(most)) for most in TOGETHER)
+    groups = [chunks // divisor(chunks, most // (batch * heads)) for most in TOGETHER]
+    few, many = (partial(_by_chunks, memory, chunk, n) for n in groups)
     return by_platform(partial(few, jax.checkpoint(body)), partial(many, body))(*inputs)
+
+
+def divisor(count: int, most: int) -> int:
+    """The largest divisor of `count` that is at most `most`, or 1."""
+    return max(m for m in range(1, count + 1) if m <= max(1, most) and count % m == 0)
 
 
 def _by_chunks(memory: tuple[int, int], chunk: int, n: int, body, *inputs: Array) -> Values:

@@ -249,8 +249,9 @@ def chunked(r, k, v, unit, rated, log_w, *, chunk: int) -> recurrence.Values:
     """`step` over all tokens in chunks, as `delta.chunked` does it.
 
     With p_t = S_{t−1}ᵀ κ_t, S is the plain recurrence over the pairs (k, v) and (−a ⊙ κ, p), and
-    the p of a chunk, p_v + p_k S_0, solve a unit lower triangular system. Between s and t lie the decays of
-    s + 1 … t − 1 for κ, which reads before the decay of its own token, and of s + 1 … t for r.
+    the p of a chunk, p_v + p_k S_0, solve a unit lower triangular system. Between s and t lie the
+    decays of s + 1 … t − 1 for κ, which reads before the decay of its own token, and of s + 1 … t
+    for r.
     """
     memory = k.shape[-1], v.shape[-1]
     return recurrence.by_chunks(_chunk, (r, k, v, unit, rated, log_w), memory, chunk)

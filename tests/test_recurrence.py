@@ -1,5 +1,6 @@
 """The gated recurrence: its three forms are one function, for gates however near to 0 or 1."""
 
+import re
 from functools import cache
 
 import jax
@@ -106,6 +107,20 @@ def test_few_sequences_take_several_chunks_at_once(monkeypatch, together, length
     assert seen == [calls]
 
 
+def test_a_cpu_takes_many_sequences_chunk_by_chunk_and_an_accelerator_all_at_once(monkeypatch):
+    """80 heads of 3 chunks: one loop over chunks there, one over the states between them here."""
+    x = inputs(40, 1, moderate)
+    form = {}
+    for name in ("cpu", "default"):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                jax.lax, "platform_dependent", lambda *args, name=name, **forms: forms[name](*args)
+            )
+            program = jax.make_jaxpr(lambda *x: recurrence.chunked(*x, chunk=16))(*x)
+            form[name] = re.findall(r"length=(\d+)", str(program))
+    assert form == {"cpu": ["1", "3"], "default": ["3", "1"]}  # the inner loop is printed first
+
+
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16], ids=["fp32", "bf16"])
 @scalar_or_channel
 def test_ten_thousand_extreme_gates_change_nothing(gates, dtype):
@@ -203,6 +218,29 @@ def test_states_that_forget_at_once_keep_the_digits_of_their_gradient():
     got = gradient(lambda *x: mamba.scan(*x, None, chunk=16))
     for state, want in zip(got, gradient(sequential_mamba), strict=True):
         assert_close(state, want)
+
+
+@pytest.mark.parametrize("most", [1, 2, 11], ids=["one", "two", "all 6"])
+def test_chunks_side_by_side_equal_tokens_in_turn(monkeypatch, most):
+    """An accelerator's form of Mamba's scan, with this many of 6 chunks at a time."""
+    rng = np.random.default_rng(0)
+    u, dt = (jnp.asarray(z, jnp.float32) for z in rng.uniform(0.1, 1, (2, 2, 48, 3)))
+    B, C = (jnp.asarray(z, jnp.float32) for z in rng.normal(size=(2, 2, 48, 2)))
+    keep = jnp.asarray(rng.uniform(size=(2, 48, 1)) > 0.1, jnp.float32)
+    A = -jnp.asarray([[1.0] * 3, [4.0] * 3], jnp.float32)
+
+    def value(A, B, C, tokens):
+        return mamba.scan(*tokens, A, B, C, keep, chunk=32)
+
+    x = A, B, C, (u, dt)
+    want = value_and_gradients(value)(*x)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, **_: default(*args))
+    monkeypatch.setattr(mamba, "BESIDE", most * mamba.SHORT * u[:, 0].size * len(A))
+    lengths = set(re.findall(r"length=(\d+)", str(jax.make_jaxpr(value)(*x))))
+    assert lengths == {str(mamba.SHORT), str(6 // min(most, 6))}
+    got = value_and_gradients(value)(*x)
+    for one, other in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+        assert_close(one, other)
 
 
 def test_extreme_steps_change_nothing_in_mambas_scan():
