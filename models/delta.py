@@ -153,7 +153,11 @@ class DeltaRule(Mixer):
     def __call__(
         self, x: Float[Array, "b t d"], position: Position = None
     ) -> Float[Array, "b t d"]:
-        q, k, v = self._heads(self.conv(self._project(x), position))
+        parts, first = [], 0  # each alone: joined, they would be copied and cut again
+        for linear in (self.q, self.k, self.v):
+            parts.append(self.conv(linear(x), position, first))
+            first += parts[-1].shape[-1]
+        q, k, v = self._heads(*parts)
         beta, log_a = self._gates(x)
         log_a = restart(log_a, position, recurrence.FORGET)
         return self._finish(chunked(q, k, v, beta, log_a, self.config.chunk_size), x)
@@ -163,19 +167,18 @@ class DeltaRule(Mixer):
         return {"conv": self.conv.init_state(batch, dtype), "S": jnp.zeros(shape, jnp.float32)}
 
     def step(self, state: State, x: Float[Array, "b d"]) -> tuple[State, Float[Array, "b d"]]:
-        conv, qkv = self.conv.step(state["conv"], self._project(x))
-        inputs = (*self._heads(qkv[:, None]), *self._gates(x[:, None]))
+        joined = jnp.concatenate([self.q(x), self.k(x), self.v(x)], axis=-1)
+        conv, joined = self.conv.step(state["conv"], joined)
+        keys = self.config.n_heads * self.d_k
+        parts = jnp.split(joined[:, None], [keys, 2 * keys], axis=-1)
+        inputs = (*self._heads(*parts), *self._gates(x[:, None]))
         S, o = step(state["S"], *(z[:, :, 0] for z in inputs))
         return {"conv": conv, "S": S}, self._finish(o[:, :, None], x[:, None])[:, 0]
 
-    def _project(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch i"]:
-        return jnp.concatenate([self.q(x), self.k(x), self.v(x)], axis=-1)
-
-    def _heads(self, qkv: Float[Array, "b t i"]):
+    def _heads(self, q: Float[Array, "b t i"], k: Float[Array, "b t i"], v: Float[Array, "b t o"]):
         """Queries and keys of length 1 (queries scaled) and values in fp32, heads first."""
         keys, values = self.config.n_heads, self.config.value_heads
-        qkv = jax.nn.silu(qkv).astype(jnp.float32)
-        q, k, v = jnp.split(qkv, [keys * self.d_k, 2 * keys * self.d_k], axis=-1)
+        q, k, v = (jax.nn.silu(z).astype(jnp.float32) for z in (q, k, v))
         q, k = (
             repeat(unit(z), "b t g k -> b (g r) t k", r=values // keys)
             for z in (rearrange(z, "b t (g k) -> b t g k", g=keys) for z in (q, k))
@@ -251,12 +254,12 @@ def _chunk(S: recurrence.Memory, inputs):
     q, k, v, beta, log_a = inputs
     decay = recurrence.decays(log_a)
     start = decay.from_start()
-    system = System.of(jnp.tril(beta * recurrence.scores(k, k, decay), -1))
+    overlap, found = recurrence.scores([k, q], k, decay.pairs())
+    system = System.of(jnp.tril(beta * overlap, -1))
     parts = beta * jnp.concatenate([k * start, v], axis=-1)
     u_k, u_v = jnp.split(solve(system, parts), [k.shape[-1]], axis=-1)
-    kept, inflow = after(start[:, :, -1], k * decay.to_end(), u_k, u_v)
-    S, before = recurrence.states(S, kept, inflow)
-    return S, recurrence.scores(q, k, decay) @ (u_v - u_k @ before) + (q * start) @ before
+    S, before = recurrence.states(S, *after(start[:, :, -1], k * decay.to_end(), u_k, u_v))
+    return S, found @ (u_v - u_k @ before) + (q * start) @ before
 
 
 def after(kept, k, u_k, u_v) -> tuple[Float[Array, "b h k k"], recurrence.Memory]:
@@ -350,12 +353,12 @@ def chunked_flops(length: int, d_k: int, d_v: int, chunk: int, *, scalar: bool) 
     """(matmul, elementwise) FLOPs of `chunked` for one head, padding included."""
     chunk = min(chunk, length)
     padded = length + -length % chunk
-    pairs = recurrence.scores_flops(chunk, d_k, scalar=scalar)
+    pairs = recurrence.scores_flops(chunk, d_k, scalar=scalar, uses=2)
     sums = recurrence.sums_flops(chunk, 1 if scalar else d_k)
-    matmul = sums + 2 * pairs[0] + 2 * chunk * (d_k + 2 * d_v) + 6 * d_k * d_v + 2 * d_k**2
+    matmul = sums + pairs[0] + 2 * chunk * (d_k + 2 * d_v) + 6 * d_k * d_v + 2 * d_k**2
     # β on L, keys and values; three decays on q and k; the corrected values; once per chunk what
     # remains of S and the sum with what flows in
-    elementwise = 2 * pairs[1] + chunk + 6 * d_k + 2 * d_v
+    elementwise = pairs[1] + chunk + 6 * d_k + 2 * d_v
     chunks, inverse = padded // chunk, inverse_flops(chunk)
     once = 2 * d_k**2 + d_k * d_v
     return (

@@ -172,10 +172,11 @@ class ShortConv(nnx.Module):
         self.width, self.channels = width, channels
 
     def __call__(
-        self, x: Float[Array, "b t i"], position: Position = None
+        self, x: Float[Array, "b t i"], position: Position = None, first: int = 0
     ) -> Float[Array, "b t i"]:
-        history = jnp.zeros((x.shape[0], self.width - 1, self.channels), x.dtype)
-        return self._mix(jnp.concatenate([history, x], axis=1), x.shape[1], position)
+        """Of all channels, or of some from the `first` on."""
+        history = jnp.zeros((x.shape[0], self.width - 1, x.shape[-1]), x.dtype)
+        return self._mix(jnp.concatenate([history, x], axis=1), x.shape[1], position, first)
 
     def init_state(self, batch: int, dtype: Any) -> Float[Array, "b w i"]:
         return jnp.zeros((batch, self.width - 1, self.channels), dtype)
@@ -187,9 +188,10 @@ class ShortConv(nnx.Module):
         return window[:, 1:], self._mix(window, 1)[:, 0]
 
     def _mix(
-        self, padded: Float[Array, "b p i"], length: int, position: Position = None
+        self, padded: Float[Array, "b p i"], length: int, position: Position = None, first: int = 0
     ) -> Float[Array, "b t i"]:
-        kernel = self.kernel.astype(padded.dtype)
+        own = slice(first, first + padded.shape[-1])
+        kernel = self.kernel.astype(padded.dtype)[:, own]
         shifted = (padded[:, w : w + length] for w in range(self.width))
         taps = [x * lift(kernel[w], x) for w, x in enumerate(shifted)]
         if position is not None:
@@ -197,7 +199,7 @@ class ShortConv(nnx.Module):
             inside = ((position >= w)[..., None] for w in back)
             taps = [jnp.where(i, tap, 0) for i, tap in zip(inside, taps, strict=True)]
         out = functools.reduce(jnp.add, taps)
-        return out if self.bias is None else out + lift(self.bias.astype(padded.dtype), out)
+        return out if self.bias is None else out + lift(self.bias.astype(padded.dtype)[own], out)
 
     @staticmethod
     def flops(channels: int, width: int) -> int:

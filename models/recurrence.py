@@ -38,6 +38,10 @@ class Decay(NamedTuple):
         """Decay from the chunk's start up to each token."""
         return jnp.exp(self.sums[0] + self.sums[1])
 
+    def pairs(self) -> Float[Array, "b h c s a"]:
+        """Decay from each token s to each token c; 0 for s > c."""
+        return jnp.exp(between(*self))
+
     def to_end(self) -> Float[Array, "b h c a"]:
         """Decay from each token to the chunk's end."""
         later = jnp.pad(self.log_a[:, :, 1:], ((0, 0), (0, 0), (0, 1), (0, 0)))
@@ -205,7 +209,7 @@ def _by_channels(S: Memory, inputs) -> tuple[Memory, Float[Array, "mb h c v"]]:
     start = decay.from_start()
     inflow = jnp.einsum("bhck,bhcv->bhkv", k * decay.to_end(), v)
     S, before = states(S, start[:, :, -1], inflow)
-    return S, scores(q, k, decay) @ v + (q * start) @ before
+    return S, scores([q], k, decay.pairs())[0] @ v + (q * start) @ before
 
 
 def _by_heads(S: Memory, inputs) -> tuple[Memory, Float[Array, "mb h c v"]]:
@@ -224,7 +228,7 @@ def _by_heads(S: Memory, inputs) -> tuple[Memory, Float[Array, "mb h c v"]]:
     inflow = jnp.einsum("xck,xrcv->xrkv", k, shared(v * decay.to_end()))
     S, before = states(S, start[:, :, -1], inflow.reshape(-1, *S.shape[1:]))
     pairs = jnp.einsum("xck,xsk->xcs", q, k)[:, None]
-    inside = (pairs * shared(jnp.exp(between(*decay))[..., 0])) @ shared(v)
+    inside = (pairs * shared(decay.pairs()[..., 0])) @ shared(v)
     earlier = jnp.einsum("xck,xrkv->xrcv", q, shared(before))
     return S, inside.reshape(v.shape) + start * earlier.reshape(v.shape)
 
@@ -248,16 +252,18 @@ def _running(x: Float[Array, "b h c a"], reverse: bool = False) -> Float[Array, 
     return jnp.einsum("ts,bhsa->bhta", jnp.triu(ones) if reverse else jnp.tril(ones), x)
 
 
-def scores(q: Queries, k: Queries, decay: Decay) -> Float[Array, "b h c s"]:
-    """The products q_c · k_s under the decay from s to c.
+def scores(
+    queries: Sequence[Queries], k: Queries, kept: Float[Array, "b h c s a"]
+) -> list[Float[Array, "b h c s"]]:
+    """The products q_c · k_s under `Decay.pairs`, of several queries with the same keys.
 
     With a gate for each channel that is Σ_k q_ck k_sk under one decay per pair and channel, so no
     matmul: splitting the exponential between q and k would make it one, and overflow at fast gates.
     """
-    kept = jnp.exp(between(*decay))
     if kept.shape[-1] == 1:
-        return jnp.einsum("bhck,bhsk->bhcs", q, k) * kept[..., 0]
-    return jnp.sum(q[:, :, :, None] * k[:, :, None] * kept, axis=-1)
+        products = jnp.einsum("bhck,bhsk->bhcs", jnp.concatenate(queries, axis=2), k)
+        return [x * kept[..., 0] for x in jnp.split(products, len(queries), axis=2)]
+    return [jnp.sum(q[:, :, :, None] * k[:, :, None] * kept, axis=-1) for q in queries]
 
 
 @jax.custom_vjp
@@ -317,9 +323,13 @@ def sums_flops(chunk: int, gates: int) -> int:
     return 4 * chunk * gates
 
 
-def scores_flops(chunk: int, d_k: int, *, scalar: bool) -> tuple[int, int]:
-    """(matmul, elementwise) FLOPs of one token's products with a chunk and their decays."""
-    return (2 * chunk * d_k, 3 * chunk) if scalar else (0, 5 * chunk * d_k)
+def scores_flops(chunk: int, d_k: int, *, scalar: bool, uses: int = 1) -> tuple[int, int]:
+    """(matmul, elementwise) FLOPs of one token's products with a chunk, `uses` times under the same
+    decays.
+    """
+    if scalar:
+        return 2 * uses * chunk * d_k, (2 + uses) * chunk
+    return 0, (2 + 3 * uses) * chunk * d_k
 
 
 def step_flops(d_k: int, d_v: int) -> tuple[int, int]:

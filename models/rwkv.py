@@ -260,21 +260,24 @@ def chunked(r, k, v, unit, rated, log_w, *, chunk: int) -> recurrence.Values:
 def _chunk(S: recurrence.Memory, inputs):
     r, k, v, unit, rated, log_w = inputs
     decay = recurrence.decays(log_w)
-    start, end = decay.from_start(), decay.to_end()
+    start, end, pairs = decay.from_start(), decay.to_end(), decay.pairs()
 
     def late(x):  # what a token finds was left by the tokens before it
         return jnp.pad(x, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1]
 
     following = jnp.pad(unit, ((0, 0), (0, 0), (0, 1), (0, 0)))[:, :, 1:]
     begins = late(following * start).at[:, :, 0].set(unit[:, :, 0])
-    system = System.of(late(scores(following, rated, decay)))
-    parts = jnp.concatenate([begins, late(scores(following, k, decay)) @ v], axis=-1)
+    (rated_found, rated_read), (found, read) = (
+        scores([following, r], key, pairs) for key in (rated, k)
+    )
+    system = System.of(late(rated_found))
+    parts = jnp.concatenate([begins, late(found) @ v], axis=-1)
     p_k, p_v = jnp.split(solve(system, parts), [k.shape[-1]], axis=-1)
     kept, outflow = after(start[:, :, -1], rated * end, p_k, p_v)
     inflow = jnp.einsum("bhck,bhcv->bhkv", k * end, v)
     S, before = recurrence.states(S, kept, inflow - outflow)
     p = p_k @ before + p_v
-    out = scores(r, k, decay) @ v - scores(r, rated, decay) @ p + (r * start) @ before
+    out = read @ v - rated_read @ p + (r * start) @ before
     return S, out
 
 
@@ -283,10 +286,10 @@ def chunked_flops(length: int, size: int, chunk: int) -> tuple[int, int]:
     chunk = min(chunk, length)
     padded = length + -length % chunk
     chunks = padded // chunk
-    pairs = recurrence.scores_flops(chunk, size, scalar=False)
+    pairs = recurrence.scores_flops(chunk, size, scalar=False, uses=4)
     sums = recurrence.sums_flops(chunk, size)
-    matmul = sums + 4 * pairs[0] + 10 * chunk * size + 10 * size**2
-    elementwise = 4 * pairs[1] + 7 * size
+    matmul = sums + pairs[0] + 10 * chunk * size + 10 * size**2
+    elementwise = pairs[1] + 7 * size
     inverse = inverse_flops(chunk)
     return (
         padded * matmul + chunks * (inverse[0] + 2 * size**3),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from models.errors import UserError
 from sim import flops, optim
 from sim.data import Source
 from sim.layout import ONE_DEVICE, Layout
@@ -31,6 +32,7 @@ from sim.spec import Run
 DISPATCH = 25  # training steps per call into the compiled program
 CURVE_POINTS = 100  # of the training loss, kept on a record
 CHECKPOINT_SECONDS = 60.0  # between saved trunks; shorter jobs save none
+PACKAGES = ("isoflop", "jax", "flax", "optax", "numpy")  # whose versions a record has
 
 Weights = Mapping[str, np.ndarray]
 
@@ -69,8 +71,10 @@ class Job:
     compiled: int = 0
     cached: int = 0
     source: Source = field(init=False)
+    versions: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.versions = _versions()
         if len({run.trunk for run in self.runs}) != 1:
             raise ValueError("a job's runs must share a trunk: differ in steps and seed only")
         first = self.runs[0]
@@ -133,7 +137,8 @@ def train(
     `wanted` names the keys to yield (None: all); branches that nobody wants are not trained, and
     the lanes stay as they are, so that the rest equals an uninterrupted job's to the last bit.
     With a `workdir`, the trunk is saved there about every CHECKPOINT_SECONDS and resumed from.
-    Raises UserError, before anything is compiled, if the job cannot have that `layout` here.
+    Raises UserError, before anything is compiled, if the job cannot have that `layout` here, or if
+    a package that a record names is not installed.
     """
     job = Job(runs, emit, layout)
     keys = {run.key for run in runs} if wanted is None else set(wanted)
@@ -238,8 +243,18 @@ def _record(
         data_digest=source.digest,
         device=jax.devices()[0].device_kind,
         layout=job.layout.split,
-        versions={name: version(name) for name in ("isoflop", "jax", "flax", "optax", "numpy")},
+        versions=job.versions,
     )
+
+
+def _versions() -> dict[str, str]:
+    try:
+        return {name: version(name) for name in PACKAGES}
+    except PackageNotFoundError as error:
+        raise UserError(
+            f"a record has the versions of {', '.join(PACKAGES)}, and {error.name} is not "
+            "installed; in a folder of its source, pip install -e ."
+        ) from None
 
 
 def _divergence(losses: np.ndarray, nats: np.ndarray, vocab_size: int) -> str:

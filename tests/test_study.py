@@ -164,10 +164,9 @@ def test_what_the_readme_says_of_seconds_and_state_is_in_the_committed_study():
         {arm: gains[-1] for arm, gains in committed(readme.LAPTOP, cost).items()}
         for cost in ("seconds", "state_bytes")
     )
-    order = ["hybrid", "lstm", "mamba2", "mamba"]
-    assert sorted(seconds, key=lambda arm: -seconds[arm]["value"])[:4] == order
+    order = ["hybrid", "lstm", "mamba", "moe", "mamba2"]
+    assert sorted(seconds, key=lambda arm: -seconds[arm]["value"])[:5] == order
     assert all(seconds[arm]["low"] > 1 for arm in order)
-    assert seconds["moe"]["low"] < 1 < seconds["moe"]["high"]
     assert all(seconds[arm]["high"] < 1 for arm in ("gated_deltanet", "linear"))
     assert min(state, key=lambda arm: state[arm]["value"]) == "moe"
     assert all(1 < state["moe"]["low"] <= at["low"] for at in state.values())

@@ -8,6 +8,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from models import zoo
+from models.errors import UserError
 from sim import cache
 from sim import train as training
 from sim.data import Corpus, ZipfFacts
@@ -107,6 +108,14 @@ def test_too_high_a_rate_is_a_row_that_says_why():
     assert record.status == "diverged"
     assert record.loss is None
     assert "not finite" in record.reason or "not below" in record.reason
+
+
+def test_a_package_that_is_not_installed_is_told_before_anything_is_compiled(monkeypatch):
+    monkeypatch.setattr(training, "PACKAGES", ("jax", "isotone"))
+    events: list[training.Event] = []
+    with pytest.raises(UserError, match="isotone is not installed"):
+        next(train([run()], emit=events.append))
+    assert events == []
 
 
 def test_schedule_warms_up_stays_and_cools_down_without_reaching_zero():
