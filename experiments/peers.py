@@ -14,9 +14,9 @@ each new shape is compiled anew.
 Command:   make parity, then .venv-parity/bin/isoflop run peers --json && isoflop figures peers
 Duration:  17 minutes on 2 cores beside other work, most of it the peers of the two Mambas;
            --compiled takes 3 (Gated DeltaNet) to 9 minutes (Mamba) for a family's step and prompt
-Expected:  on a CPU a training step of .8 for experts, .9 for dense, and 1.6 to 8 for the
-           recurrences (1.3 beside Gated DeltaNet by torch.compile, which makes Mamba slower);
-           decoding above 1.7 for all; on a GPU all above 1
+Expected:  on a CPU a training step of .9 for experts, about 1 for dense, and 1.6 to 10 for the
+           recurrences (1.2 beside Gated DeltaNet by torch.compile, which makes Mamba slower);
+           decoding above 1.7 for all; on a GPU all above 2
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def test_what_the_readme_says_of_two_cores_is_in_the_committed_table():
     recurrences = [row for row in rows if row["family"] not in ("dense", "moe")]
     steps = [row for row in recurrences if row["program"] == "train_step"]
     slowest, fastest = (pick(row["ratio"] for row in steps) for pick in (min, max))
-    assert (slowest, fastest) == pytest.approx((1.6, 8.0), abs=0.05)
+    assert (slowest, fastest) == pytest.approx((1.6, 9.6), abs=0.05)
     assert all(1.45 < row["peer_memory_bytes"] / row["memory_bytes"] < 4.5 for row in steps)
     assert all(row["ratio"] > 2.6 for row in rows if row["program"] == "decode")
     ratios = {
@@ -148,7 +148,7 @@ def test_what_the_readme_says_of_two_cores_is_in_the_committed_table():
     )
     assert compiled["gated_deltanet"] == pytest.approx(1.2, abs=0.05)
     changes = {name: compiled[name] / eager[name] for name in ("mamba2", "mamba")}
-    assert changes == pytest.approx({"mamba2": 1.0, "mamba": 1.9}, abs=0.1)
+    assert changes == pytest.approx({"mamba2": 1 / 1.3, "mamba": 2}, abs=0.1)
 
 
 def test_what_the_readme_says_of_the_h100_is_in_the_committed_table():
