@@ -74,3 +74,12 @@ def test_finer_experts_keep_total_and_active_parameters():
 def test_a_width_too_narrow_for_the_mixer_is_refused():
     with pytest.raises(UserError, match=r"width=8 .* too few for mamba .* choose a width"):
         zoo.mamba(8)
+
+
+@every_family
+def test_hidden_layers_of_512_channels_are_multiples_of_eight(family):
+    """So that a GPU pads no operand; a balance of parameters alone gives `dense` 1579 here."""
+    for block in zoo.FAMILIES[family](592, 4).blocks:
+        if (channel := block.channel) is not None:
+            size = getattr(channel, "d_ff", None) or channel.d_expert
+            assert size < 512 or size % 8 == 0
