@@ -3,7 +3,7 @@
     .txt      UTF-8, mapped where it lies
     .jsonl    one JSON object a line; the strings under `field`, with a blank line between documents
     .parquet  the strings of the column `field`, likewise
-    .bin      token ids as little-endian uint16 (the format of nanoGPT), mapped where it lies
+    .bin      token ids of a stated width, or behind llm.c's header (sim/tokenfile.py), mapped
 
 Documents of .jsonl and .parquet are written to the cache once, as text.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +25,7 @@ from pydantic import Field, model_validator
 from models.errors import UserError
 from sim import cache
 from sim.source import HELD_OUT, DataConfig, Pieces, StoredTokens
+from sim.tokenfile import Width, ids_of, read_ids
 from sim.tokenizer import BPE_VOCAB_MAX, BPE_VOCAB_MIN, text_tokens
 
 SUFFIXES = (".txt", ".jsonl", ".parquet", ".bin")
@@ -35,15 +37,17 @@ class File(DataConfig):
     """A local file. Its SHA-256 is part of the value, so that a run is named by content.
 
     `digest` is read from the file when left out, and a file that has changed since is refused by
-    `open`. `bin_vocab` says how many token ids a .bin file may hold, and is for .bin alone; its
-    held-out split is its last twentieth. Raises UserError if the file is missing or empty.
+    `open`. For .bin alone: `bin_vocab` says that its token ids are below it, `dtype` how wide they
+    are, unless a header does; its held-out split is its last twentieth. Raises UserError if the
+    file is missing or empty.
     """
 
     kind: Literal["file"] = "file"
     path: str
     field: str = "text"
     bpe_vocab: int | None = Field(None, ge=BPE_VOCAB_MIN, le=BPE_VOCAB_MAX)
-    bin_vocab: int | None = Field(None, ge=2, le=65_536)
+    bin_vocab: int | None = Field(None, ge=2, lt=2**31)
+    dtype: Width | None = None
     digest: str = Field(default_factory=lambda given: file_digest(given["path"]))
 
     @model_validator(mode="after")
@@ -58,6 +62,11 @@ class File(DataConfig):
         if self.suffix == ".bin" and self.bpe_vocab is not None:
             raise ValueError(
                 f"bpe_vocab={self.bpe_vocab} needs text, but {self.path} holds tokens; drop it"
+            )
+        if self.dtype is not None and (self.bin_vocab or math.inf) > ids_of(self.dtype):
+            raise ValueError(
+                f"dtype={self.dtype} holds {ids_of(self.dtype)} token ids of a .bin file, but "
+                f"bin_vocab={self.bin_vocab}; state a wider dtype, or drop it for text"
             )
         return self
 
@@ -77,7 +86,7 @@ class File(DataConfig):
                 f"{found[:16]}; restore the file, or leave the digest out to describe a new run"
             )
         if self.bin_vocab is not None:
-            return _tokens(self.path, found, self.bin_vocab)
+            return _tokens(self.path, found, self.bin_vocab, self.dtype)
         if self.suffix == ".txt":
             text, digest = _utf8(self.path), found
         else:
@@ -107,12 +116,8 @@ def _file_digest(path: str, size: int, changed_ns: int) -> str:
         raise UserError(f"{path} must be readable ({error.strerror}); allow it") from error
 
 
-def _tokens(path: str, digest: str, vocab: int) -> StoredTokens:
-    if Path(path).stat().st_size % 2:
-        raise UserError(f"{path} must hold uint16 tokens, but its size is odd; write it as uint16")
-    tokens = np.asarray(np.memmap(path, "<u2", mode="r"))
-    if (largest := int(tokens.max())) >= vocab:
-        raise UserError(f"bin_vocab={vocab} must exceed the token {largest} of {path}; raise it")
+def _tokens(path: str, digest: str, vocab: int, width: Width | None) -> StoredTokens:
+    tokens = read_ids(path, vocab, width)
     cut = len(tokens) - len(tokens) // HELD_OUT
     return StoredTokens(
         path, digest, Pieces(tokens, [(0, cut)]), Pieces(tokens, [(cut, len(tokens))])

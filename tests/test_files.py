@@ -7,9 +7,11 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from pydantic import ValidationError
 from sources import refusal
 
 from sim.data import File
+from sim.spec import digest, essential
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
@@ -45,7 +47,7 @@ def test_a_field_may_have_another_name(tmp_path):
 def test_a_token_file_is_mapped_and_its_last_twentieth_held_out(tmp_path):
     tokens = np.arange(1000, dtype="<u2")
     tokens.tofile(tmp_path / "a.bin")
-    config = File(path=str(tmp_path / "a.bin"), bin_vocab=1000)
+    config = File(path=str(tmp_path / "a.bin"), bin_vocab=1000, dtype="uint16")
     opened = config.open()
     assert (config.vocab_size, opened.train_tokens, opened.bytes_per_token) == (1000, 950, None)
     np.testing.assert_array_equal(opened.held_out(49, 49), [range(950, 1000)])
@@ -95,9 +97,65 @@ def test_a_bad_parquet_column_is_refused_in_one_line(tmp_path):
     assert "row 2" in refusal(File(path=path).open)
 
 
+IDS = np.arange(1, 400) % 350
+
+
+def llm_c(ids, magic=20240520, version=1, count=None, dtype="<u2") -> bytes:
+    """As llm.c's write_datafile writes it."""
+    header = np.zeros(256, "<i4")
+    header[:3] = magic, version, len(ids) if count is None else count
+    return header.tobytes() + ids.astype(dtype).tobytes()
+
+
 @pytest.mark.parametrize(
-    ("content", "told"), [(b"123", "size is odd"), (b"\x07\x00" * 99, "exceed the token 7")]
+    ("content", "stated"),
+    [
+        (IDS.astype("<u2").tobytes(), "uint16"),
+        (IDS.astype("<u4").tobytes(), "uint32"),
+        (llm_c(IDS), None),
+        (llm_c(IDS), "uint16"),
+        (llm_c(IDS, 20240801, 7, dtype="<u4"), None),
+    ],
+    ids=["nanogpt", "raw-wide", "llm.c-gpt2", "llm.c-gpt2-stated", "llm.c-llama3"],
 )
-def test_a_bad_token_file_is_refused_in_one_line(tmp_path, content, told):
+def test_ids_are_read_at_the_width_stated_or_in_the_header(tmp_path, content, stated):
     (tmp_path / "a.bin").write_bytes(content)
-    assert told in refusal(File(path=str(tmp_path / "a.bin"), bin_vocab=7).open)
+    opened = File(path=str(tmp_path / "a.bin"), bin_vocab=350, dtype=stated).open()
+    read = np.concatenate([*opened.train.slices(), *opened.held.slices()])
+    np.testing.assert_array_equal(read, IDS)
+
+
+@pytest.mark.parametrize(
+    ("content", "stated", "told"),
+    [
+        (IDS.astype("<u2").tobytes(), None, "must be stated; set dtype='uint16'"),
+        (IDS.astype("<u4").tobytes(), None, "must be stated"),
+        (IDS.astype("<u4").tobytes(), "uint16", "every second id of"),
+        (IDS.astype("<u2").tobytes()[:-2], "uint32", "exceed the id"),
+        (b"123", "uint16", "holds 3 bytes, no multiple of that"),
+        (IDS.astype("<u2").tobytes(), "uint32", "no multiple of that; state another dtype"),
+        (b"\x5e\x01" * 99, "uint16", "exceed the id 350"),
+        (llm_c(IDS), "uint32", "begins with llm.c's header of uint16; drop it"),
+        (llm_c(IDS)[:-2], None, "header of 399 ids of uint16, which take 1822 bytes"),
+        (llm_c(IDS, version=2), None, "only version 1 is known"),
+        (llm_c(IDS[:0]), None, "has a header alone"),
+    ],
+)
+def test_ids_whose_width_is_unknown_or_contradicted_are_refused(tmp_path, content, stated, told):
+    (tmp_path / "a.bin").write_bytes(content)
+    assert told in refusal(File(path=str(tmp_path / "a.bin"), bin_vocab=350, dtype=stated).open)
+
+
+def test_a_width_holds_its_vocabulary_and_is_for_token_files_alone():
+    for path, fields, told in (
+        ("a.bin", {"bin_vocab": 70_000, "dtype": "uint16"}, "dtype=uint16 holds 65536 token ids"),
+        ("a.txt", {"dtype": "uint16"}, "bin_vocab=None; state a wider dtype, or drop it for text"),
+    ):
+        with pytest.raises(ValidationError, match=told):
+            File(path=path, digest="0", **fields)
+
+
+def test_a_width_left_out_is_not_in_the_key_so_older_runs_keep_theirs():
+    plain = File(path="a.bin", digest="0", bin_vocab=9)
+    assert "dtype" not in essential(plain)
+    assert digest(plain) != digest(plain.model_copy(update={"dtype": "uint16"}))

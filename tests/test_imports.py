@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,15 @@ def test_imports_flow_one_way(package):
 def test_help_and_fits_start_without_jax(module):
     code = f"import {module}, sys; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_extra_is_one_that_something_asks_for():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    asking = [ROOT / "README.md", ROOT / "Makefile"]
+    asking += [path for package in ALLOWED for path in (ROOT / package).rglob("*.py")]
+    said = "".join(path.read_text() for path in asking)
+    assert [
+        name for name in extras if f"[{name}]" not in said and f"--extra {name}" not in said
+    ] == []
