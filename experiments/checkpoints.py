@@ -27,7 +27,7 @@ def import_(
         text: a UTF-8 file to measure the loss on, in windows of --seq-len tokens.
         sample: prompts to go on with.
         seq_len: tokens in a window; also for the FLOPs per token.
-        context: tokens that the decoding state is counted for.
+        context: tokens that the decoding state is counted for, and that a sample may reach.
         tokens: to write after each prompt.
         temperature: of the sampling; 0 takes the likeliest token.
         seed: of the sampling.
@@ -45,7 +45,7 @@ def import_(
             "nats per token": loss.nats_per_token,
             "bits per byte": loss.bits_per_byte,
         }
-    written = {p: checkpoint.write(p, tokens, temperature, seed) for p in sample}
+    written = {p: checkpoint.write(p, tokens, temperature, seed, context) for p in sample}
     if json:
         _print_json(found | {"samples": written} if sample else found)
         return
@@ -88,7 +88,8 @@ def export(run: str, folder: Path, runs: Path = Path("runs"), layout: str | None
     from sim.records import Store, write
 
     store = Store(runs)
-    keys = [path.parent.name for path in sorted(runs.glob(f"{run}*/result.json"))]
+    found = sorted(path.parent.name for path in runs.glob("*/result.json"))
+    keys = [key for key in found if key.startswith(run)]
     if len(keys) != 1:
         raise UserError(
             f"{len(keys)} finished runs in {runs} have a key that begins with {run!r}; "

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from pydantic import PositiveFloat, PositiveInt
 
 from models import tiled
@@ -119,6 +119,10 @@ class Attention(MixerConfig):
         """Keys a cache for `context` tokens holds: all of them, or a ring of `window`."""
         return min(context, self.window or context)
 
+    def max_tokens(self, context: int) -> int | None:
+        """A ring of the whole window goes on for ever, a shorter cache to its last slot."""
+        return None if self.slots(context) == self.window else context
+
     def tile(self, seq_len: int) -> int:
         """Side of the parallel form's tiles of scores."""
         least, middle, most = TILES
@@ -157,9 +161,15 @@ class SoftmaxAttention(Mixer):
             "position": jnp.zeros(batch, jnp.int32),
         }
 
+    def room(self, state: State) -> Int[Array, " b"] | None:
+        slots = state["k"].shape[2]
+        return None if slots == self.config.window else slots - state["position"]
+
     def step(self, state: State, x: Float[Array, "b d"]) -> tuple[State, Float[Array, "b d"]]:
-        """Tokens beyond a full cache's last slot overwrite the oldest (a ring)."""
-        position = state["position"]
+        """A token overwrites the one a window before it. Where the cache is shorter than the
+        window, or there is none, that token should still be seen: what follows is NaN.
+        """
+        position, room = state["position"], self.room(state)
         # every sequence has its own position, so sequences stand in as the time axis' batch
         q, k, v = jax.vmap(lambda x, p: self._heads(x[None, None], p[None]))(x, position)
         batch, groups, slots, _ = state["k"].shape
@@ -169,6 +179,8 @@ class SoftmaxAttention(Mixer):
         values = state["v"].at[slot].set(v[:, 0, :, 0])
         seen = jnp.arange(slots)[None] <= position[:, None]
         out = _attend(q[:, 0], keys, values, seen[:, None, None, None])
+        if room is not None:
+            out = jnp.where(room[:, None, None, None] > 0, out, jnp.nan)
         out = self._finish(rearrange(out, "b h 1 k -> b (h k)"), x)
         return {"k": keys, "v": values, "position": position + 1}, out
 

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny
 
 from models.errors import UserError
@@ -134,6 +134,10 @@ class MixerConfig(Tagged):
         """Elements of the decoding state of one sequence, made for `context` tokens."""
         raise TypeError(f"{type(self).__name__} has no state_size")
 
+    def max_tokens(self, context: int) -> int | None:
+        """Tokens that a state made for `context` tokens can take; None: any number."""
+        return None
+
 
 class Mixer(nnx.Module):
     """Mixes along time. `step` has the signature of `lax.scan`'s body: the oracle is scan(step)."""
@@ -148,7 +152,12 @@ class Mixer(nnx.Module):
         """The state before any token. Caches hold `dtype`; recurrent states are always fp32."""
         raise TypeError(f"{type(self).__name__} has no state")
 
+    def room(self, state: State) -> Int[Array, " b"] | None:
+        """Tokens that each sequence's state still takes; None: any number."""
+        return None
+
     def step(self, state: State, x: Float[Array, "b d"]) -> tuple[State, Float[Array, "b d"]]:
+        """One token on. Beyond what the state can take, a sequence's outputs are NaN."""
         raise TypeError(f"{type(self).__name__} has no step form")
 
     def forward(

@@ -112,6 +112,11 @@ class ModelConfig(Config):
             if block.mixer is not None
         )
 
+    def max_tokens(self, context: int) -> int | None:
+        """Tokens that a state made for `context` tokens can take; None: any number."""
+        each = [block.mixer.max_tokens(context) for block in self.blocks if block.mixer]
+        return min((most for most in each if most is not None), default=None)
+
     @property
     def causal(self) -> bool:
         """Whether no token's logits depend on a later token: else a loss is no language model's."""
@@ -273,6 +278,7 @@ class LM(nnx.Module):
         return x if self.embed_norm is None else self.embed_norm(x)
 
     def init_state(self, batch: int, context: int) -> list[State]:
+        """The state before any token, for `config.max_tokens(context)` of each sequence."""
         return [
             block.mixer.init_state(batch, context, self.config.dtype) if block.mixer else ()
             for block in self.blocks
@@ -282,13 +288,29 @@ class LM(nnx.Module):
     def step(
         self, state: list[State], tokens: Int[Array, " b"]
     ) -> tuple[list[State], Float[Array, "b w"]]:
-        """Decode one token of each sequence: the next state and the next token's logits."""
+        """Decode one token of each sequence: the next state and the next token's logits.
+
+        Beyond what the state can take (`config.max_tokens`), a sequence's logits are NaN inside a
+        compiled program; outside of one, where that is seen beforehand, it is a UserError.
+        """
+        self._check_room(state)
         x, left = self._embed(tokens), Left()
         after = []
         for block, before in zip(self.blocks, state, strict=True):
             before, x, left = _call("step", *nnx.split(block), before, x, left)
             after.append(before)
         return after, self.logits(self.norm(x))
+
+    def _check_room(self, state: list[State]) -> None:
+        """Raise UserError if a sequence's state is full, where its values are known."""
+        for i, (block, before) in enumerate(zip(self.blocks, state, strict=True)):
+            room = block.mixer.room(before) if block.mixer else None
+            if room is not None and not isinstance(room, jax.core.Tracer) and room.min() < 1:
+                kind = type(block.mixer).__name__
+                raise UserError(
+                    f"the decoding state of block {i} ({kind}) has taken every token of the "
+                    f"context that it was made for; init_state for a longer context"
+                )
 
 
 def _period(blocks: tuple[Block, ...]) -> int:

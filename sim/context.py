@@ -116,8 +116,16 @@ def prefill(model: ModelConfig, seq_len: int, batch: int = 1) -> Probe:
 def decode(model: ModelConfig, seq_len: int, batch: int = 1) -> Probe:
     """Write a token greedily against a state made for `seq_len` tokens, DECODED in a call.
 
-    What the state holds costs nothing: every slot of a cache is read, whatever its position.
+    What the state holds costs nothing: every slot of a cache is read, whatever its position. So
+    every call begins where the first did, and none writes past the state. Raises UserError if the
+    state cannot take as many tokens.
     """
+    most = model.max_tokens(seq_len)
+    if most is not None and most < DECODED:
+        raise UserError(
+            f"decoding is timed {DECODED} tokens at a time, but a state for seq_len={seq_len} "
+            f"takes {most}; ask for at least {DECODED}"
+        )
     program = Program(model, Optim(lr=1e-3))
 
     def write(carry, first):
@@ -129,12 +137,17 @@ def decode(model: ModelConfig, seq_len: int, batch: int = 1) -> Probe:
             cache, logits = lm.step(cache, tokens)
             return (cache, jnp.argmax(logits, axis=-1)), None
 
-        (cache, last), _ = jax.lax.scan(step, (cache, first), length=DECODED)
-        return (params, cache), last
+        (after, last), _ = jax.lax.scan(step, (cache, first), length=DECODED)
+        return (params, jax.tree.map(_rewound, cache, after)), last
 
     params = _lane(program)
     cache = nnx.merge(program.abstract[0], params).init_state(batch, seq_len)
     return probe(write, (params, cache), _tokens(model, batch), share=1 / DECODED)
+
+
+def _rewound(before: jax.Array, after: jax.Array) -> jax.Array:
+    """A state's array, positions as they were."""
+    return before if jnp.issubdtype(before.dtype, jnp.integer) else after
 
 
 PROGRAMS: dict[str, Callable[..., Probe]] = {

@@ -108,11 +108,22 @@ class Checkpoint:
 
         return partial(nats, self.params)
 
-    def write(self, prompt: str, tokens: int, temperature: float = 0.0, seed: int = 0) -> str:
-        """What the model writes after `prompt`, greedily or sampled at a temperature."""
+    def write(
+        self, prompt: str, tokens: int, temperature: float = 0.0, seed: int = 0, context: int = 8192
+    ) -> str:
+        """What the model writes after `prompt`, greedily or sampled at a temperature.
+
+        Raises UserError where a decoding state for `context` tokens is too small for both.
+        """
         given = self.encode(prompt)
         if not len(given):
             raise UserError("a prompt needs at least one token; give one")
+        most, needed = self.model.max_tokens(context), len(given) + tokens - 1
+        if most is not None and needed > most:
+            raise UserError(
+                f"a prompt of {len(given)} tokens and {tokens} to write need a decoding state for "
+                f"{needed} tokens, but context={context}; write fewer, or raise context"
+            )
         fed = np.concatenate([given, np.full(tokens - 1, -1, np.int32)])
         written = self._decode(temperature > 0)(
             self.params, fed, max(temperature, 1e-6), jax.random.key(seed)

@@ -128,6 +128,17 @@ def test_prefill_and_decode_are_the_models_own():
     assert write.share * context.DECODED == 1
 
 
+def test_decoding_again_never_writes_past_the_state():
+    """Calls are repeated on one state; attention would be NaN, which experts' routes depend on."""
+    write = context.decode(model("dense", 32, 1), context.DECODED)
+    first = write.function(write.state, *write.args)
+    second = write.function(first[0], *write.args)
+    assert (first[1] == second[1]).all()
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(second[0]))
+    with pytest.raises(UserError, match="16 tokens at a time, but a state for seq_len=15 takes 15"):
+        context.decode(model("dense", 32, 1), context.DECODED - 1)
+
+
 def test_turns_alternate_between_programs_and_the_first_is_not_counted():
     calls: list[str] = []
 

@@ -282,5 +282,7 @@ def test_a_trained_run_is_exported_imported_measured_and_sampled(tmp_path, capsy
     assert 4 < found["nats per token"] < 8  # untrained: about log 256
     assert len(found["samples"]["In the"]) > 0
     assert main(["import", "out", "--text", "gone.txt"]) == 2
-    assert main(["export", "zzz", "out"]) == 2
-    assert capsys.readouterr().err.count("\n") == 2
+    assert main(["export", "zzz", "out"]) == main(["export", "*", "out"]) == 2
+    assert capsys.readouterr().err.count("\n") == 3
+    assert main(["import", "out", *options, "--context", "9"]) == 2
+    assert "a prompt of 6 tokens and 5 to write need" in capsys.readouterr().err

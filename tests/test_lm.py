@@ -9,6 +9,7 @@ from flax import nnx
 from models import lm
 from models.attention import Attention
 from models.base import Init, count
+from models.errors import UserError
 from models.linear import LinearAttention
 from models.lm import Block, ModelConfig, tile
 from models.mamba import Mamba
@@ -166,6 +167,26 @@ def test_steps_give_the_logits_of_the_whole_sequence(config):
 
     got = jnp.moveaxis(jax.jit(decode)(params, x), 0, 1)
     assert np.abs(np.asarray(got - want)).max() < 1e-5 * np.abs(np.asarray(want)).max()
+
+
+def test_decoding_past_the_context_is_refused_or_nan_in_a_compiled_program():
+    """The full attention bounds the model; the window below it and the recurrence do not."""
+    full = Block(mixer=Attention(n_heads=2))
+    config = HYBRID.model_copy(update={"blocks": (*HYBRID.blocks[:2], full)})
+    assert (HYBRID.max_tokens(6), HYBRID.max_tokens(4), config.max_tokens(6)) == (None, 4, 6)
+    params, apply = parts(config)
+    x = tokens(config, length=7)
+    model = apply(params)
+    state = model.init_state(2, 6)
+    logits = jax.jit(lambda p, s, x: jax.lax.scan(apply(p).step, s, x)[1])(params, state, x.T)
+    assert np.isfinite(np.asarray(logits[:6])).all()
+    assert np.isnan(np.asarray(logits[6])).all()
+    for token in x.T[:6]:
+        state, _ = jax.jit(lambda p, s, x: apply(p).step(s, x))(params, state, token)
+    with pytest.raises(
+        UserError, match=r"state of block 2 \(SoftmaxAttention\) has taken every token"
+    ):
+        model.step(state, x[:, 6])
 
 
 @both

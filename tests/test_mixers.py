@@ -168,6 +168,38 @@ def test_step_matches_parallel_in_outputs_and_gradients(config):
         assert relative(np.asarray(got), np.asarray(want)) < 1e-5
 
 
+def decode_beyond(config, context):
+    """Against the parallel form, far beyond the context that the state was made for."""
+    params, apply = build(config)
+    x = tokens()
+
+    def stepped(params, x):
+        mixer = apply(params)
+        state = mixer.init_state(len(x), context)
+        return jax.lax.scan(mixer.step, state, jnp.moveaxis(x, 1, 0))[1]
+
+    got = np.moveaxis(np.asarray(jax.jit(stepped)(params, x)), 0, 1)
+    most = config.max_tokens(context)
+    assert most in (None, context)
+    end = LENGTH if most is None else most
+    assert relative(got[:, :end], np.asarray(mixed(config)(x))[:, :end]) < 1e-5
+    assert np.isnan(got[:, end:]).all()
+
+
+@every_mixer
+def test_a_state_goes_on_rightly_or_says_nan_never_silently_wrong(config):
+    decode_beyond(config, context=30)
+
+
+def test_a_window_longer_than_the_context_is_bounded_and_a_ring_of_it_takes_any_number():
+    bounded = {name for name, m in MIXERS.items() if m.max_tokens(30) is not None}
+    assert bounded == {"attention", "mqa-nope", "attention-options"}
+    window = MIXERS["gqa-window-qk-norm"]
+    assert [window.max_tokens(n) for n in (19, 20, 21)] == [19, None, None]
+    assert window.state_size(D_MODEL, 20) == window.state_size(D_MODEL, 10**9)
+    decode_beyond(window, context=19)
+
+
 @every_mixer
 def test_the_future_never_reaches_the_past(config):
     mix, x = mixed(config), tokens()
