@@ -1,6 +1,15 @@
 """`python -m experiments` is the `isoflop` command."""
 
-from experiments.cli import main
+from experiments import interrupts
+
+
+def main() -> int:
+    """The installed command. What it imports takes longer than a hand on Ctrl-C."""
+    interrupts.end_at_once()
+    from experiments import cli
+
+    return cli.main()
+
 
 if __name__ == "__main__":
     raise SystemExit(main())

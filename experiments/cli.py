@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import experiments
+from experiments import interrupts
 from experiments.flags import ListFlags, RunFlags, ShowFlags, Usage, later, layout, parse, shard
 from experiments.text import budget_table, si, table
 
@@ -114,14 +115,22 @@ def _train(flags: RunFlags, cells: list[Cell]) -> int:
     from sim.train import train
 
     trainer = train if asked is None else functools.partial(train, layout=asked)
-    with Progress(cells, budget, sys.stderr, flags.quiet) as progress:
+    with (
+        interrupts.raised_until_caught() as check,
+        Progress(cells, budget, sys.stderr, flags.quiet) as progress,
+    ):
+
+        def watch(message: Any) -> None:
+            check(message)
+            progress.watch(message)
+
         outcome = execute(
             cells,
             flags.runs,
             trainer,
             workers=workers,
             shard=part,
-            watch=progress.watch,
+            watch=watch,
             need_bytes=budget.peak_bytes,
         )
     rows = store.rows(cells)
@@ -154,12 +163,6 @@ def _verdict(outcome: Outcome) -> int:
     if outcome.mistakes:
         more = f" ({len(failed)} runs failed so)" if len(failed) > 1 else ""
         return _complain(outcome.mistakes[0] + more)
-    if outcome.held:
-        return _complain(
-            f"{outcome.held[0].owner} is training {len(outcome.held)} of these jobs in the same "
-            f"runs directory; wait for it and run this again (if it is gone, delete the folder "
-            f"claims there)"
-        )
     if failed:
         _complain(f"{len(failed)} runs failed; the first: {failed[0].reason}")
         return 1
@@ -170,6 +173,8 @@ def _summary(outcome: Outcome, total: int) -> str:
     said = [f"{outcome.count('ok')} of {total} runs trained"]
     if outcome.finished:
         said.append(f"{outcome.finished} finished before")
+    if outcome.elsewhere:
+        said.append(f"{outcome.elsewhere} trained by other processes meanwhile")
     said += [f"{n} {word}" for word in ("diverged", "failed") if (n := outcome.count(word))]
     jobs = {record.run.trunk: record for record in outcome.trained}.values()  # their last records
     if compiled := sum(record.compiled + record.cached for record in jobs):
@@ -335,8 +340,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from what is finished", file=sys.stderr)
-        return 130
+        print(interrupts.STOPPED, file=sys.stderr)
+        return interrupts.EXIT_CODE
     except BrokenPipeError:  # the reader of our output has gone, as in `isoflop list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.text import duration, labelled, si
-from sim.grid import Ended, Held, Landed, Started
+from sim.grid import Ended, Landed, Leased, Started
 from sim.records import Record
 
 if TYPE_CHECKING:
@@ -39,10 +39,11 @@ class Progress:
 
     cells: Iterable[Cell]
     plan: Plan
-    stream: TextIO
+    stream: Any  # a text file; a terminal has a live display
     quiet: bool = False
     running: dict[str, _Running] = field(default_factory=dict)
     landed: dict[str, Record] = field(default_factory=dict)
+    leased: dict[str, str] = field(default_factory=dict)  # trunk → who else trains it
 
     def __post_init__(self) -> None:
         self.labels = {cell.run.key: labelled(cell.labels) for cell in self.cells}
@@ -71,13 +72,17 @@ class Progress:
         match message:
             case Started(trunk):
                 self.running[trunk] = _Running(time.monotonic())
+                self.leased.pop(trunk, None)
             case Landed(_, record):
                 self.landed[record.key] = record
                 self._line(self._result(record))
             case Ended(trunk):
                 self.running.pop(trunk, None)
-            case Held(trunk, owner):
-                self._line(f"{self.titles[trunk]}: left to {owner}")
+                self.leased.pop(trunk, None)
+            case Leased(trunk, owner):
+                self.running.pop(trunk, None)
+                self.leased[trunk] = owner
+                self._line(f"{self.titles[trunk]}: leased by {owner}; left for later")
             case event:
                 if event.job in self.running:
                     self.running[event.job].event = event
@@ -113,6 +118,8 @@ class Progress:
             body.add_column(name, justify="left" if name == "running" else "right", style="cyan")
         for trunk, state in self.running.items():
             body.add_row(self.titles[trunk], *_numbers(state))
+        for trunk, owner in self.leased.items():
+            body.add_row(self.titles[trunk], f"leased by {owner}", "", "")
         told = [Text(self._result(record), "red") for record in failures[-SHOWN_FAILURES:]]
         return Group(head, body, *told)
 

@@ -85,7 +85,7 @@ def _hire(work: Work, share: set[int], workers: int, job: Any) -> _Worker:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, work, workers), daemon=True)
-    with _on(share):  # a child inherits its parent's cores
+    with _on(share), _without_interrupts():  # a child inherits its parent's cores and signal mask
         process.start()
     there.close()
     with contextlib.suppress(BrokenPipeError):  # a process that died at once is found dead later
@@ -95,7 +95,6 @@ def _hire(work: Work, share: set[int], workers: int, job: Any) -> _Worker:
 
 def _serve(pipe: Connection, work: Work, workers: int) -> None:
     """A spawned process: jobs in, messages out, until there are no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_follow_parent, daemon=True).start()
     # JAX takes .75 of a GPU's memory by default, which N processes have to share
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.75 / workers:.3f}")
@@ -147,3 +146,18 @@ def _on(share: set[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C reaches every process of a terminal, and is the parent's alone to handle: children
+    that start now never see it, from their first instruction on.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -3,15 +3,19 @@
 A job is all the runs of one trunk: its seeds are lanes of one computation and its budgets are
 branches of it. The arrangement of a job begun is written down, so that a job killed half-way
 is trained again in the same arrangement and gives the same bits; only the records it still
-lacked are written. Diverged runs are final; failed runs are tried again by the next call.
+lacked are written. Diverged runs are final; failed runs are tried again by the next call. A job
+that another process has leased is come back to before the call ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
+import secrets
 import shutil
+import time
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,13 +26,15 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from models.errors import UserError
-from sim import executor
-from sim.claims import claim
-from sim.records import Record, Store, brief, unwritable, write
+from sim import executor, leases
+from sim.durable import unwritable, write
+from sim.records import Record, Store, brief
 from sim.spec import Cell, Run, canonical
 
 if TYPE_CHECKING:
     from sim.train import Event
+
+POLL_SECONDS = 1.0  # between looks at the leases of others, once nothing else is left to train
 
 Result = tuple[Record, Mapping[str, np.ndarray]]
 # (arrangement, its work folder, emit, keys of the runs to yield) → records and weights
@@ -78,23 +84,25 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Held:
-    """Another process is training the job."""
+class Leased:
+    """Another process is training the job; it is come back to when nothing else is left."""
 
     trunk: str
     owner: str
 
 
-Watch = Callable[["Started | Landed | Ended | Held | Event"], None]
+Watch = Callable[["Started | Landed | Ended | Leased | Event"], None]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one call of `execute` did; `finished` were there before it."""
+    """What one call of `execute` did; `finished` were there before it, and `elsewhere` is how many
+    other processes trained in the meantime.
+    """
 
     finished: int
     trained: tuple[Record, ...]
-    held: tuple[Held, ...]
+    elsewhere: int
     mistakes: tuple[str, ...]
 
     def count(self, status: str) -> int:
@@ -136,65 +144,92 @@ def execute(
     """Train the cells that have no final record in the runs directory `root`.
 
     One worker trains in this process; more are spawned and share its cores, and then `trainer`
-    must be importable by name. Raises UserError, before training, if the directory cannot be
-    written or has less than `need_bytes` free, or a record in it is damaged; an exception inside
-    a job becomes its runs' reason for failing, and the other jobs go on.
+    must be importable by name. Returns when every run has a record, its own or another process's,
+    or has failed here. Raises UserError, before training, if the directory cannot be written or has
+    less than `need_bytes` free, or a record in it is damaged; an exception inside a job becomes its
+    runs' reason for failing, and the other jobs go on.
     """
     if workers < 1:
         raise UserError(f"workers={workers} must be at least 1")
     store = Store(root)
     store.check(need_bytes)
     every = jobs(cells, shard)
-    open_jobs = [job for job in every if _missing(store, job.runs)]
+    finished = sum(len(job.runs) - len(_missing(store, job.runs)) for job in every)
+    token, others = secrets.token_hex(16), leases.Watch()
     trained: list[Record] = []
-    held: list[Held] = []
+    leased: list[str] = []
     mistakes: list[str] = []
 
     def tell(message: Any) -> None:
         match message:
             case Landed():
                 trained.append(message.record)
-            case Held():
-                held.append(message)
+            case Leased():
+                others.expired(_lease(root, message.trunk))  # watched from now on
+                leased.append(message.trunk)
             case Ended() if message.mistake:
                 mistakes.append(message.mistake)
         watch(message)
 
     def lost(job: Job, reason: str) -> None:
-        with claim(_claim_path(root, job)) as owner:
-            if owner is None:
+        with leases.hold(_lease(root, job.trunk), token) as held:
+            if held.other is None:
                 _fail(store, job, reason, tell)
         tell(Ended(job.trunk))
 
-    finished = sum(len(job.runs) - len(_missing(store, job.runs)) for job in every)
-    work = functools.partial(train_job, root, trainer)
-    if workers == 1:
-        executor.serial(work, open_jobs, tell)
-    else:
-        executor.spawn(work, open_jobs, workers, tell, lost)
-    return Outcome(finished, tuple(trained), tuple(held), tuple(mistakes))
+    work = functools.partial(train_job, root, trainer, token)
+    ready = [job for job in every if _missing(store, job.runs)]
+    waiting: list[Job] = []
+    try:
+        while ready or waiting:
+            if workers == 1:
+                executor.serial(work, ready, tell)
+            else:
+                executor.spawn(work, ready, workers, tell, lost)
+            waiting += [job for job in ready if job.trunk in leased]
+            leased.clear()
+            ready = [job for job in waiting if others.expired(_lease(root, job.trunk))]
+            waiting = [job for job in waiting if job not in ready]
+            if waiting and not ready:
+                time.sleep(POLL_SECONDS)
+    finally:
+        for job in every:  # of workers that were ended with their grid
+            leases.release(_lease(root, job.trunk), token)
+    final = sum(len(job.runs) - len(_missing(store, job.runs)) for job in every)
+    own = sum(record.final for record in {record.key: record for record in trained}.values())
+    return Outcome(finished, tuple(trained), final - finished - own, tuple(mistakes))
 
 
-def train_job(root: Path, trainer: Trainer, job: Job, tell: Callable[[Any], None]) -> None:
-    """Train one job's missing runs and write their records, unless another process holds it.
+def train_job(
+    root: Path, trainer: Trainer, token: str, job: Job, tell: Callable[[Any], None]
+) -> None:
+    """Train one job's missing runs and write their records, unless another process leased it.
 
     Raises UserError when the disk is full or forbids writing.
     """
     store = Store(root)
     try:
-        with claim(_claim_path(root, job)) as owner:
-            if owner is not None:
-                tell(Held(job.trunk, owner))
-            elif _missing(store, job.runs):  # another process may have finished it in the meantime
+        with leases.hold(_lease(root, job.trunk), token) as held:
+            if held.other is not None:
+                tell(Leased(job.trunk, held.other.owner))
+            elif _missing(store, job.runs):
                 tell(Started(job.trunk))
-                tell(Ended(job.trunk, _train(store, trainer, job, tell)))
+                tell(Ended(job.trunk, _train(store, trainer, job, held, tell)))
+            else:  # another process finished it in the meantime
+                tell(Ended(job.trunk))
     except BrokenPipeError:  # whoever watches has gone
         raise
     except OSError as error:  # never the trainer's: those are reasons for failing
         raise unwritable(root, error) from error
 
 
-def _train(store: Store, trainer: Trainer, job: Job, tell: Callable[[Any], None]) -> str:
+class _LeaseLost(Exception):
+    """Another process took over a job, since this one did not renew its lease in time."""
+
+
+def _train(
+    store: Store, trainer: Trainer, job: Job, held: leases.Held, tell: Callable[[Any], None]
+) -> str:
     """The body of `train_job`; the user's mistake, if one stopped it."""
     folder = store.root / "jobs" / job.trunk
     missing = _missing(store, job.runs)
@@ -204,8 +239,11 @@ def _train(store: Store, trainer: Trainer, job: Job, tell: Callable[[Any], None]
 
         def emit(event: Event) -> None:
             known = {k: v for k, v in asdict(event).items() if v == v}  # JSON has no NaN
-            log.write(json.dumps(known).encode() + b"\n")
+            with contextlib.suppress(OSError):  # a full disk is told by what cannot do without it
+                log.write(json.dumps(known).encode() + b"\n")
             tell(event)
+            if held.lost.is_set():
+                raise _LeaseLost
 
         def guarded() -> Iterator[Result]:  # catches the trainer's exceptions, not those of saving
             try:
@@ -217,8 +255,11 @@ def _train(store: Store, trainer: Trainer, job: Job, tell: Callable[[Any], None]
             if missing.pop(record.key, None) is not None:
                 store.save(record, weights)
                 tell(Landed(job.trunk, record))
-    shutil.rmtree(folder / "work", ignore_errors=True)
-    if not missing:
+    if not missing:  # a job that failed goes on from its checkpoints when it is tried again
+        shutil.rmtree(folder / "work", ignore_errors=True)
+        return ""
+    if error and isinstance(error[0], _LeaseLost):
+        tell(Leased(job.trunk, "another process, which took it over"))
         return ""
     mistake = str(error[0]) if error and isinstance(error[0], UserError) else ""
     reason = mistake or (_reason(error[0]) if error else "the trainer ended without this run")
@@ -232,10 +273,10 @@ def _train(store: Store, trainer: Trainer, job: Job, tell: Callable[[Any], None]
 def _arrange(folder: Path, job: Job, missing: Mapping[str, Run]) -> tuple[Run, ...]:
     """What to train together: the arrangement of the job begun, if it is one; else the missing."""
     path = folder / "job.json"
-    begun = _read_arrangement(path) if path.exists() else ()
-    asked = {run.key for run in job.runs}
-    if begun and set(missing) <= {run.key for run in begun} <= asked:
-        return begun
+    begun = [run.key for run in _read_arrangement(path)] if path.exists() else []
+    asked = {run.key: run for run in job.runs}
+    if begun and missing.keys() <= set(begun) <= asked.keys():
+        return tuple(asked[key] for key in begun)  # as asked now: a file may have moved
     shutil.rmtree(folder / "work", ignore_errors=True)  # a trunk of other lanes
     runs = tuple(missing.values())
     folder.mkdir(parents=True, exist_ok=True)
@@ -271,5 +312,5 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {first:.300}" if first else type(error).__name__
 
 
-def _claim_path(root: Path, job: Job) -> Path:
-    return root / "claims" / job.trunk
+def _lease(root: Path, trunk: str) -> Path:
+    return root / "leases" / trunk

@@ -3,18 +3,15 @@
     runs/<key>/spec.json           the run, so that the directory explains itself
     runs/<key>/model.safetensors   its weights
     runs/<key>/result.json         its record; written last: a run with this file is finished
-    runs/jobs, runs/claims         work in progress (sim/grid.py)
+    runs/jobs, runs/leases         work in progress (sim/grid.py, sim/leases.py)
 
 Every file is written beside its place, synced, and renamed into it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import errno
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +24,7 @@ from pydantic import Field, ValidationError
 
 from models.base import Config
 from models.errors import UserError
+from sim.durable import unwritable, why, write
 from sim.spec import Cell, Run, canonical
 from sim.tables import dotted
 
@@ -169,15 +167,15 @@ class Store:
 
     def check(self, need_bytes: int) -> None:
         """UserError, before anything is trained, if records cannot be written or will not fit."""
-        probe = self.root / f".probe-{os.getpid()}"
+        probe = self.root / ".probe"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             write(probe, b"can this directory be written?")
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # another process may probe too
             free_bytes = shutil.disk_usage(self.root).free
         except OSError as error:
             raise UserError(
-                f"the runs directory {self.root} cannot be written: {_why(error)}; "
+                f"the runs directory {self.root} cannot be written: {why(error)}; "
                 f"choose another with --runs"
             ) from error
         if free_bytes < need_bytes:
@@ -186,27 +184,6 @@ class Store:
                 f"grid needs about {need_bytes / 1e6:,.3g} MB; free some or choose another "
                 f"with --runs"
             )
-
-
-def write(path: Path, content: bytes) -> None:
-    """Replace a file so that readers and crashes see the old content or the new, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
-            temporary.unlink()
-        raise
-    if os.name == "posix":  # the rename itself is durable once the directory is
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -280,13 +257,3 @@ def brief(error: ValidationError) -> str:
         value = f"={given!r:.60}" if simple and problem["type"] != "json_invalid" else ""
         said.append(f"{place}{value}: {text}" if place else text)
     return "; ".join(dict.fromkeys(said))
-
-
-def unwritable(path: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write {path}: {_why(error)}")
-
-
-def _why(error: OSError) -> str:
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return "the disk is full; what was finished is kept; free some space and run again"
-    return error.strerror or str(error)

@@ -1,6 +1,5 @@
 """The command: what it prints, its exit codes, and one line for every mistake."""
 
-import contextlib
 import json
 import os
 import subprocess
@@ -13,9 +12,9 @@ import pytest
 import experiments
 import sim.train
 from experiments.cli import main
+from experiments.progress import Progress
 from experiments.text import duration, labelled, si, table
-from sim.claims import claim
-from sim.grid import Ended, Held, Landed, Started, jobs
+from sim.grid import Ended, Landed, Leased, Started, jobs
 from sim.plan import plan
 from sim.records import Store, read_rows, read_table, write_table
 
@@ -228,15 +227,6 @@ def test_a_mistake_is_one_line_and_exit_code_2(isoflop, words, tmp_path):
     assert not list(tmp_path.rglob("result.json"))
 
 
-def test_a_grid_that_another_process_trains_is_one_line_and_trains_nothing(isoflop):
-    with contextlib.ExitStack() as others:
-        for job in jobs(fakes.cells()):
-            others.enter_context(claim(Path("runs") / "claims" / job.trunk))
-        error = the_error(isoflop("run", "toy", "--quiet"))
-    assert "is training 2 of these jobs in the same runs directory; wait for it" in error
-    assert isoflop("run", "toy", "--quiet")[1] == "8 of 8 runs trained\n"
-
-
 def test_a_reader_that_goes_away_causes_no_traceback():
     done = subprocess.run(
         f"{sys.executable} -c 'from experiments.cli import main; exit(main([\"list\"]))' | true; "
@@ -286,8 +276,6 @@ def test_a_bug_outside_the_jobs_keeps_its_traceback(isoflop, monkeypatch):
 def test_the_live_display_shows_the_grid_and_each_running_job(tmp_path):
     from rich.console import Console
 
-    from experiments.progress import Progress
-
     cells = fakes.cells()
     first, second = jobs(cells)
     with (tmp_path / "lines").open("w") as stream:
@@ -313,11 +301,11 @@ def test_the_live_display_shows_the_grid_and_each_running_job(tmp_path):
         assert "left" in shown()
         progress.watch(Ended(first.trunk))
         assert "75/300" not in shown()
-        progress.watch(Held(second.trunk, "process 1 on here"))
+        progress.watch(Leased(second.trunk, "process 1 on here"))
     assert (tmp_path / "lines").read_text().splitlines() == [
         "[1/8] dense, width 16, steps 50, seed 0: failed loss 2.5000: !",
         "[2/8] dense, width 16, steps 50, seed 1: ok loss 2.5000",
-        "dense, width 8: left to process 1 on here",
+        "dense, width 8: leased by process 1 on here; left for later",
     ]
 
 

@@ -5,15 +5,25 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import fakes
 import pytest
 
 from models.errors import UserError
-from sim.claims import claim
-from sim.grid import Held, Started, execute, jobs, product, zipped
+from sim import grid as grids
+from sim import leases
+from sim.grid import Leased, Started, execute, jobs, product, zipped
 from sim.records import Store
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Leases that expire, and are looked at, soon."""
+    monkeypatch.setattr(leases, "EXPIRY_SECONDS", 0.3)
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 0.02)
+    monkeypatch.setattr(grids, "POLL_SECONDS", 0.02)
 
 
 def losses(root, cells):
@@ -58,7 +68,7 @@ def test_finished_runs_are_never_trained_again(tmp_path):
     assert (first.finished, first.count("ok")) == (0, len(grid))
     again = execute(grid[::-1], tmp_path, fakes.never)
     assert (again.finished, again.trained) == (len(grid), ())
-    assert not list(tmp_path.glob("claims/*"))
+    assert not list(tmp_path.glob("leases/*"))
     assert not list(tmp_path.glob("jobs/*/work"))
 
 
@@ -81,7 +91,7 @@ def test_an_interrupted_job_goes_on_in_its_arrangement_and_writes_only_what_was_
     assert (outcome.finished, outcome.count("ok")) == (1, len(grid) - 1)
     assert losses(tmp_path / "cut", grid) == losses(tmp_path / "whole", grid)
     assert survivor.stat().st_mtime_ns == written
-    assert not list(tmp_path.glob("cut/claims/*"))
+    assert not list(tmp_path.glob("cut/leases/*"))
 
 
 def test_an_arrangement_that_was_not_asked_for_is_not_resumed(tmp_path):
@@ -121,7 +131,7 @@ def test_a_worker_that_is_killed_fails_the_runs_it_had_not_written(tmp_path):
     assert (outcome.count("ok"), outcome.count("failed")) == (1, 3)
     assert all("SIGKILL" in r.reason for r in outcome.trained if r.status == "failed")
     assert execute(grid, tmp_path, fakes.train).count("ok") == 3
-    assert not list(tmp_path.glob("claims/*"))
+    assert not list(tmp_path.glob("leases/*"))
 
 
 def test_a_diverged_run_is_final(tmp_path):
@@ -151,7 +161,7 @@ if __name__ == "__main__":
 """
 
 
-def test_kill_9_loses_nothing_and_the_rest_equals_an_uninterrupted_grid(tmp_path):
+def test_kill_9_loses_nothing_and_the_rest_equals_an_uninterrupted_grid(tmp_path, impatient):
     grid, root = fakes.cells(), tmp_path / "killed"
     script = tmp_path / "killed.py"
     script.write_text(KILLED.format(root=root))
@@ -160,7 +170,7 @@ def test_kill_9_loses_nothing_and_the_rest_equals_an_uninterrupted_grid(tmp_path
     wait_for(lambda: len(list(root.glob("*/result.json"))) >= 2)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert list(root.glob("claims/*")), "the process was killed too late to leave work undone"
+    assert list(root.glob("leases/*")), "the process was killed too late to leave work undone"
     kept = {p: p.read_bytes() for p in root.glob("*/result.json")}
     assert 2 <= len(kept) < len(grid)
 
@@ -179,39 +189,121 @@ def wait_for(condition, seconds=60.0):
         time.sleep(0.02)
 
 
-def test_a_job_that_another_process_trains_is_left_to_it_and_the_rest_is_trained(tmp_path):
-    grid = fakes.cells()
-    held, free = jobs(grid)
+def test_a_job_that_another_process_trains_is_come_back_to_when_its_lease_ends(tmp_path, impatient):
+    """Trained by it or not: what it finished is kept, what it gave back is trained here."""
+    grid = fakes.cells(width=(8, 16, 32))
+    finishes, free, gives_up = jobs(grid)
+    seen, stop = [], threading.Event()
+
+    def watch(message):
+        seen.append(message)
+        if isinstance(message, Leased) and len([m for m in seen if isinstance(m, Leased)]) == 2:
+            stop.set()
+
+    def other():
+        with (
+            leases.hold(tmp_path / "leases" / finishes.trunk, "other") as one,
+            leases.hold(tmp_path / "leases" / gives_up.trunk, "other") as two,
+        ):
+            assert one.other is two.other is None
+            begun.set()
+            stop.wait(60)
+            time.sleep(2 * leases.EXPIRY_SECONDS)  # it lives, so its leases do not expire
+            for run in finishes.runs:
+                Store(tmp_path).save(fakes.record(run, 7.5), {})
+
+    begun = threading.Event()
+    thread = threading.Thread(target=other)
+    thread.start()
+    begun.wait(60)
+    outcome = execute(grid, tmp_path, fakes.train, watch=watch)
+    thread.join()
+    who = f"process {os.getpid()} on {socket.gethostname()}"
+    assert {Leased(finishes.trunk, who), Leased(gives_up.trunk, who)} <= set(
+        message for message in seen if isinstance(message, Leased)
+    )
+    assert Started(finishes.trunk) not in seen
+    assert outcome.elsewhere == 4
+    assert {r.run.trunk for r in outcome.trained} == {free.trunk, gives_up.trunk}
+    assert outcome.trained[0].run.trunk == free.trunk
+    assert {Store(tmp_path).load(run.key).loss for run in finishes.runs} == {7.5}
+    assert not list(tmp_path.glob("leases/*"))
+
+
+PARENT = """
+import sys, fakes
+from pathlib import Path
+from sim import grid
+grid.POLL_SECONDS = 0.05
+if __name__ == "__main__":
+    outcome = grid.execute(fakes.cells(), Path(r"{root}"), fakes.slowly)
+    print(len(outcome.trained), outcome.elsewhere, outcome.finished)
+"""
+
+
+def test_two_parents_share_a_grid_and_both_end_well_when_it_is_complete(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT.format(root=tmp_path / "runs"))
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    parents = [
+        subprocess.Popen([sys.executable, script], env=env, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    told = [parent.communicate(timeout=120)[0] for parent in parents]
+    assert [parent.returncode for parent in parents] == [0, 0]
+    counts = [tuple(map(int, text.split())) for text in told]
+    assert sum(trained for trained, *_ in counts) == 8
+    assert all(sum(count) == 8 for count in counts)
+    assert len(list((tmp_path / "runs").glob("*/result.json"))) == 8
+
+
+def test_a_job_whose_lease_was_taken_over_stops_and_is_come_back_to(tmp_path, impatient):
+    """As after a sleep of the machine: no record is written from then on, none is a failure."""
+    (job,) = jobs(fakes.cells(width=[8]))
+    path = tmp_path / "leases" / job.trunk
+    once = []
+
+    def robbed(runs, work, emit, wanted):
+        if not once:
+            once.append(path.write_text("another\nprocess 1 on elsewhere\n"))
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                time.sleep(0.02)
+                emit(fakes.Event(runs[0].trunk, 1, 2, 3.0, 1.0))
+        yield from fakes.train(runs, work, emit, wanted)
+
     seen = []
-    with claim(tmp_path / "claims" / held.trunk) as owner:
-        assert owner is None
-        outcome = execute(grid, tmp_path, fakes.train, watch=seen.append)
-    assert outcome.held == (Held(held.trunk, f"process {os.getpid()} on {socket.gethostname()}"),)
-    assert {record.run.trunk for record in outcome.trained} == {free.trunk}
-    assert Started(held.trunk) not in seen
-    assert execute(grid, tmp_path, fakes.train).count("ok") == len(held.runs)
+    outcome = execute(fakes.cells(width=[8]), tmp_path, robbed, watch=seen.append)
+    assert [type(m) for m in seen if isinstance(m, Leased | Started)] == [Started, Leased, Started]
+    assert (outcome.count("ok"), outcome.count("failed")) == (4, 0)
 
 
-@pytest.mark.parametrize(
-    ("text", "held"),
-    [
-        ("{host} {pid} {started}", True),
-        ("{host} {pid} 1", False),  # the number was given to a younger process
-        ("{host} 4194305 1", False),  # above Linux's largest process id
-        ("elsewhere {pid} {started}", True),
-        ("elsewhere 4194305 1", True),
-        ("", True),  # begun in this instant
-    ],
-)
-def test_only_the_claim_of_a_dead_process_of_this_host_is_taken_over(tmp_path, text, held):
-    path = tmp_path / "claims" / "trunk"
-    with claim(path):
-        started = path.read_text().split(" ", 2)[2]
-    assert not path.exists()
-    claimed = text.format(host=socket.gethostname(), pid=os.getpid(), started=started)
-    path.write_text(claimed)
-    with claim(path) as owner:
-        assert (owner is not None) == held
-        assert (path.read_text() == claimed) == held
-    assert path.exists() == held
-    assert [p.name for p in path.parent.iterdir()] == (["trunk"] if held else [])
+def test_workers_that_are_ended_leave_no_lease(tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(message):
+        if isinstance(message, grids.Landed):
+            raise Stop
+
+    with pytest.raises(Stop):
+        execute(fakes.cells(), tmp_path, fakes.slowly, workers=2, watch=stop)
+    assert not list(tmp_path.glob("leases/*"))
+
+
+def test_an_exception_in_a_job_keeps_its_checkpoints(tmp_path):
+    grid = fakes.cells(width=[8])
+
+    def breaks(runs, work, emit, wanted):
+        work.mkdir(parents=True)
+        (work / "checkpoint").write_text("half-way")
+        raise ConnectionError("passing")
+        yield
+
+    def goes_on(runs, work, emit, wanted):
+        assert (work / "checkpoint").read_text() == "half-way"
+        yield from fakes.train(runs, work, emit, wanted)
+
+    assert execute(grid, tmp_path, breaks).count("failed") == 4
+    assert execute(grid, tmp_path, goes_on).count("ok") == 4
+    assert not list(tmp_path.glob("jobs/*/work"))

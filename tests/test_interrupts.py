@@ -1,0 +1,71 @@
+"""Ctrl-C ends the command at any instant, with one line and exit code 130."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import interrupts
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.1, 0.3, 0.6, 1.0, 1.5, 2.0])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_in_the_first_seconds_it_stops_the_grid(tmp_path, delay, workers):
+    """While packages are imported, while data are opened, while workers start."""
+    code = (
+        "import experiments.interrupts as i; i.end_at_once(); print(flush=True); "
+        "import experiments.__main__ as m; raise SystemExit(m.main())"
+    )
+    options = ["run", "quickstart", "--steps", "100000", "--runs", str(tmp_path)]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *options, "--workers", workers],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        process.stdout.readline()
+        time.sleep(delay)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, told = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert told.splitlines()[-1:] == [interrupts.STOPPED]
+    assert "Traceback" not in told
+    assert not list(tmp_path.glob("leases/*"))
+
+
+def swallowed():
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_that_a_library_swallows_is_raised_at_the_next_step():
+    def grid():
+        with interrupts.raised_until_caught() as check:
+            swallowed()
+            check("the next step")
+            went_on.append(True)
+
+    went_on: list[bool] = []
+    with pytest.raises(KeyboardInterrupt):
+        grid()
+    assert not went_on
+
+
+def test_an_interrupt_swallowed_at_the_very_end_is_raised_there():
+    def grid():
+        with interrupts.raised_until_caught():
+            swallowed()
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        grid()
+    assert signal.getsignal(signal.SIGINT) is before
