@@ -21,8 +21,8 @@ SHAPES = ((32, 1), (32, 2), (48, 2), (64, 2))  # (width, depth)
 
 def cells(
     families: tuple[str, ...] = ("dense", "moe", "mamba", "linear"),
-    steps: tuple[int, ...] = (80, 240),
-    seeds: int = 1,
+    steps: tuple[int, ...] = (80, 140, 240),
+    seeds: int = 3,
     corpus: str = "kjv",
 ) -> list[Cell]:
     """The grid.

@@ -1,14 +1,15 @@
 """How time and memory grow with the context: train step, prefill, decoding, state.
 
-A measurement is {family, quantity, seq_len, value, low, high}; `low` and `high` are the spread of
-its repeats. The slope is that of log value against log T between 1k and 8k tokens: 1 is linear,
-2 quadratic, 0 constant. Its interval is the 90 % t interval of that line, so curvature widens it.
+A measurement is {family, quantity, seq_len, value, low, high}, where known with the width, depth
+and device it was taken at; `low` and `high` are the spread of its repeats. The slope is that of log
+value against log T between 1k and 8k tokens: 1 is linear, 2 quadratic, 0 constant. Its interval is
+the 90 % t interval of that line, so curvature widens it; two lengths give none.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,23 +26,26 @@ WINDOW = (1024, 8192)  # tokens, over which slopes are fitted
 class Quantity(NamedTuple):
     title: str
     axis: str
+    told: Callable[[float], str]  # a value with its unit
 
 
 QUANTITIES = {
-    "train_step_seconds": Quantity("Training step", "seconds per step"),
-    "prefill_seconds": Quantity("Prefill (read the prompt)", "seconds per prompt"),
-    "decode_seconds": Quantity("Decode (write one token)", "seconds per token"),
-    "state_bytes": Quantity("Decoding state", "bytes per sequence"),
+    "train_step_seconds": Quantity("Training step", "time per step", style.seconds),
+    "prefill_seconds": Quantity("Prefill (read the prompt)", "time per prompt", style.seconds),
+    "decode_seconds": Quantity("Decode (write one token)", "time per token", style.seconds),
+    "state_bytes": Quantity("Decoding state", "bytes per sequence", style.bytes_),
 }
 
 
 @dataclass(frozen=True)
 class Slope:
-    """Slope of a log-log line; `half` is None with fewer than three lengths."""
+    """Slope of a log-log line between two lengths; `half` is None with fewer than three."""
 
     value: float
     half: float | None
     n: int
+    shortest: int
+    longest: int
 
     @property
     def power(self) -> str:
@@ -60,15 +64,16 @@ def slope(lengths: Iterable[float], values: Iterable[float]) -> Slope | None:
     ]
     if len({x for x, _ in inside}) < 2:
         return None
+    ends = round(math.exp(min(inside)[0])), round(math.exp(max(inside)[0]))
     x, y = np.array(inside).T
     x = x - x.mean()
     gradient = float(x @ y / (x @ x))
     freedom = len(x) - 2
     if freedom < 1:
-        return Slope(gradient, None, len(x))
+        return Slope(gradient, None, len(x), *ends)
     rest = y - y.mean() - gradient * x
     half = float(stdtrit(freedom, 0.95) * math.sqrt(rest @ rest / freedom / (x @ x)))
-    return Slope(gradient, half, len(x))
+    return Slope(gradient, half, len(x), *ends)
 
 
 def series(measured: Iterable[dict], quantity: str) -> dict[str, list[dict[str, Any]]]:
@@ -93,6 +98,43 @@ def slopes(measured: Iterable[dict]) -> dict[str, dict[str, Slope | None]]:
     }
 
 
+def window(fitted: dict[str, dict[str, Slope | None]]) -> tuple[int, int]:
+    """The shortest and the longest length that any slope is of; WINDOW where there is none."""
+    known = [s for lines in fitted.values() for s in lines.values() if s is not None]
+    if not known:
+        return WINDOW
+    return min(s.shortest for s in known), max(s.longest for s in known)
+
+
+def measured_on(measured: Iterable[dict]) -> str:
+    """Size and machine of what is drawn, as far as they were recorded."""
+    shown = [m for m in measured if m["quantity"] in QUANTITIES]
+    sizes = {(m["width"], m["depth"]) for m in shown if "width" in m and "depth" in m}
+    devices = {str(m["device"]) for m in shown if "device" in m}
+    said = [f"width {width}, depth {depth}" for width, depth in sorted(sizes)]
+    told = style.listed(said) or "size not recorded"
+    return f"{told}, on {style.listed(sorted(devices)) or 'a machine not recorded'}"
+
+
+def finding(fitted: dict[str, dict[str, Slope | None]]) -> str:
+    """Whose cost grows least and most with the context, of the first two quantities that tell."""
+    said: list[str] = []
+    low, high = window(fitted)
+    for quantity, lines in fitted.items():
+        known = {name: s for name, s in lines.items() if s is not None}
+        if len(known) < 2 or len(said) == 2:
+            continue
+        order = sorted(known, key=lambda name: known[name].value)
+        slow, fast = order[0], order[-1]
+        what = QUANTITIES[quantity].title.split(" (")[0].lower()
+        said.append(
+            f"{what} grows as T to the {known[slow].power} ({slow}) to {known[fast].power} ({fast})"
+        )
+    if not said:
+        return "Cost against the length of the context"
+    return f"From {style.tokens(low)} to {style.tokens(high)} tokens, {', '.join(said)}"
+
+
 def draw(measured: list[dict], out: Path) -> list[Path]:
     """One picture, a panel per quantity; none where nothing was measured."""
     fitted = slopes(measured)
@@ -102,10 +144,13 @@ def draw(measured: list[dict], out: Path) -> list[Path]:
     with style.sheet(columns, -(-len(fitted) // columns), width=5.0, height=3.7) as (figure, axes):
         for panel, quantity in zip(axes, fitted, strict=False):
             _panel(panel, measured, quantity, fitted[quantity])
-        for spare in axes[len(fitted) :]:
-            spare.remove()
+        style.drop(axes[len(fitted) :])
+        style.title(figure, finding(fitted))
+        some = any(s and s.half is not None for lines in fitted.values() for s in lines.values())
+        told = "; ±: 90 % t interval of the log-log line" if some else ""
+        style.note(figure, f"{measured_on(measured)}; bars: range of the repeats{told}")
     numbers = {
-        "window": WINDOW,
+        "window": window(fitted),
         "measured": measured,
         "slopes": {
             quantity: {
@@ -145,14 +190,16 @@ def _panel(
             markeredgewidth=0.5,
             capsize=2,
             elinewidth=1,
-            label=told,
+            label=style.label(told),
         )
     lengths = sorted({m["seq_len"] for line in lines.values() for m in line})
     values = [m["value"] for line in lines.values() for m in line]
     axes.set(xscale="log", yscale="log", ylim=style.margins(values, 0.1))
     axes.set_xticks(lengths, [style.tokens(t) for t in lengths])
     axes.minorticks_off()
-    style.log_axis(axes.yaxis, *style.margins(values, 0.1))
+    style.log_axis(axes.yaxis, *style.margins(values, 0.1), QUANTITIES[quantity].told)
     axes.set(title=QUANTITIES[quantity].title, ylabel=QUANTITIES[quantity].axis)
     axes.set_xlabel("sequence length T (tokens)")
-    style.key(axes, title="log-log slope, 1k to 8k", title_fontsize=8.5)
+    low, high = map(style.tokens, window({quantity: fitted}))
+    legend = f"log-log slope, {low} to {high}" if any(fitted.values()) else None
+    style.key(axes, title=legend, title_fontsize=8.5)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from figures.points import Point, conventions, envelope
-from figures.style import NAMES
+from figures.style import named
 from sim.fitting import Fit
 from sim.laws import Chinchilla, PowerLaw
 
@@ -120,7 +120,7 @@ def power(cells: Sequence[Point], convention: str, draws: int = 1000) -> list[Fa
             "C": [cell.flops[convention] for cell in edge],
             "loss": [cell.loss for cell in edge],
         }
-        stated = {"which FLOPs": NAMES.get(convention, convention)}
+        stated = {"which FLOPs": named(convention)}
         fit = PowerLaw.fit(line, draws=draws, asymptote=False, stated=stated)
         found.append(FamilyFit(name, PowerLaw, fit))
     return found

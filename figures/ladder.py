@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from figures import quickstart, scaling, study, style
+from figures import budget, quickstart, scaling, study, style, summary
 from figures.points import Point, conventions, points
 from sim.records import Row
 
@@ -37,7 +37,8 @@ def draw(rows: list[Row], out: Path, draws: int = study.DRAWS) -> list[Path]:
 def flop_conventions(cells: list[Point], out: Path) -> list[Path]:
     present = conventions(cells)
     columns = min(3, len(present))
-    with style.sheet(columns, -(-len(present) // columns), width=4.4, height=3.6) as (
+    rankings = [ranking for way in present if (ranking := budget.rank(cells, way))]
+    with style.sheet(columns, -(-len(present) // columns), width=4.4, height=4.4) as (
         figure,
         panels,
     ):
@@ -45,16 +46,18 @@ def flop_conventions(cells: list[Point], out: Path) -> list[Path]:
             scaling.loss_vs_flops(axes, cells, convention)
             axes.set_ylabel(scaling.LOSS if i % columns == 0 else "")
         style.drop(panels[len(present) :])
-        style.key(panels[0])
-        style.title(figure, "The same runs under each FLOP convention")
+        style.key_above(figure)
+        said = " ".join(summary.across(rankings)).removesuffix(".")
+        style.title(figure, said or "The same runs under each FLOP convention")
+        style.note(figure, "lines: each family's lower envelope; small: its other cells")
     return style.save(figure, [cell.numbers for cell in cells], out, "flop_conventions")
 
 
 def optima(found: dict[str, Any], looks: dict[str, style.Look], out: Path) -> list[Path]:
     """N*(C) and D*(C) of each family, dotted outside the sizes and tokens trained."""
-    with style.sheet(2, width=4.8, height=3.9) as (figure, panels):
+    with style.sheet(2, width=4.8, height=4.4) as (figure, panels):
         for axes, quantity, name in zip(
-            panels, ("N*", "D*"), ("active parameters N*", "tokens D*"), strict=True
+            panels, ("N*", "D*"), ("N* (active parameters)", "D* (tokens)"), strict=True
         ):
             for family, window in found["windows"].items():
                 optimum = window["optimum"]
@@ -68,21 +71,40 @@ def optima(found: dict[str, Any], looks: dict[str, style.Look], out: Path) -> li
                 inside = [point["measured"] for point in optimum]
                 axes.plot(
                     np.where(inside, cost, np.nan), middle, "-", marker=looks[family].marker,
-                    color=colour, markeredgecolor="white", markeredgewidth=0.5, label=family,
+                    color=colour, markeredgecolor="white", markeredgewidth=0.5,
+                    label=style.label(family),
                 )  # fmt: skip
             axes.set(xscale="log", yscale="log")
             style.log_axis(axes.xaxis, *axes.get_xlim())
             style.log_axis(axes.yaxis, *axes.get_ylim())
             axes.set_xlabel("training FLOPs: executed")
-            axes.set_ylabel(f"compute-optimal {name}")
+            axes.set_ylabel(name)
         style.key(panels[0])
-        style.title(figure, "Compute-optimal size and data")
+        style.title(figure, _of_optima(found["windows"]))
         style.note(
             figure,
             "from L = A/Nᵅ + B/Dᵝ in each family's window; bands: 90 %; dotted: outside "
             "the sizes and tokens trained; no line: the fit says no",
         )
     return style.save(figure, found["windows"], out, "optima")
+
+
+def _of_optima(windows: dict[str, Any]) -> str:
+    """The span of optimal sizes at the largest budget that all families have, and how many of them
+    were trained around.
+    """
+    known = {name: w["optimum"] for name, w in windows.items() if w["optimum"]}
+    if not known:
+        return "No family's runs determine a compute-optimal size"
+    inside = [name for name, line in known.items() if any(point["measured"] for point in line)]
+    last = {name: line[-1] for name, line in known.items()}
+    order = sorted(last, key=lambda name: last[name]["N*"][0])
+    small, large = order[0], order[-1]
+    return (
+        f"At the end of each window N* is from {style.short(last[small]['N*'][0])} ({small}) to "
+        f"{style.short(last[large]['N*'][0])} ({large}) active parameters; inside the sizes and "
+        f"tokens trained for {len(inside)} of {len(windows)} families"
+    )
 
 
 def gains(found: dict[str, Any], looks: dict[str, style.Look], out: Path) -> list[Path]:
@@ -99,15 +121,41 @@ def gains(found: dict[str, Any], looks: dict[str, style.Look], out: Path) -> lis
     ):
         for axes, (convention, items) in zip(panels, present.items(), strict=False):
             _forest(axes, items, looks)
-            axes.set_title(style.NAMES.get(convention, convention), fontsize=9.5)
+            axes.set_title(style.named(convention), fontsize=9.5)
         style.drop(panels[len(present) :])
-        style.title(figure, f"Compute-equivalent gain over {study.BASELINE}, by what is counted")
+        style.title(figure, _of_gains(present))
         style.note(
             figure,
             "how much more of it the baseline needs for the same loss; 90 % intervals, filled "
             "where they exclude 1; at the largest of three budgets in the shared window",
         )
     return style.save(figure, found["gains"], out, "gains")
+
+
+def _of_gains(present: dict[str, Any]) -> str:
+    """Who gains most by the first cost, and for whom the choice of cost decides."""
+    cost = next(iter(present))
+    signs: dict[str, set[int]] = {}
+    for items in present.values():
+        for item in items:
+            if item["ceg"]:
+                signs.setdefault(item["arm"], set()).add(_sign(item["ceg"][-1]))
+    far = {item["arm"]: item["ceg"][-1] for item in present[cost] if item["ceg"]}
+    said = f"No gain over {study.BASELINE} is resolved in {style.named(cost)} FLOPs"
+    if ahead := [name for name in far if _sign(far[name]) > 0]:
+        best = max(ahead, key=lambda name: far[name]["value"])
+        at = far[best]
+        said = (
+            f"{best} gains most over {study.BASELINE} in {style.named(cost)} FLOPs: "
+            f"{at['value']:.2f} × [{at['low']:.2f}, {at['high']:.2f}]"
+        )
+    both = [name for name, found in signs.items() if len(found) > 1]
+    return said + (f"; what is counted decides for {style.listed(both)}" if both else "")
+
+
+def _sign(gain: dict[str, Any]) -> int:
+    """1 above one, −1 below, 0 where the interval includes it."""
+    return (gain["low"] > 1) - (gain["high"] < 1)
 
 
 def gains_by_compute(
@@ -126,17 +174,30 @@ def gains_by_compute(
             cost = cost * 1.02 ** (i - len(shown) / 2)  # side by side, not one over the other
             axes.errorbar(
                 cost, middle, (middle - low, high - middle), marker=look.marker, color=look.colour,
-                markeredgecolor="white", markeredgewidth=0.5, capsize=2, label=item["arm"],
+                markeredgecolor="white", markeredgewidth=0.5, capsize=2,
+                label=style.label(item["arm"]),
             )  # fmt: skip
         axes.axhline(1, color="#5c6370", linewidth=0.8)
         axes.set(xscale="log", yscale="log")
         style.log_axis(axes.xaxis, *axes.get_xlim())
         style.log_axis(axes.yaxis, *axes.get_ylim())
-        axes.set_xlabel(f"training FLOPs: {style.NAMES.get(convention, convention)}")
+        axes.set_xlabel(f"training FLOPs: {style.named(convention)}")
         axes.set_ylabel(f"compute-equivalent gain over {study.BASELINE}")
         style.key(axes)
+        style.title(figure, _of_compute(shown))
         style.note(figure, "90 % intervals; above 1 less compute than the baseline is enough")
     return style.save(figure, shown, out, "gains_by_compute")
+
+
+def _of_compute(shown: list[dict[str, Any]]) -> str:
+    """For whom the gain moves by more than both ends' intervals, and for whom it does not."""
+    ways: dict[str, list[str]] = {"rises": [], "falls": [], "does not move beyond its interval": []}
+    for item in shown:
+        first, last = item["ceg"][0], item["ceg"][-1]
+        up, down = last["low"] > first["high"], last["high"] < first["low"]
+        ways["rises" if up else "falls" if down else list(ways)[-1]].append(item["arm"])
+    said = [f"{way} for {style.listed(names)}" for way, names in ways.items() if names]
+    return f"Through the window the gain over {study.BASELINE} {', '.join(said)}"
 
 
 def _forest(axes: Axes, items: list[dict[str, Any]], looks: dict[str, style.Look]) -> None:
@@ -184,8 +245,24 @@ def residuals(found: dict[str, Any], looks: dict[str, style.Look], out: Path) ->
             axes.set_xlabel("active parameters N")
             axes.set_ylabel("error of the law (%)" if i % columns == 0 else "")
         style.drop(panels[len(shown) :])
+        style.title(figure, _of_residuals(shown, found["noise"]))
         style.note(figure, "grey: ± one standard deviation between seeds; darker: more tokens")
     return style.save(figure, shown, out, "residuals")
+
+
+def _of_residuals(shown: dict[str, Any], noise: dict[str, Any]) -> str:
+    worst = {name: max(abs(cell["log"]) for cell in cells) for name, cells in shown.items()}
+    most = max(worst, key=lambda name: worst[name])
+    said = f"The law without E misses a cell by at most {worst[most]:.1%} ({most})"
+    misses = [
+        abs(cell["log"]) > noise[name]["seeds"]
+        for name, cells in shown.items()
+        for cell in cells
+        if noise[name]["seeds"]
+    ]
+    if misses:
+        said += f", and {sum(misses)} of {len(misses)} by more than the noise between seeds"
+    return said
 
 
 def subsets(found: dict[str, Any], out: Path) -> list[Path]:
@@ -195,12 +272,13 @@ def subsets(found: dict[str, Any], out: Path) -> list[Path]:
         return []
     rows = range(len(items))
     with style.sheet(2, width=4.6, height=0.9 + 0.36 * len(items)) as (figure, (left, right)):
-        left.plot([item["alpha"] for item in items], rows, "o", color="#3f90da")
+        colour = style.looks([study.BASELINE])[study.BASELINE].colour
+        left.plot([item["alpha"] for item in items], rows, "o", color=colour)
         left.set_yticks(rows, [item["subset"] for item in items])
         left.set_xlabel("fitted exponent α of the parameters")
         left.set_xlim(left=0)
         errors = [100 * (item["predicted"] / item["measured"] - 1) for item in items]
-        right.plot(errors, rows, "o", color="#bd1f01")
+        right.plot(errors, rows, "o", color=colour)
         right.axvline(0, color="#5c6370", linewidth=0.8)
         reach = max(10.0, 1.2 * max(map(abs, errors)))
         right.set_xlim(-reach, reach)
@@ -208,5 +286,10 @@ def subsets(found: dict[str, Any], out: Path) -> list[Path]:
         right.set_xlabel("loss predicted for the largest run, error (%)")
         for axes in (left, right):
             axes.set_ylim(len(items) - 0.5, -0.5)
-        style.title(figure, f"One family ({study.BASELINE}), one law, parts of its runs")
+        low, high = (pick(item["alpha"] for item in items) for pick in (min, max))
+        style.title(
+            figure,
+            f"α of {study.BASELINE} is {low:.2f} to {high:.2f} by which of its runs are fitted; "
+            f"the loss predicted for the largest is off by at most {max(map(abs, errors)):.1f} %",
+        )
     return style.save(figure, found["subsets"], out, "subsets")

@@ -81,7 +81,7 @@ def draw(rows: list[Row], out: Path) -> list[Path]:
                 known = {rate: loss for rate, loss in losses.items() if math.isfinite(loss)}
                 colour, alpha = looks[family].colour, 1 - 0.5 / (shade + 1)
                 axes.plot(
-                    list(known), list(known.values()), "o-",
+                    list(known), list(known.values()), f"{looks[family].marker}-",
                     label=f"width {width}", color=colour, alpha=alpha,
                 )  # fmt: skip
                 if known:
@@ -91,10 +91,32 @@ def draw(rows: list[Row], out: Path) -> list[Path]:
             every = sorted({rate for losses in widths.values() for rate in losses})
             axes.set_xticks(every, [f"{rate:g}" for rate in every], rotation=30)
             axes.minorticks_off()
-            axes.set_title(family + (" (the rule fails)" if family in numbers["moved"] else ""))
+            failed = " (the rule fails)" if family in numbers["moved"] else ""
+            failed += " (no optimum inside)" if family in numbers["refused"] else ""
+            axes.set_title(family + failed)
             axes.set_xlabel("matrix learning rate at the base width")
             axes.set_ylabel("held-out loss (nats per token)")
             style.key(axes)
-        for axes in panels[len(found) :]:
-            axes.set_visible(False)
+        style.drop(panels[len(found) :])
+        style.title(figure, finding(numbers))
+        style.note(figure, "means over seeds; a ring: the best rate of a width")
     return style.save(figure, numbers, out, "lr_transfer")
+
+
+def finding(numbers: dict[str, Any]) -> str:
+    """How far the best rate moves from the narrowest width to the widest."""
+    shifts = {
+        name: abs(family["shift"])
+        for name, family in numbers["families"].items()
+        if len(family["best"]) > 1
+    }
+    if not shifts:
+        return "Held-out loss against the learning rate, at one width"
+    most = max(shifts, key=lambda name: shifts[name])
+    moved = sum(shift > 0 for shift in shifts.values())
+    if not moved:
+        return f"No best rate of {len(shifts)} families moves with the width under lr ∝ 1/width"
+    return (
+        f"Under lr ∝ 1/width the best rate moves for {moved} of {len(shifts)} families, by at most "
+        f"{2 ** shifts[most]:.3g} × ({most})"
+    )

@@ -26,7 +26,23 @@ PANELS = (
 def draw(rows: list[dict], out: Path) -> list[Path]:
     """One picture, a panel for each program and the memory; none where nothing was measured."""
     note = "median and range of ratios in the same turn; above 1 ours is faster, or smaller"
-    return picture(rows, PANELS, kind, note, out, "peers")
+    return picture(rows, PANELS, kind, (finding(rows), note), out, "peers")
+
+
+def finding(rows: list[dict]) -> str:
+    """On each device, the range of times as long that the peers' training steps take."""
+    steps = [row for row in rows if PANELS[0].shows(row)]
+    said = []
+    for device in dict.fromkeys(row["device"] for row in steps):
+        mine = sorted((row for row in steps if row["device"] == device), key=PANELS[0].of)
+        low, high = mine[0], mine[-1]
+        said.append(
+            f"{PANELS[0].of(low):.2g} ({low['family']}) to {PANELS[0].of(high):.2g} "
+            f"({high['family']}) times as long on {device}"
+        )
+    if not said:
+        return "PyTorch's programs beside ours"
+    return f"PyTorch's training steps take {'; '.join(said)}"
 
 
 def kind(row: dict[str, Any]) -> str:

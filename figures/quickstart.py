@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from figures import fits, scaling, style
+from figures import budget, fits, scaling, style, summary
 from figures.points import Point, conventions, counts, points
 from sim.records import Row
 
 DRAWS = 300  # of the bootstrap behind the bands
+LENGTHS = 3  # numbers of training tokens that have a panel
 
 
 def draw(rows: list[Row], out: Path) -> list[Path]:
@@ -30,13 +31,14 @@ def loss_vs_flops(cells: list[Point], left_out: int, out: Path) -> list[Path]:
     with style.sheet() as (figure, (axes,)):
         scaling.loss_vs_flops(axes, cells, convention)
         scaling.bands(axes, cells, lines, convention)
-        axes.set_title(f"Held-out loss against training compute{_missing(left_out)}")
         style.key(axes)
-        style.note(
-            figure,
-            "lines: each family's best runs (lower envelope); bands: 90 % interval of the power "
-            "law through them",
-        )
+        style.title(figure, summary.headline(budget.rank(cells, convention)))
+        told = "lines: each family's best runs (lower envelope)"
+        if any(cell.low is not None for cell in cells):
+            told += "; bars: 90 % over seeds"
+        if any(item.fit.ok for item in lines):
+            told += "; bands: 90 % interval of the power law through a line"
+        style.note(figure, told + _missing(left_out))
     numbers = {
         "convention": convention,
         "cells": [cell.numbers for cell in cells],
@@ -46,28 +48,76 @@ def loss_vs_flops(cells: list[Point], left_out: int, out: Path) -> list[Path]:
 
 
 def loss_vs_params(cells: list[Point], out: Path) -> list[Path]:
-    present = counts(cells)
-    shown = [name for name in ("total", "active", "non_embedding") if name in present]
-    with style.sheet(len(shown), width=4.2) as (figure, panels):
-        for axes, count in zip(panels, shown, strict=True):
-            scaling.loss_vs_params(axes, cells, count)
-            axes.set_ylabel(scaling.LOSS if axes is panels[0] else "")
-        panels[0].set_title("One line per family and number of training tokens")
-        style.key(panels[0])
+    """A row for each way of counting, a column for each number of tokens."""
+    shown = [name for name in ("total", "active") if name in counts(cells)]
+    lengths = sorted({cell.tokens for cell in cells})
+    most = len(lengths) - 1
+    kept = sorted({lengths[round(i * most / max(1, LENGTHS - 1))] for i in range(LENGTHS)})
+    columns = [[cell for cell in cells if cell.tokens == tokens] for tokens in kept]
+    bottom, top = style.margins(scaling.reach([cell for group in columns for cell in group]))
+    with style.sheet(len(kept), len(shown), width=3.9, height=3.3) as (figure, panels):
+        for i, axes in enumerate(panels):
+            count, group = shown[i // len(kept)], columns[i % len(kept)]
+            scaling.loss_vs_params(axes, group, count)
+            left, right = style.margins([cell.params[count] for cell in cells])
+            axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(bottom, top))
+            style.log_axis(axes.xaxis, left, right)
+            style.log_axis(axes.yaxis, bottom, top)
+            axes.set_ylabel(scaling.LOSS if i % len(kept) == 0 else "")
+            if i < len(kept):
+                axes.set_title(f"{style.short(kept[i])} training tokens")
+        style.key_above(figure)
+        style.title(figure, _of_params(columns[-1], kept[-1]))
+        some = "" if len(kept) == len(lengths) else f"{len(kept)} of {len(lengths)} lengths; "
+        style.note(figure, f"{some}a row for each way of counting parameters")
     return style.save(figure, [cell.numbers for cell in cells], out, "loss_vs_params")
+
+
+def _of_params(cells: list[Point], tokens: int) -> str:
+    """What a larger model gains after the longest training, family by family."""
+    gains = {}
+    for name, group in fits.families(cells).items():
+        small, large = (pick(group, key=lambda c: c.params["total"]) for pick in (min, max))
+        if large.params["total"] > small.params["total"]:
+            gains[name] = small.loss - large.loss
+    if not gains:
+        return "Held-out loss against parameters"
+    least, most = (pick(gains, key=lambda name: gains[name]) for pick in (min, max))
+    if least == most:
+        said = f"gains {most} {gains[most]:.2f} nats"
+    else:
+        said = f"gains from {gains[least]:.2f} nats ({least}) to {gains[most]:.2f} ({most})"
+    return f"After {style.short(tokens)} tokens the largest model over the smallest {said}"
 
 
 def loss_curves(cells: list[Point], out: Path) -> list[Path]:
     cells = scaling.costliest(cells)
     with style.sheet() as (figure, (axes,)):
         scaling.curves(axes, cells)
-        axes.set_title("Training loss")
         style.key(axes)
-        style.note(figure, "each family's largest cell, one line per seed")
+        style.title(figure, _of_curves(cells))
+        sizes = {(cell.width, cell.depth) for cell in cells}
+        size = "width {}, depth {}".format(*sizes.pop()) if len(sizes) == 1 else "its own size"
+        style.note(
+            figure,
+            f"each family's largest cell ({size}); the mean over its seeds and over quarters of an "
+            "octave; the fall at the end is the cooldown's",
+        )
     numbers = [
         {**cell.numbers, "batch_tokens": cell.batch_tokens, "curves": cell.curves} for cell in cells
     ]
     return style.save(figure, numbers, out, "loss_curves")
+
+
+def _of_curves(cells: list[Point]) -> str:
+    ends = {cell.family: curve[-1][1] for cell in cells if (curve := scaling.smooth(cell))}
+    if len(ends) < 2:
+        return "Training loss against tokens seen"
+    order = sorted(ends, key=lambda name: ends[name])
+    return (
+        f"At the end of training {order[0]} is lowest ({ends[order[0]]:.2f} nats per token) and "
+        f"{order[-1]} highest ({ends[order[-1]]:.2f})"
+    )
 
 
 def _prefer(name: str, present: list[str]) -> str:
@@ -75,4 +125,4 @@ def _prefer(name: str, present: list[str]) -> str:
 
 
 def _missing(left_out: int) -> str:
-    return f" ({left_out} failed or diverged, not drawn)" if left_out else ""
+    return f"; {left_out} failed or diverged, not drawn" if left_out else ""

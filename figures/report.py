@@ -91,8 +91,8 @@ def _values(
         "looks": looks,
         "order": {name: i for i, name in enumerate(looks)},
         "ways": ways,
-        "way_names": {way: style.NAMES.get(way, way) for way in ways},
-        "count_names": {count: style.NAMES.get(count, count) for count in counts(cells)},
+        "way_names": {way: style.named(way) for way in ways},
+        "count_names": {count: style.named(count) for count in counts(cells)},
         "budgets": sorted({cell.tokens for cell in cells}),
         "standings": [_standing(ranking) for ranking in rankings[:1]],
         "lost": sum(not usable(row) for row in rows),
@@ -105,7 +105,7 @@ def _values(
         "runs": [_run(row) for row in rows],
         "facts": _facts(rows),
         "rates": _rates(rows),
-        "conventions": {style.NAMES.get(way, way): told for way, told in CONVENTIONS.items()},
+        "conventions": {style.named(way): told for way, told in CONVENTIONS.items()},
         "parameters": {style.NAMES[count]: told for count, told in PARAMETERS.items()},
         "short": style.short,
     }
@@ -114,7 +114,7 @@ def _values(
 def _standing(ranking: Ranking) -> dict[str, Any]:
     return {
         "flops": style.scientific(ranking.flops),
-        "convention": style.NAMES.get(ranking.convention, ranking.convention),
+        "convention": style.named(ranking.convention),
         "rows": [
             {
                 "family": standing.family,

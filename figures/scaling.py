@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Sequence
+from statistics import fmean
 
 from matplotlib.axes import Axes
 
@@ -11,27 +14,36 @@ from figures.fits import FamilyFit
 from figures.points import Point, envelope
 
 LOSS = "held-out loss (nats per token)"
+PER_OCTAVE = 4  # points of a drawn loss curve for every doubling of its tokens
 
 
 def loss_vs_flops(axes: Axes, cells: Sequence[Point], convention: str = "executed") -> None:
-    """Cells with their intervals over seeds, and each family's lower envelope."""
+    """Each family's lower envelope with its intervals over seeds; the other cells behind it."""
     for name, look in style.looks(cell.family for cell in cells).items():
         group = [cell for cell in cells if cell.family == name]
-        _scatter(axes, [cell.flops[convention] for cell in group], group, look, name)
         edge = envelope(group, convention)
+        kept = {id(cell) for cell in edge}
+        rest = [cell for cell in group if id(cell) not in kept]
         axes.plot(
-            [cell.flops[convention] for cell in edge],
-            [cell.loss for cell in edge],
+            [cell.flops[convention] for cell in rest],
+            [cell.loss for cell in rest],
+            look.marker,
             color=look.colour,
-            alpha=0.8,
+            alpha=0.35,
+            markersize=3.5,
+            markeredgewidth=0,
         )
+        cost = [cell.flops[convention] for cell in edge]
+        axes.plot(cost, [cell.loss for cell in edge], color=look.colour, alpha=0.8)
+        _scatter(axes, cost, edge, look, name)
     _axes(axes, [cell.flops[convention] for cell in cells], cells)
-    axes.set_xlabel(f"training FLOPs: {style.NAMES.get(convention, convention)}")
+    axes.set_xlabel(f"training FLOPs: {style.named(convention)}")
 
 
 def bands(axes: Axes, cells: Sequence[Point], fits: Sequence[FamilyFit], convention: str) -> None:
-    """90 % bands of the fitted envelopes, over each family's own window."""
+    """90 % bands of the fitted envelopes, over each family's own window; the axis holds them."""
     look = style.looks(cell.family for cell in cells)
+    low, high = axes.get_ylim()
     for item in fits:
         reach = [cell.flops[convention] for cell in cells if cell.family == item.family]
         line = item.curve(min(reach), max(reach))
@@ -44,22 +56,23 @@ def bands(axes: Axes, cells: Sequence[Point], fits: Sequence[FamilyFit], convent
                 alpha=0.15,
                 linewidth=0,
             )
+            low = min(low, *(point["low"] for point in line))
+            high = max(high, *(point["high"] for point in line))
+    if (low, high) != axes.get_ylim():
+        axes.set_ylim(*style.margins([low, high], 0.02))
+        style.log_axis(axes.yaxis, *axes.get_ylim())
 
 
 def loss_vs_params(axes: Axes, cells: Sequence[Point], count: str = "non_embedding") -> None:
-    """One thin line per family and number of training tokens."""
+    """One line per family, of cells that saw equally many tokens."""
     for name, look in style.looks(cell.family for cell in cells).items():
         group = sorted(
             (cell for cell in cells if cell.family == name), key=lambda c: c.params[count]
         )
-        _scatter(axes, [cell.params[count] for cell in group], group, look, name)
-        for tokens in sorted({cell.tokens for cell in group}):
-            line = [cell for cell in group if cell.tokens == tokens]
-            x = [cell.params[count] for cell in line]
-            y = [cell.loss for cell in line]
-            axes.plot(x, y, color=look.colour, alpha=0.5, linewidth=0.9)
-    _axes(axes, [cell.params[count] for cell in cells], cells)
-    axes.set_xlabel(f"parameters: {style.NAMES.get(count, count)}")
+        x = [cell.params[count] for cell in group]
+        axes.plot(x, [cell.loss for cell in group], color=look.colour, alpha=0.6, linewidth=1)
+        _scatter(axes, x, group, look, name)
+    axes.set_xlabel(f"parameters: {style.named(count)}")
 
 
 def costliest(cells: Sequence[Point]) -> list[Point]:
@@ -70,23 +83,45 @@ def costliest(cells: Sequence[Point]) -> list[Point]:
 
 
 def curves(axes: Axes, cells: Sequence[Point]) -> None:
-    """Training loss of each cell, one thin line per seed."""
+    """Training loss of each cell, the mean over its seeds and over a quarter of an octave."""
     shown = []
+    sizes = {(cell.width, cell.depth) for cell in cells}
     looks = style.looks(cell.family for cell in cells)
     for cell in cells:
         look = looks[cell.family]
-        legend = f"{cell.family} (width {cell.width}, depth {cell.depth})"
-        for curve in cell.curves.values():
-            seen = [(step * cell.batch_tokens, loss) for step, loss in curve if step > 0]
-            if not seen:
-                continue
-            axes.plot(*zip(*seen, strict=True), color=look.colour, linewidth=0.9, label=legend)
-            legend = ""
-            shown += seen
+        seen = smooth(cell)
+        if not seen:
+            continue
+        size = "" if len(sizes) == 1 else f" (width {cell.width}, depth {cell.depth})"
+        axes.plot(
+            *zip(*seen, strict=True),
+            color=look.colour,
+            marker=look.marker,
+            markersize=4,
+            linewidth=1.1,
+            markeredgecolor="white",
+            markeredgewidth=0.4,
+            label=style.label(f"{cell.family}{size}"),
+        )
+        shown += seen
     axes.set_xlabel("training tokens seen")
     axes.set_ylabel("training loss (nats per token)")
     if shown:
         _log(axes, [x for x, _ in shown], [y for _, y in shown])
+
+
+def smooth(cell: Point) -> list[tuple[float, float]]:
+    """(tokens, loss): geometric means over seeds and over each 1/PER_OCTAVE of an octave."""
+    bins: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    for curve in cell.curves.values():
+        for step, loss in curve:
+            if step > 0 and math.isfinite(loss) and loss > 0:
+                tokens = math.log(step * cell.batch_tokens)
+                bins[math.floor(PER_OCTAVE * tokens / math.log(2))].append((tokens, math.log(loss)))
+    return [
+        (math.exp(fmean(x for x, _ in bins[i])), math.exp(fmean(y for _, y in bins[i])))
+        for i in sorted(bins)
+    ]
 
 
 def _scatter(
@@ -99,9 +134,7 @@ def _scatter(
     ]
     if bars:
         at, y, low, high = zip(*bars, strict=True)
-        axes.errorbar(
-            at, y, yerr=(low, high), fmt="none", ecolor=look.colour, elinewidth=1, capsize=4
-        )
+        axes.errorbar(at, y, yerr=(low, high), fmt="none", ecolor=look.colour, elinewidth=1)
     axes.plot(
         x,
         [cell.loss for cell in group],
@@ -109,14 +142,18 @@ def _scatter(
         color=look.colour,
         markeredgecolor="white",
         markeredgewidth=0.5,
-        label=name,
+        label=style.label(name),
     )
 
 
 def _axes(axes: Axes, x: Sequence[float], cells: Sequence[Point]) -> None:
-    reach = [v for cell in cells for v in (cell.loss, cell.low, cell.high) if v is not None]
     axes.set_ylabel(LOSS)
-    _log(axes, x, reach)
+    _log(axes, x, reach(cells))
+
+
+def reach(cells: Sequence[Point]) -> list[float]:
+    """Losses and their intervals."""
+    return [v for cell in cells for v in (cell.loss, cell.low, cell.high) if v is not None]
 
 
 def _log(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:

@@ -1,49 +1,34 @@
-"""One look for every figure: a family has the same colour and marker wherever it appears.
+"""One look for every figure: type, axes, titles and legends; `figures.palette` has the colours.
 
-Colours are petroff10 (Petroff 2021, arXiv 2107.02270), chosen for colour-blind readers; markers
-repeat the information for those who print in grey. Pictures are reproducible byte for byte.
+Pictures are reproducible byte for byte. Text is drawn as it is written: a name is never read as
+mathematics.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from textwrap import wrap
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import (
     FixedLocator,
     FuncFormatter,
-    LogFormatterMathtext,
+    LogLocator,
     NullFormatter,
     NullLocator,
 )
 
-PETROFF10 = (
-    *("#3f90da", "#ffa90e", "#bd1f01", "#832db6", "#94a4a2"),
-    *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
-)
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
-PATHS = {  # the same markers as SVG paths about the origin, for the report
-    "o": "M-1,0A1,1 0 1,0 1,0A1,1 0 1,0 -1,0Z",
-    "s": "M-.9,-.9H.9V.9H-.9Z",
-    "^": "M0,-1L1.05,.85H-1.05Z",
-    "D": "M0,-1.2L1.2,0L0,1.2L-1.2,0Z",
-    "v": "M0,1L1.05,-.85H-1.05Z",
-    "P": "M-.38,-1.1H.38V-.38H1.1V.38H.38V1.1H-.38V.38H-1.1V-.38H-.38Z",
-    "X": "M-.7,-1L0,-.3L.7,-1L1,-.7L.3,0L1,.7L.7,1L0,.3L-.7,1L-1,.7L-.3,0L-1,-.7Z",
-    "<": "M-1,0L.85,1.05V-1.05Z",
-    ">": "M1,0L-.85,1.05V-1.05Z",
-    "p": "M0,-1L.95,-.31L.59,.81L-.59,.81L-.95,-.31Z",
-}
-FAMILIES = ("dense", "moe", "mamba", "linear", "hybrid")  # slots kept for ever
+from figures.palette import Look as Look
+from figures.palette import looks as looks
 
 NAMES = {  # how a cost or a count is written for people
     "executed": "executed",
@@ -78,34 +63,10 @@ RC: dict[Any, Any] = {
     "lines.markersize": 5.5,
     "lines.linewidth": 1.4,
     "svg.hashsalt": "isoflop",
+    "text.parse_math": False,
     "savefig.dpi": 160,
     "figure.dpi": 100,
 }
-
-
-class Look(NamedTuple):
-    colour: str
-    marker: str
-
-    @property
-    def path(self) -> str:
-        return PATHS[self.marker]
-
-    @property
-    def on_dark(self) -> str:
-        """The same hue, lightened until it stands out from a dark page."""
-        channels = (int(self.colour[i : i + 2], 16) for i in (1, 3, 5))
-        return "#" + "".join(f"{round(c + 0.28 * (255 - c)):02x}" for c in channels)
-
-
-def looks(families: Iterable[str]) -> dict[str, Look]:
-    """Known families keep their slot; others take the free ones in alphabetical order."""
-    present = set(families)
-    known = {name: Look(PETROFF10[i], MARKERS[i]) for i, name in enumerate(FAMILIES)}
-    others = sorted(present - known.keys())
-    free = islice(cycle(range(len(FAMILIES), len(PETROFF10))), len(others))
-    chosen = known | {n: Look(PETROFF10[i], MARKERS[i]) for n, i in zip(others, free, strict=True)}
-    return {name: chosen[name] for name in (*FAMILIES, *others) if name in present}
 
 
 @contextmanager
@@ -174,15 +135,19 @@ def _thin(values: list[float], low: float, high: float, most: int) -> list[float
     return kept
 
 
-def log_axis(axis: Axis, low: float, high: float) -> None:
-    """Plain round numbers over a short range, powers of ten over a long one."""
+def log_axis(
+    axis: Axis, low: float, high: float, told: Callable[[float], str] | None = None
+) -> None:
+    """Plain round numbers over a short range, powers of ten over a long one; or as `told`."""
     if high / low < 1000:
         axis.set_major_locator(FixedLocator(ticks(low, high)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-        axis.set_minor_locator(NullLocator())
+        write = told or short
     else:
-        axis.set_major_formatter(LogFormatterMathtext())
-        axis.set_minor_formatter(NullFormatter())
+        axis.set_major_locator(LogLocator())
+        write = told or power
+    axis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
 
 
 def margins(values: Iterable[float], share: float = 0.06) -> tuple[float, float]:
@@ -203,28 +168,71 @@ def short(value: float) -> str:
     return f"{value:.4g}"
 
 
+def seconds(value: float) -> str:
+    """0.0002 → 200 µs; 0.05 → 50 ms; 2 → 2 s."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if value >= size * (1 - 1e-9):
+            return f"{value / size:.3g} {unit}"
+    return f"{value / 1e-6:.3g} µs"
+
+
+def bytes_(value: float) -> str:
+    """8192 → 8.19 kB; 1e6 → 1 MB."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= size * (1 - 1e-9):
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g} B"
+
+
+def named(cost: str) -> str:
+    """A convention or a count as people write it."""
+    return NAMES.get(cost, cost)
+
+
+def label(name: str) -> str:
+    """As matplotlib shows it in a legend: what begins with _ would be left out."""
+    return f"\u200a{name}" if name.startswith("_") else name
+
+
 def key(axes: Axes, **where: Any) -> None:
-    """A legend, if anything asked for one; a long one without options stands beside all panels."""
+    """A legend, if anything asked for one; a long one without options stands above the panels."""
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 6 and not where:
-        axes.figure.legend(handles, labels, loc="outside right upper", fontsize=8.5)
+        key_above(axes.figure)
     elif labels:
         axes.legend(handles, labels, loc="best", fontsize=8.5, **where)
 
 
-def key_above(figure: Figure, columns: int) -> None:
-    """One legend above all panels, for what any of them shows."""
+def key_above(figure: Any) -> None:
+    """One legend above all panels, for what any of them shows; `title` places it."""
     told: dict[str, Any] = {}
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
         told |= dict(zip(labels, handles, strict=True))
-    where: dict[str, Any] = {"loc": "outside upper left", "ncols": columns}
-    figure.legend(list(told.values()), list(told), fontsize=8.5, **where)
+    columns = _columns(figure, list(told))
+    figure.legend(list(told.values()), list(told), fontsize=8.5, ncols=columns, loc="upper left")
+
+
+def _columns(figure: Any, labels: Sequence[str]) -> int:
+    """How many such labels stand beside each other in a legend of the figure's width."""
+    points = 8.5 * (4 + 0.62 * max(map(len, labels), default=0))
+    return max(1, min(len(labels), int(figure.get_figwidth() * 72 / points)))
 
 
 def title(figure: Figure, text: str) -> None:
-    """A line above all panels."""
-    figure.suptitle(text, x=0.01, ha="left", fontsize="medium")
+    """What was found, above all panels and their legend, in lines that the width can hold."""
+    lines = wrap(text, int(figure.get_figwidth() * 10.5))
+    height = 72 * figure.get_figheight()
+    taken = (4 + 15 * len(lines)) / height
+    figure.text(0.01, 1 - 4 / height, "\n".join(lines), fontsize=11, va="top")
+    for legend in figure.legends:
+        legend.set_bbox_to_anchor((0, 1 - taken), transform=figure.transFigure)
+        labels = [text.get_text() for text in legend.get_texts()]
+        rows = -(-len(labels) // _columns(figure, labels))
+        taken += (8 + 13 * rows) / height
+    engine = figure.get_layout_engine()
+    assert isinstance(engine, ConstrainedLayoutEngine)
+    engine.set(rect=(0, 0, 1, 1 - taken - 4 / height))
 
 
 def drop(panels: Sequence[Axes]) -> None:
@@ -234,8 +242,9 @@ def drop(panels: Sequence[Axes]) -> None:
 
 
 def note(figure: Figure, text: str) -> None:
-    """A line below the panels that says what is drawn."""
-    figure.supxlabel(text, fontsize=8, color="#5c6370", x=0.01, ha="left")
+    """Below the panels, what is drawn."""
+    lines = wrap(text, int(figure.get_figwidth() * 15.5))
+    figure.supxlabel("\n".join(lines), fontsize=8, color="#5c6370", x=0.01, ha="left")
 
 
 def tokens(count: float) -> str:
@@ -246,5 +255,21 @@ def tokens(count: float) -> str:
 def scientific(value: float, digits: int = 2) -> str:
     """4907335680000 → 4.9 × 10¹²."""
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-    power = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return f"{mantissa} × 10{power}"
+    return f"{mantissa} × 10{_raised(int(exponent))}"
+
+
+def power(value: float) -> str:
+    """1000 → 10³, as on an axis of many decades; 2000 → 2·10³."""
+    exponent = math.floor(math.log10(value) + 1e-9)
+    times = round(value / 10.0**exponent)
+    return f"{'' if times == 1 else f'{times}·'}10{_raised(exponent)}"
+
+
+def _raised(exponent: int) -> str:
+    return str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def listed(words: Iterable[str]) -> str:
+    """a, b and c; empty for none."""
+    *rest, last = list(words) or [""]
+    return f"{', '.join(rest)} and {last}" if rest else last

@@ -9,7 +9,7 @@ from figures import context as context_figure
 from figures.budget import Interval, Ranking, Standing
 from figures.fits import FamilyFit
 from figures.points import Point, usable
-from figures.style import NAMES, scientific, short, tokens
+from figures.style import listed, named, scientific, short, tokens
 from sim.records import Row
 
 FEWEST_STEPS = 500  # fewer measure the optimiser
@@ -38,7 +38,7 @@ def summarise(
     found = [
         _runs(rows, cells),
         *_best(first),
-        *_across(rankings),
+        *across(rankings),
     ]
     beside = [*_context(measured), *_company(cells, company or {})]
     unresolved = [
@@ -51,6 +51,21 @@ def summarise(
     return Summary(found, beside, unresolved)
 
 
+def headline(ranking: Ranking | None) -> str:
+    """The ranking in a line, for a picture's title."""
+    if ranking is None:
+        return "Held-out loss against training compute: no common budget of two families"
+    best, second = ranking.standings[0], ranking.standings[1]
+    said = (
+        f"{best.family} is lowest at {scientific(ranking.flops)} FLOPs: {best.loss.mean:.3f} nats"
+    )
+    if second.behind is None or second.behind.low is None:
+        ahead = second.loss.mean - best.loss.mean
+        return f"{said}; {second.family} is {ahead:.3f} higher, of one seed: no interval"
+    verdict = "" if second.resolved else ", not resolved"
+    return f"{said}; {second.family} is {interval(second.behind)} higher{verdict}"
+
+
 def _runs(rows: Sequence[Row], cells: Sequence[Point]) -> str:
     lost = sum(not usable(row) for row in rows)
     if not rows:
@@ -60,7 +75,7 @@ def _runs(rows: Sequence[Row], cells: Sequence[Point]) -> str:
     families = list(dict.fromkeys(cell.family for cell in cells))
     seeds = {seed for cell in cells for seed in cell.losses}
     said = (
-        f"{len(rows)} runs train {_list(families)} models of "
+        f"{len(rows)} runs train {listed(families)} models of "
         f"{_range(cell.params['total'] for cell in cells)} parameters on "
         f"{_range(cell.tokens for cell in cells)} tokens, with {len(seeds)} "
         f"seed{'s' if len(seeds) > 1 else ''}"
@@ -74,7 +89,7 @@ def _best(ranking: Ranking | None) -> list[str]:
         return []
     best, second = ranking.standings[0], ranking.standings[1]
     said = (
-        f"At {scientific(ranking.flops)} training FLOPs ({NAMES[ranking.convention]}), the largest "
+        f"At {scientific(ranking.flops)} training FLOPs ({named(ranking.convention)}), the largest "
         f"budget that every ranked family reached, {best.family} has the lowest held-out loss: "
         f"{interval(best.loss)} nats per token."
     )
@@ -88,7 +103,8 @@ def _best(ranking: Ranking | None) -> list[str]:
     return [f"{said} {second.family} is next, {interval(second.behind)} higher: {verdict}."]
 
 
-def _across(rankings: Sequence[Ranking]) -> list[str]:
+def across(rankings: Sequence[Ranking]) -> list[str]:
+    """Whether the winner depends on what is counted; nothing of fewer than two rankings."""
     if len(rankings) < 2:
         return []
     winner = rankings[0].standings[0].family
@@ -96,10 +112,10 @@ def _across(rankings: Sequence[Ranking]) -> list[str]:
     for ranking in rankings[1:]:
         best = ranking.standings[0].family
         if best != winner:
-            others.setdefault(best, []).append(NAMES[ranking.convention])
+            others.setdefault(best, []).append(named(ranking.convention))
     if not others:
         return [f"{winner} is lowest under all {len(rankings)} ways of counting FLOPs."]
-    told = "; ".join(f"{family} under {_list(names)}" for family, names in others.items())
+    told = "; ".join(f"{family} under {listed(names)}" for family, names in others.items())
     return [f"How FLOPs are counted changes the winner: {told}."]
 
 
@@ -117,11 +133,11 @@ def _context(measured: Sequence[dict]) -> list[str]:
             if slope is not None:
                 alike.setdefault(slope.power, []).append(name)
         if alike:
-            told = [f"{power} for {_list(names)}" for power, names in alike.items()]
+            told = [f"{power} for {listed(names)}" for power, names in alike.items()]
             said.append(f"for {what} {', '.join(told)}")
     if not said:
         return []
-    low, high = context_figure.WINDOW
+    low, high = context_figure.window(slopes)
     return [
         f"From {tokens(low)} to {tokens(high)} tokens of context, the log-log slope (1: twice the "
         f"context costs twice as much; 0: no more) is, {'; '.join(said)}."
@@ -151,15 +167,15 @@ def _ranking_open(ranking: Ranking | None, cells: Sequence[Point]) -> list[str]:
         for standing in ranking.standings[1:]
         if standing.behind and standing.behind.low is not None and not standing.resolved
     ]
-    said = [f"Whether {best} beats {_list(close)}: the interval includes zero."] if close else []
+    said = [f"Whether {best} beats {listed(close)}: the interval includes zero."] if close else []
     unpaired = [s.family for s in ranking.standings[1:] if _unpaired(s)]
     if unpaired:
         said.append(
-            f"Whether {best} beats {_list(unpaired)}: fewer than two shared seeds, so no interval."
+            f"Whether {best} beats {listed(unpaired)}: fewer than two shared seeds, so no interval."
         )
     if ranking.absent:
         said.append(
-            f"Where {_list(ranking.absent)} would stand: too few points, or none at the common "
+            f"Where {listed(ranking.absent)} would stand: too few points, or none at the common "
             "budget."
         )
     return said
@@ -178,7 +194,7 @@ def _one_seed(cells: Sequence[Point]) -> list[str]:
     ]
     if not single:
         return []
-    return [f"The noise of {_list(single)}: one seed, so no interval."]
+    return [f"The noise of {listed(single)}: one seed, so no interval."]
 
 
 def _fits_open(fits: Iterable[FamilyFit]) -> list[str]:
@@ -189,7 +205,7 @@ def _fits_open(fits: Iterable[FamilyFit]) -> list[str]:
             asked.setdefault(item.asked, {}).setdefault(item.fit.reason, []).append(item.family)
     return [
         f"{what} is not identifiable for "
-        + "; for ".join(f"{_list(families)}: {reason}" for reason, families in reasons.items())
+        + "; for ".join(f"{listed(families)}: {reason}" for reason, families in reasons.items())
         + "."
         for what, reasons in asked.items()
     ]
@@ -233,8 +249,3 @@ def _range(values: Iterable[int]) -> str:
     values = list(values)
     low, high = min(values), max(values)
     return short(low) if low == high else f"{short(low)} to {short(high)}"
-
-
-def _list(words: Iterable[str]) -> str:
-    *rest, last = words
-    return f"{', '.join(rest)} and {last}" if rest else last

@@ -11,6 +11,7 @@ gain from it in loss.
 from __future__ import annotations
 
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -188,7 +189,8 @@ def measure(
     batch: int = 1,
     tell: Tell = lambda text: None,
 ) -> list[dict[str, Any]]:
-    """Rows {family, quantity, seq_len, value, low, high}, with `slope` from the second length on.
+    """Rows {family, quantity, seq_len, value, low, high}, with `slope` from the second length on,
+    and the width, depth and device that they were measured at.
 
     `models` are named by family; `batch` sequences share a training step, a prompt and a token.
     """
@@ -212,12 +214,19 @@ def measure(
             if "state_bytes" in quantities:
                 turns["state_bytes", family, t] = (float(state_bytes(model, t)),)
     return [
-        row
+        row | {"width": model.d_model, "depth": len(model.blocks), "device": device()}
         for name in QUANTITIES
         if name in quantities
-        for family in models
+        for family, model in models.items()
         for row in _line(family, name, {t: turns[name, family, t] for t in lengths})
     ]
+
+
+def device() -> str:
+    """The kind of device that programs run on; of a CPU also the cores they may use."""
+    first = jax.devices()[0]
+    cores = f", {len(os.sched_getaffinity(0))} cores" if hasattr(os, "sched_getaffinity") else ""
+    return first.device_kind + (cores if first.platform == "cpu" else "")
 
 
 def _line(

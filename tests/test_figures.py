@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import synthetic
 
-from figures import bench, budget, context, fits, ladder, peers, quickstart, style
+from experiments import families
+from figures import (
+    bench,
+    budget,
+    context,
+    fits,
+    ladder,
+    lr_transfer,
+    palette,
+    peers,
+    quickstart,
+    scaling,
+    study,
+    style,
+)
 from figures.points import Point, _intervals, envelope, points, seed_noise
+from models import zoo
 
 
 def cell(family: str, flops: float, losses: dict[int, float], **other: object) -> Point:
@@ -32,13 +49,31 @@ def cell(family: str, flops: float, losses: dict[int, float], **other: object) -
 
 
 def test_a_family_looks_the_same_whoever_else_is_there():
-    alone = style.looks(["mamba"])["mamba"]
-    assert style.looks(["zebra", "linear", "mamba", "dense"])["mamba"] == alone
+    """Known or not; the second of two names that are hashed to one look moves on."""
+    for name in ("mamba", "zebra", "$a^{b$"):
+        alone = style.looks([name])[name]
+        assert style.looks(["linear", name, "dense", "aardvark"])[name] == alone
 
 
-def test_ten_families_have_ten_colours_and_ten_markers():
-    looks = style.looks([*style.FAMILIES, "rwkv", "retnet", "delta", "gla", "window"]).values()
-    assert len({look.colour for look in looks}) == len({look.marker for look in looks}) == 10
+def test_every_family_of_the_zoo_has_its_own_look_and_an_unknown_one_none_of_theirs():
+    assert set(palette.FAMILIES) == set(zoo.FAMILIES)
+    assert len(set(palette.FAMILIES.values())) == len(zoo.FAMILIES)
+    unknown = [f"mine {i}" for i in range(len(palette.FREE))]
+    looks = style.looks([*zoo.FAMILIES, *unknown])
+    assert len(set(looks.values())) == len(looks)
+    many = style.looks([*zoo.FAMILIES, *(f"mine {i}" for i in range(300))])
+    assert not {many[f"mine {i}"] for i in range(300)} & set(palette.FAMILIES.values())
+
+
+def test_the_studied_families_differ_in_colour_and_in_mark():
+    looks = style.looks(families.STUDIED).values()
+    assert len({look.colour for look in looks}) == len({look.marker for look in looks}) == 8
+
+
+def test_what_is_no_family_has_no_family_s_colour_or_mark():
+    kinds = palette.kinds(f"device {i}" for i in range(15)).values()
+    assert not {kind.colour for kind in kinds} & set(palette.PETROFF10)
+    assert not {kind.marker for kind in kinds} & set(palette.PATHS)
 
 
 def test_every_colour_stands_out_from_a_dark_page():
@@ -47,7 +82,7 @@ def test_every_colour_stands_out_from_a_dark_page():
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    looks = style.looks([*style.FAMILIES, "a", "b", "c", "d", "e"]).values()
+    looks = [palette.Look(colour, "o") for colour in palette.PETROFF10]
     assert all((light(look.on_dark) + 0.05) / (light("#1b1f26") + 0.05) >= 3 for look in looks)
 
 
@@ -203,6 +238,23 @@ def test_collinear_size_and_data_are_told_and_not_drawn():
     assert fit.curve(1e9, 1e10) == []
 
 
+def test_bands_stay_inside_the_frame():
+    class Wide(fits.FamilyFit):
+        def curve(self, low: float, high: float, n: int = 40) -> list[dict[str, float]]:
+            return [{"flops": c, "loss": 3.0, "low": 1.0, "high": 9.0} for c in (low, high)]
+
+    cells = [cell("a", c, {0: power(c, 30)}) for c in (1e9, 2e9, 4e9, 8e9, 16e9)]
+    (line,) = fits.power(cells, "executed", draws=20)
+    with style.sheet() as (_, (axes,)):
+        scaling.loss_vs_flops(axes, cells)
+        bottom, top = axes.get_ylim()
+        assert 1 < bottom < top < 9
+        scaling.bands(axes, cells, [Wide(line.family, line.form, line.fit)], "executed")
+        bottom, top = axes.get_ylim()
+    assert bottom < 1
+    assert top > 9
+
+
 # context
 
 
@@ -221,6 +273,25 @@ def test_slope_needs_two_lengths_and_its_interval_three():
     two = context.slope([1024, 2048], [1.0, 2.0])
     assert two is not None
     assert (two.n, two.half, str(two)) == (2, None, "1.00")
+
+
+def test_a_context_figure_says_size_machine_and_units_and_a_half_width_only_where_there_is_one(
+    tmp_path: Path,
+):
+    at = {"width": 48, "depth": 3, "device": "cpu, 2 cores"}
+    whole = [m | at for m in synthetic.context()]
+    few = [m for m in whole if m["seq_len"] in (1024, 4096)]
+    context.draw(whole, tmp_path / "whole")
+    context.draw(few, tmp_path / "few")
+    told, short = (words(tmp_path / n / "context_scaling.svg") for n in ("whole", "few"))
+    for text in (told, short):
+        assert "width 48, depth 3, on cpu, 2 cores" in text
+        assert " ms " in text
+        assert " MB " in text
+    assert "log-log slope, 1k to 8k" in told
+    assert "±: 90 % t interval" in told
+    assert "log-log slope, 1k to 4k" in short
+    assert "±" not in short
 
 
 def test_a_missing_quantity_is_a_missing_panel(tmp_path: Path):
@@ -250,12 +321,83 @@ def test_draw_writes_svg_png_and_the_numbers_that_it_plots(tmp_path: Path):
     assert sorted(v for n in numbers for v in n["losses"]) == sorted(
         row.record.loss for row in rows if row.record.loss is not None
     )
-    assert "1 failed or diverged" in title_of(tmp_path / "loss_vs_flops.svg")
+    assert "1 failed or diverged" in words(tmp_path / "loss_vs_flops.svg")
 
 
-def title_of(svg: Path) -> str:
-    """Matplotlib draws text as paths and leaves the words in comments."""
-    return svg.read_text(encoding="utf-8")
+def words(svg: Path) -> str:
+    """Matplotlib draws text as paths and leaves the words in comments, a line in each."""
+    parts = svg.read_text(encoding="utf-8").split("<!-- ")[1:]
+    return " ".join(" ".join(html.unescape(part.split(" -->")[0]) for part in parts).split())
+
+
+def drawn(tmp_path: Path, rows: list, measured: list[dict]) -> dict[str, str]:
+    """The words of every figure, by its name."""
+    found = study.numbers(rows, draws=20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "numbers", lambda rows, draws: found)
+        ladder.draw(rows, tmp_path)
+    context.draw(measured, tmp_path)
+    swept = [
+        row.model_copy(update={"labels": row.labels | {"lr": row.record.run.budget.steps / 1e5}})
+        for row in rows
+    ]
+    lr_transfer.draw(swept, tmp_path)
+    for name, module in (("bench", bench), ("peers", peers)):
+        module.draw([speed(row.labels["family"]) for row in rows], tmp_path)
+        assert (tmp_path / f"{name}.svg").exists()
+    return {path.stem: words(path) for path in tmp_path.glob("*.svg")}
+
+
+def speed(family: str) -> dict:
+    ends = {"ratio": 2.0, "ratio_low": 1.5, "ratio_high": 2.5, "dtype": "float32"}
+    share = {"matmul_share": 0.5, "matmul_share_low": 0.4, "matmul_share_high": 0.6}
+    return measured(family, "train_step", compiled=False, device="cpu", **ends, **share)
+
+
+AWKWARD = ("$a^{b$", "_hidden", "<script>[/b]", r"\frac{&%s{0}")
+
+
+@pytest.fixture(scope="module")
+def awkward(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Every figure of a baseline and of families whose names mean something to somebody."""
+    sizes = ((32, 2), (48, 2), (64, 2), (96, 4))
+    rows = synthetic.grid(("dense", *AWKWARD), sizes, (300, 600, 1200), (0, 1), noise=0.002)
+    measured = [
+        m | {"family": AWKWARD[("dense", "moe", "mamba", "linear").index(m["family"])]}
+        for m in synthetic.context()
+    ]
+    return drawn(tmp_path_factory.mktemp("awkward"), rows, measured)
+
+
+def test_any_name_of_a_family_is_drawn_as_it_is_written(awkward: dict[str, str]):
+    for name in AWKWARD:
+        for figure in ("loss_vs_flops", "loss_vs_params", "loss_curves", "flop_conventions"):
+            assert name in awkward[figure], figure
+        assert name in awkward["lr_transfer"]
+        assert name in awkward["gains"]
+    assert all(name in awkward["context_scaling"] for name in AWKWARD)
+
+
+def test_titles_say_what_the_data_say(awkward: dict[str, str]):
+    """Of a surface where dense, whose A and B are smallest, beats all others."""
+    begin = {
+        "loss_vs_flops": r"dense is lowest at \d\.\d × 10¹² FLOPs: \d\.\d{3} nats;",
+        "loss_vs_params": r"After 1\.23M tokens the largest model over the smallest gains from 0\.",
+        "loss_curves": r"At the end of training \S+ is lowest \(\d\.\d\d nats per token\) and",
+        "flop_conventions": "dense is lowest under all 6 ways of counting FLOPs",
+        "optima": r"At the end of each window N\* is from [\d.]+[kM]",
+        "gains": "No gain over dense is resolved in executed FLOPs",
+        "gains_by_compute": "Through the window the gain over dense ",
+        "residuals": r"The law without E misses a cell by at most \d\.\d%",
+        "subsets": r"α of dense is 0\.\d\d to 0\.\d\d by which",
+        "context_scaling": "From 1k to 8k tokens, training step grows as T to the",
+        "lr_transfer": "Under lr ∝ 1/width|No best rate of 5 families moves",
+        "bench": r"At width 64 a training step runs at 0\.50 \(dense\)",
+        "peers": r"PyTorch's training steps take 2 \(dense\) to 2 \(",
+    }
+    assert set(begin) == set(awkward)
+    for figure, pattern in begin.items():
+        assert re.search(pattern, awkward[figure]), (figure, awkward[figure][:300])
 
 
 def test_the_same_rows_give_the_same_bytes_without_a_date(tmp_path: Path):
@@ -283,11 +425,13 @@ def measured(family: str, program: str, **other: object) -> dict:
 def test_a_value_is_told_over_its_unit_or_another_value_with_its_range():
     share, _, decode, memory = bench.PANELS
     row = measured("dense", "decode", seconds=0.002, seconds_low=0.001, seconds_high=0.004)
-    assert [decode.of(row, end) for end in ("", "low", "high")] == [2, 1, 4]
+    assert [decode.of(row, end) for end in ("", "low", "high")] == [0.002, 0.001, 0.004]
+    assert decode.told(0.002) == "2 ms"
     assert not share.shows(row)
     *_, times = peers.PANELS
     row = measured("dense", "train_step", memory_bytes=2**20, peer_memory_bytes=2**22)
-    assert (memory.of(row), memory.of(row, "low"), times.of(row)) == (1, 1, 4)
+    assert (memory.of(row), memory.of(row, "low"), times.of(row)) == (2**20, 2**20, 4)
+    assert memory.told(2**20) == "1.05 MB"
     assert not times.shows(measured("dense", "train_step", ratio=2.0))  # was not weighed
 
 
