@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import json
@@ -45,7 +46,7 @@ def list_(args: Sequence[str]) -> int:
 
 def describe(args: Sequence[str]) -> int:
     """Print an experiment's question, command, duration and expected answer."""
-    experiment, rest = _experiment("describe", args)
+    experiment, rest = _experiment("describe", args, ListFlags)
     (flags,) = parse(f"describe {experiment.name}", describe.__doc__, rest, ListFlags)
     if flags.json:
         _print_json({**asdict(experiment), "question": experiment.question})
@@ -56,7 +57,7 @@ def describe(args: Sequence[str]) -> int:
 
 def run(args: Sequence[str]) -> int:
     """Train what an experiment lacks, or with --dry-run tell what that would take."""
-    experiment, rest = _experiment("run", args)
+    experiment, rest = _experiment("run", args, RunFlags)
     from sim import cache
 
     # measurements of speed compile afresh
@@ -79,16 +80,17 @@ def bench(args: Sequence[str]) -> int:
 def compile_(args: Sequence[str]) -> int:
     """Compile training steps for a TPU that is not there: memory, FLOPs, the largest batch."""
     about = inspect.getdoc(compile_) or ""
-    if not args or args[0].startswith("-"):
-        if args and args[0] in {"-h", "--help"}:
-            print(f"usage: isoflop compile EXPERIMENT|FAMILY [OPTIONS]\n\n{about}")
-            return 0
+    asked = bool(args) and args[0] in HELP
+    if not args or (args[0].startswith("-") and not asked):
         raise Usage(
             "name an experiment or a family first, as in isoflop compile dense --topology v5e:4x4"
         )
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # read when JAX is imported: else it seeks TPUs
-    from experiments.ahead import command
+    from experiments.ahead import CompileFlags, command, family
 
+    if asked:
+        options = functools.partial(family, "")
+        parse("compile EXPERIMENT|FAMILY", about, ["--help"], CompileFlags, options)
     return command(args[0], about, args[1:])
 
 
@@ -255,7 +257,7 @@ def _records(verb: str, doc: str | None, args: Sequence[str]) -> tuple[str, Show
     """The experiment's rows, or the table that it measured, in the runs directory."""
     from sim.records import Store, read_rows, read_table, timed
 
-    experiment, rest = _experiment(verb, args)
+    experiment, rest = _experiment(verb, args, ShowFlags)
     module = experiment.load()
     options = module.cells if experiment.trains else later(module.measure)
     flags, cells = parse(f"{verb} {experiment.name}", doc, rest, ShowFlags, options)
@@ -289,6 +291,7 @@ def _function(verb: str, module: str, name: str) -> Callable[[Sequence[str]], in
     return call
 
 
+HELP = {"-h", "--help"}
 FUNCTIONS = {  # verb → module, function, and what help says of it before importing either
     "fit": (
         "fit",
@@ -332,8 +335,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     args = sys.argv[1:] if argv is None else list(argv)
     try:
-        if not args or args[0] in {"-h", "--help"}:
+        if not args or args[0] in HELP:
             print(_help())
+            return 0
+        if args[0] == "--version":
+            print(f"isoflop {importlib.metadata.version('isoflop')}")
             return 0
         experiments.pick(args[0], VERBS, "command")
         code = VERBS[args[0]](args[1:])
@@ -377,17 +383,22 @@ def _help() -> str:
             "How does this architecture scale? Measured, with honest intervals, at small scale.",
             table(rows, left=("", " ")),
             "",
-            "isoflop COMMAND NAME --help shows the options of both.",
+            "isoflop COMMAND NAME --help shows the options of both; isoflop --version.",
         ]
     )
 
 
-def _experiment(verb: str, args: Sequence[str]) -> tuple[experiments.Experiment, Sequence[str]]:
+def _experiment(
+    verb: str, args: Sequence[str], flags: Callable[..., Any]
+) -> tuple[experiments.Experiment, Sequence[str]]:
     """The experiment named right after the verb, and the arguments that follow."""
-    if args and args[0] in {"-h", "--help"}:
-        print(f"usage: isoflop {verb} NAME [OPTIONS]\n\n{inspect.getdoc(VERBS[verb])}\n")
-        print(f"NAME is one of: {', '.join(experiments.discover())}")
-        raise SystemExit(0)
+    if args and args[0] in HELP:
+        names = ", ".join(experiments.discover())
+        about = (
+            f"{inspect.getdoc(VERBS[verb])}\n\nNAME is one of: {names}. "
+            f"isoflop {verb} NAME --help shows its own options too."
+        )
+        parse(f"{verb} NAME", about, ["--help"], flags)
     if not args or args[0].startswith("-"):
         raise Usage(f"name the experiment first: isoflop {verb} NAME [OPTIONS]; see isoflop list")
     return experiments.find(args[0]), args[1:]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sim.plan import Plan
+    from sim.plan import Plan, Planned
 
 
 def table(rows: Sequence[Mapping[str, Any]], left: Iterable[str] = ()) -> str:
@@ -59,29 +59,37 @@ def labelled(labels: Mapping[str, Any]) -> str:
 
 
 def budget_table(plan: Plan, workers: int) -> str:
-    """The plan of a grid: every run, the totals, the warnings."""
-    rows = [
-        {
-            "run": labelled(row.labels),
-            "params": si(row.params),
-            "active": si(row.active_params),
-            "non-emb.": si(row.non_embedding_params),
-            "steps": row.steps,
-            "seed": row.seed,
-            "tokens": si(row.tokens),
-            "epochs": "" if row.epochs is None else f"{row.epochs:.2g}",
-            "FLOPs": si(row.flops),
-            "time": "finished" if row.finished else duration(row.seconds),
-            "disk": "" if row.finished else f"{si(row.disk_bytes)}B",
-        }
-        for row in plan.rows
-    ]
+    """The plan of a grid: the totals, the warnings, and a line for the seeds of each cell."""
+    cells: dict[str, list[Planned]] = {}
+    for row in plan.rows:
+        cells.setdefault(row.cell, []).append(row)
     finished = sum(row.finished for row in plan.rows)
     by = f" by {workers} workers" if workers > 1 else ""
     total = (
         f"{len(plan.rows)} runs, {finished} of them finished; {plan.jobs} jobs to train: "
-        f"{si(plan.flops)} FLOPs in all, about {duration(plan.seconds)}{by} ({plan.basis}), "
+        f"{si(plan.flops)} FLOPs in all, about {duration(plan.seconds)}{by}, of it "
+        f"{duration(plan.compile_seconds)} to compile what no cache has ({plan.basis}), "
         f"{si(plan.disk_bytes)}B on disk, {si(plan.peak_bytes)}B at the peak"
     )
     warnings = [f"warning: {warning}" for warning in plan.warnings]
-    return "\n".join([table(rows, left=("run",)), "", total, *warnings])
+    rows = [_budget_row(seeds) for seeds in cells.values()]
+    return "\n".join([total, *warnings, "", table(rows, left=("run",))])
+
+
+def _budget_row(seeds: Sequence[Planned]) -> dict[str, Any]:
+    """Runs that differ in their seed, in one line: sizes of one, FLOPs, time and disk of all."""
+    one, left = seeds[0], [row for row in seeds if not row.finished]
+    some = f" ({len(seeds) - len(left)} finished)" if len(left) < len(seeds) else ""
+    return {
+        "run": labelled(one.labels),
+        "params": si(one.params),
+        "active": si(one.active_params),
+        "non-emb.": si(one.non_embedding_params),
+        "steps": one.steps,
+        "tokens": si(one.tokens),
+        "epochs": "" if one.epochs is None else f"{one.epochs:.2g}",
+        "seeds": len(seeds),
+        "FLOPs": si(sum(row.flops for row in seeds)),
+        "time": duration(sum(row.seconds for row in left)) + some if left else "finished",
+        "disk": f"{si(sum(row.disk_bytes for row in left))}B" if left else "",
+    }

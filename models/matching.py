@@ -3,12 +3,12 @@
 A layer has 12·d² parameters whatever it is made of, as attention's 4·d² and a SwiGLU of 8·d². Where
 a mixer has more or fewer, the SwiGLU beside it is narrower or wider; where experts stand in its
 place, the 12·d² are those that a token touches. So families agree in active non-embedding
-parameters within 3 %, from a width of 32 on.
+parameters within 3 %, from a width of 32 on; of others, `unmatched` says by how much they differ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from models.base import MixerConfig
 from models.errors import UserError
@@ -18,6 +18,7 @@ from models.moe import Moe
 
 D_HEAD = 16  # small heads, so that small models have several
 ASPECT = 32  # width / depth
+TOLERANCE = 0.03  # by which families' active non-embedding parameters may differ
 
 Experts = Callable[[int], Moe]  # of a d_expert
 
@@ -75,6 +76,34 @@ def layered(
 def uniform(width: int, depth: int | None, vocab_size: int, block: Block) -> ModelConfig:
     """The model of one kind of layer."""
     return layered(width, depth, vocab_size, lambda i, n: block)
+
+
+def unmatched(models: Iterable[tuple[str, ModelConfig]]) -> str | None:
+    """What differs most in size among families at one width and depth, in a sentence; None where
+    nothing does by more than TOLERANCE.
+    """
+    sizes: dict[tuple[int, int], dict[str, list[int]]] = {}
+    for family, model in set(models):
+        shape = model.d_model, len(model.blocks)
+        params = model.cost(1).active_params - model.embedding_params
+        sizes.setdefault(shape, {}).setdefault(family, []).append(params)
+    pairs = [
+        (max(big) / min(small), shape, name, max(big), other, min(small))
+        for shape, families in sizes.items()
+        for name, big in families.items()
+        for other, small in families.items()
+        if name != other and max(big) > (1 + TOLERANCE) * min(small)
+    ]
+    if not pairs:
+        return None
+    ratio, (width, depth), name, big, other, small = max(pairs)
+    shapes = len({shape for _, shape, *_ in pairs})
+    return (
+        f"{name} and {other} are not matched in size: at width {width} and depth {depth} they have "
+        f"{big:,} and {small:,} active non-embedding parameters, {ratio - 1:.0%} apart"
+        + (f" (and others at {shapes} sizes in all)" if shapes > 1 else "")
+        + f", where at most {TOLERANCE:.0%} is fair; size the MLPs with models.matching.with_mlp"
+    )
 
 
 def is_last(i: int, n: int, period: int) -> bool:

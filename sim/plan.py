@@ -1,27 +1,32 @@
 """What a grid will take, and what it cannot show, told before it is run and without compiling.
 
-Seconds are training FLOPs over a rate: the median of this runs directory's finished records of the
-same kind of layers, else of all its records, else a rate that is stated to be assumed. Branches of
-a trunk are charged for the steps that they add to it.
+Seconds are FLOPs of training and evaluation over a rate, and those of compiling. The rate is that
+of this runs directory's finished records of the same kind of layers, else of all of them, whose
+steps are nearest in size; else one that is stated to be assumed. Branches of a trunk are charged
+for the steps that they add to it; jobs that differ in rates or data alone share their programs.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from models.lm import ModelConfig
+from models.matching import unmatched
 from sim.flops import param_counts
 from sim.grid import Job, jobs
 from sim.records import Record, Store
 from sim.source import Source
 from sim.spec import Cell, Run
 
-ASSUMED_FLOPS_PER_SECOND = 2e10  # two laptop cores; any finished record replaces it
-ASSUMED_COMPILE_SECONDS = 10.0  # per job
+# of one laptop core, as the demo's medians are; any finished record replaces them
+ASSUMED_FLOPS_PER_SECOND = 1e10
+ASSUMED_COMPILE_SECONDS = 15.0  # a job's two programs
+PROGRAMS = 2  # of a job: a step and the evaluation
 RECORD_BYTES = 20_000  # spec.json and result.json of one run, generously
 OPTIMIZER_COPIES = 3  # AdamW: weights and two moments, in a checkpoint
 
@@ -41,6 +46,7 @@ class Planned:
 
     labels: dict[str, str | int | float]
     key: str
+    cell: str  # runs of one cell differ only in their seed
     finished: bool
     params: int
     active_params: int
@@ -57,8 +63,9 @@ class Planned:
 @dataclass(frozen=True)
 class Plan:
     rows: tuple[Planned, ...]
-    jobs: int  # compiled one by one
+    jobs: int
     seconds: float  # by the clock, with the workers side by side
+    compile_seconds: float  # of those
     disk_bytes: int
     peak_bytes: int  # with the checkpoints of jobs in progress
     basis: str  # where the seconds come from, in words
@@ -85,22 +92,32 @@ def plan(
         for cell in {cell.run.key: cell for cell in cells}.values()
     )
     seconds_of = {row.key: row.seconds for row in rows}
+    todo = [job for job in work if not all(run.key in finished for run in job.runs)]
+    first = {_programs(job): job.trunk for job in reversed(todo)}.values()  # jobs that compile
+    compiling = [clock.compile_seconds(job) * (job.trunk in first) for job in todo]
     job_seconds = [
-        sum(seconds_of[run.key] for run in job.runs) + clock.compile_seconds
-        for job in work
-        if not all(run.key in finished for run in job.runs)
+        sum(seconds_of[run.key] for run in job.runs) + extra
+        for job, extra in zip(todo, compiling, strict=True)
     ]
     disk_bytes = sum(row.disk_bytes for row in rows)
     checkpoints = sorted((_checkpoint_bytes(job) for job in work), reverse=True)
     return Plan(
         rows=rows,
-        jobs=len(job_seconds),
-        seconds=max([sum(job_seconds) / workers, *job_seconds]) if job_seconds else 0.0,
+        jobs=len(todo),
+        seconds=max(sum(job_seconds) / workers, *job_seconds, 0.0),
+        compile_seconds=max(sum(compiling) / workers, *compiling, 0.0),
         disk_bytes=disk_bytes,
         peak_bytes=disk_bytes + sum(checkpoints[:workers]),
         basis=clock.basis,
         warnings=tuple(warn(cells, {row.key: row for row in rows})),
     )
+
+
+def _programs(job: Job) -> tuple:
+    """Jobs for which this is equal compile once."""
+    run = job.runs[0]
+    seeds = {run.seed for run in job.runs}
+    return run.model, run.budget.model_copy(update={"steps": 1}), len(seeds)
 
 
 def _row(
@@ -112,11 +129,13 @@ def _row(
 ) -> Planned:
     run = cell.run
     counts = param_counts(run.model)
-    step_flops = 3 * run.model.cost(run.budget.seq_len, run.budget.batch).flops
+    step_flops = _step_flops(run)
+    judging = step_flops / 3 * run.budget.eval_tokens / run.budget.batch_tokens
     done = run.key in finished
     return Planned(
         labels=cell.labels,
         key=run.key,
+        cell=run.cell,
         finished=done,
         params=counts["total"],
         active_params=counts["active"],
@@ -126,7 +145,7 @@ def _row(
         tokens=run.budget.tokens,
         epochs=run.budget.tokens / train_tokens if train_tokens else None,
         flops=step_flops * run.budget.steps,
-        seconds=step_flops * steps_to_do[run.key] / clock.rate(run.model),
+        seconds=0.0 if done else (step_flops * steps_to_do[run.key] + judging) / clock.rate(run),
         disk_bytes=0 if done else 4 * counts["total"] + RECORD_BYTES,
     )
 
@@ -144,6 +163,11 @@ def _steps_to_do(job: Job, finished: set[str]) -> dict[str, int]:
             add[run.key] = run.budget.steps - trunk
             trunk = run.branch_step
     return add
+
+
+def _step_flops(run: Run) -> int:
+    """Executed by one training step."""
+    return 3 * run.model.cost(run.budget.seq_len, run.budget.batch).flops
 
 
 def _checkpoint_bytes(job: Job) -> int:
@@ -170,47 +194,66 @@ def _open(cells: Iterable[Cell]) -> dict[str, int | None]:
     return {name: source.train_tokens for name, source in sources.items()}
 
 
+Kinds = frozenset[str]
+
+
 @dataclass(frozen=True)
 class _Clock:
-    """FLOPs per second of one lane, by the kinds of layers, and seconds to compile a job."""
+    """FLOPs per second of one lane, by kinds of layers and FLOPs of a step; and seconds in which a
+    job's programs compile, of jobs that found none of theirs in the cache.
+    """
 
-    rates: dict[frozenset[str], float] = field(default_factory=dict)
-    overall: float = ASSUMED_FLOPS_PER_SECOND
-    compile_seconds: float = ASSUMED_COMPILE_SECONDS
-    basis: str = (
-        f"assuming {ASSUMED_FLOPS_PER_SECOND / 1e9:.0f} GFLOP/s and "
-        f"{ASSUMED_COMPILE_SECONDS:.0f} s to compile a job; finished runs replace these guesses"
-    )
+    rates: tuple[tuple[Kinds, int, float], ...] = ()
+    compiling: tuple[tuple[Kinds, float], ...] = ()
 
     @classmethod
     def read(cls, store: Store) -> _Clock:
-        rates: dict[frozenset[str], list[float]] = {}
-        compile_seconds = []
+        rates, compiling = [], {}
         for record in store.all():
             if record.status == "ok" and record.seconds > 0 and record.flops:
+                kinds = _kinds(record.run.model)
                 rate = record.flops["executed"] / record.seconds
-                rates.setdefault(_kinds(record.run.model), []).append(rate)
-                compile_seconds.append(record.compile_seconds)
-        if not rates:
-            return cls()
-        every = [rate for group in rates.values() for rate in group]
-        overall = statistics.median(every)
-        return cls(
-            rates={kinds: statistics.median(group) for kinds, group in rates.items()},
-            overall=overall,
-            compile_seconds=statistics.median(compile_seconds),
-            basis=f"from {len(every)} finished runs, median {overall / 1e9:.3g} GFLOP/s",
+                rates.append((kinds, _step_flops(record.run), rate))
+                if record.compiled and not record.cached:
+                    each = record.compile_seconds / record.compiled
+                    compiling[record.run.trunk] = kinds, PROGRAMS * each
+        return cls(tuple(rates), tuple(compiling.values()))
+
+    def rate(self, run: Run) -> float:
+        kinds, size = _kinds(run.model), _step_flops(run)
+        alike = [item for item in self.rates if item[0] == kinds] or self.rates
+        apart = [abs(math.log(flops / size)) for _, flops, _ in alike]
+        near = [rate for (*_, rate), x in zip(alike, apart, strict=True) if x == min(apart)]
+        return statistics.median(near) if near else ASSUMED_FLOPS_PER_SECOND
+
+    def compile_seconds(self, job: Job) -> float:
+        kinds = _kinds(job.runs[0].model)
+        every = [seconds for _, seconds in self.compiling]
+        alike = [seconds for other, seconds in self.compiling if other == kinds] or every
+        return statistics.median(alike) if alike else ASSUMED_COMPILE_SECONDS
+
+    @property
+    def basis(self) -> str:
+        """Where the seconds come from, in words."""
+        said = (
+            f"from {len(self.rates)} finished runs, median "
+            f"{statistics.median(rate for *_, rate in self.rates) / 1e9:.3g} GFLOP/s"
+            if self.rates
+            else f"assuming {ASSUMED_FLOPS_PER_SECOND / 1e9:.0f} GFLOP/s"
+        )
+        if self.compiling:
+            return said
+        return (
+            f"{said}{', assuming' if self.rates else ' and'} {ASSUMED_COMPILE_SECONDS:.0f} s to "
+            f"compile a job's programs; finished runs replace guesses"
         )
 
-    def rate(self, model: ModelConfig) -> float:
-        return self.rates.get(_kinds(model), self.overall)
 
-
-def _kinds(model: ModelConfig) -> frozenset[str]:
+def _kinds(model: ModelConfig) -> Kinds:
     return frozenset(part.kind for block in model.blocks for part in block.parts)
 
 
-def warn(cells: Iterable[Cell], rows: dict[str, Planned]) -> list[str]:
+def warn(cells: Sequence[Cell], rows: dict[str, Planned]) -> list[str]:
     """What the grid, as designed, cannot show: one sentence for each weakness, in plain words."""
     families: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -219,7 +262,9 @@ def warn(cells: Iterable[Cell], rows: dict[str, Planned]) -> list[str]:
     for family, members in families.items():
         for sentence in _weaknesses(members, rows):
             said.setdefault(sentence, []).append(family)
-    return [f"{', '.join(names)}: {sentence}" for sentence, names in said.items()]
+    apart = unmatched((str(c.labels.get("family", "")), c.run.model) for c in cells)
+    told = [f"{', '.join(names)}: {sentence}" for sentence, names in said.items()]
+    return told if apart is None else [apart, *told]
 
 
 def _weaknesses(cells: Sequence[Cell], rows: dict[str, Planned]) -> Iterable[str]:

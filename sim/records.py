@@ -241,8 +241,9 @@ def flatten(row: Row) -> dict[str, str | int | float | None]:
     """Labels and numbers by name; `run` names the trunk, whose branches share noise."""
     values = json.loads(row.record.model_dump_json(exclude={"run", "curve"}))
     flat: dict[str, str | int | float | None] = dict(row.labels)
-    run = row.record.run
-    flat |= {"steps": run.budget.steps, "seed": run.seed, "run": run.trunk}
+    run, budget = row.record.run, row.record.run.budget
+    flat |= {"steps": budget.steps, "batch": budget.batch, "seq_len": budget.seq_len}
+    flat |= {"lr": run.optim.lr, "seed": run.seed, "run": run.trunk}
     return flat | dict(dotted(values))
 
 

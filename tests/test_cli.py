@@ -1,5 +1,6 @@
 """The command: what it prints, its exit codes, and one line for every mistake."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -126,6 +127,27 @@ def test_help_of_a_run_shows_its_own_and_the_experiments_flags_with_types(isoflo
     assert "how often each point is repeated" in out
 
 
+@pytest.mark.parametrize(
+    ("verb", "flags"),
+    [
+        ("run", ["--runs", "--workers", "--shard", "--layout", "--dry-run"]),
+        ("report", ["--runs", "--records", "--out"]),
+        ("describe", ["--json"]),
+        ("compile", ["--topology", "--largest", "--width"]),
+    ],
+)
+def test_help_of_a_command_lists_its_options_without_an_experiment(verb, flags, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([verb, "--help"])
+    assert exit.value.code == 0
+    out = capsys.readouterr().out
+    assert [flag for flag in flags if flag not in out] == []
+
+
+def test_version_is_the_packages(isoflop):
+    assert isoflop("--version") == (0, f"isoflop {importlib.metadata.version('isoflop')}\n", "")
+
+
 def test_runs_spare_a_gpu_its_search_for_kernels_unless_told_otherwise(isoflop, monkeypatch):
     for told, want in ((None, "--xla_gpu_enable_triton_gemm=false"), ("--mine", "--mine")):
         monkeypatch.delenv("XLA_FLAGS", raising=False)
@@ -158,13 +180,19 @@ def test_dry_run_prints_runs_totals_and_warnings_and_trains_nothing(isoflop, tmp
     code, out, _ = isoflop("run", "toy", "--dry-run")
     lines = out.splitlines()
     assert code == 0
-    assert lines[0].split() == [
-        *["run", "params", "active", "non-emb.", "steps", "seed"],
-        *["tokens", "epochs", "FLOPs", "time", "disk"],
-    ]
-    assert lines[1].startswith("dense, width 8, steps 50, seed 0")
-    assert any(line.startswith("8 runs, 0 of them finished; 2 jobs") for line in lines)
+    assert lines[0].startswith("8 runs, 0 of them finished; 2 jobs to train: ")
+    assert "of it 30 s to compile what no cache has (assuming 10 GFLOP/s and 15 s" in lines[0]
+    end = lines.index("")
+    assert end > 1
+    assert all(line.startswith("warning: ") for line in lines[1:end])
     assert any(line.startswith("warning: dense: 8 of 8 runs have fewer") for line in lines)
+    assert lines[end + 1].split() == [
+        *["run", "params", "active", "non-emb.", "steps"],
+        *["tokens", "epochs", "seeds", "FLOPs", "time", "disk"],
+    ]
+    assert [line.split("  ")[0] for line in lines[end + 2 :]] == [
+        f"dense, width {width}, steps {steps}, seed 0" for width in (8, 16) for steps in (50, 100)
+    ]  # a line for the two seeds of each
     assert not (tmp_path / "runs").exists()
     told = json.loads(isoflop("run", "toy", "--dry-run", "--json")[1])
     assert len(told["rows"]) == 8

@@ -4,14 +4,16 @@ import fakes
 import jax
 import pytest
 
+from models.attention import Attention
 from models.errors import UserError
 from models.lm import Block
+from models.mlp import SwiGLU
 from models.moe import Moe
 from sim.data import Corpus
 from sim.flops import param_counts, training_flops
 from sim.plan import ASSUMED_COMPILE_SECONDS, ASSUMED_FLOPS_PER_SECOND, plan
 from sim.records import Store
-from sim.spec import Budget, Cell
+from sim.spec import Budget, Cell, Optim
 
 
 @pytest.fixture
@@ -43,8 +45,9 @@ def test_the_table_states_each_runs_counts_and_compiles_nothing(store):
 def test_branches_are_charged_for_the_steps_they_add_to_their_trunk(store):
     rows = plan(fakes.cells(width=[8], steps=(50, 100), seed=(0, 1)), store).rows
     per_step = rows[0].flops / 50 / ASSUMED_FLOPS_PER_SECOND
-    assert [row.seconds for row in rows] == pytest.approx(
-        [50 * per_step, 50 * per_step, 60 * per_step, 60 * per_step]  # the trunk ended at 40
+    judging = 131_072 / 32 / 3  # held-out tokens, in steps: a forward pass alone
+    assert [row.seconds / per_step for row in rows] == pytest.approx(
+        [50 + judging, 50 + judging, 60 + judging, 60 + judging]  # the trunk ended at 40
     )
     assert plan(fakes.cells(), store, workers=1).jobs == 2
 
@@ -57,7 +60,10 @@ def test_finished_runs_cost_nothing_and_set_the_rate(store):
     flops = training_flops(done)
     rate = 5e6
     store.save(
-        fakes.record(done, flops=flops, seconds=flops["executed"] / rate, compile_seconds=3.0), {}
+        fakes.record(
+            done, flops=flops, seconds=flops["executed"] / rate, compile_seconds=3.0, compiled=2
+        ),
+        {},
     )
     after = plan(grid, store)
     assert "from 1 finished run" in after.basis
@@ -68,6 +74,35 @@ def test_finished_runs_cost_nothing_and_set_the_rate(store):
     assert after.rows[-1].seconds == pytest.approx(slower * before.rows[-1].seconds)
     trained = sum(row.seconds for row in after.rows)
     assert after.seconds == pytest.approx(trained + 2 * 3.0)
+
+
+def test_compiling_is_of_jobs_that_found_nothing_compiled_and_shared_where_programs_are(store):
+    """A sweep of rates compiles once; its other jobs' 0 s, and a cache's .5 s, are no estimate."""
+    done = [fakes.run(optim=Optim(lr=lr, warmup_steps=10)) for lr in (0.1, 0.2, 0.3)]
+    spent = [(30.0, 2, 0), (0.0, 0, 0), (0.5, 0, 2)]
+    flops = training_flops(done[0])
+    for run, (seconds, compiled, cached) in zip(done, spent, strict=True):
+        counted = {"compile_seconds": seconds, "compiled": compiled, "cached": cached}
+        store.save(fakes.record(run, flops=flops, seconds=1.0, **counted), {})
+    rates = [Cell(run=fakes.run(optim=Optim(lr=lr, warmup_steps=10))) for lr in (1e-4, 1e-3, 1e-2)]
+    after = plan(rates, store)
+    assert after.jobs == 3
+    assert after.compile_seconds == 30
+    assert after.seconds == pytest.approx(30 + sum(row.seconds for row in after.rows))
+    assert plan(rates, store, workers=3).compile_seconds == 30
+
+
+def test_the_rate_is_that_of_the_steps_nearest_in_size(store):
+    """Small steps leave a machine idle."""
+    for width, rate in ((8, 1e9), (64, 8e9)):
+        run = fakes.run(width=width)
+        flops = training_flops(run)
+        store.save(fakes.record(run, flops=flops, seconds=flops["executed"] / rate), {})
+    for width, rate in ((8, 1e9), (12, 1e9), (48, 8e9), (128, 8e9)):
+        one = fakes.run(width=width, seed=3)
+        (row,) = plan([Cell(run=one)], store).rows
+        executed = training_flops(one)["executed"] * (1 + 131_072 / 3 / row.tokens)
+        assert row.seconds == pytest.approx(executed / rate)
 
 
 def test_workers_divide_the_time_but_no_job_is_cut(store):
@@ -157,6 +192,35 @@ def test_more_than_four_epochs_are_warned_about(store):
         assert row.epochs == pytest.approx(epochs, rel=1e-2)
         told = [w for w in plan([Cell(run=run)], store).warnings if "read their text" in w]
         assert bool(told) == warned
+
+
+def test_families_of_unlike_size_are_told_once_with_the_worst_pair(store):
+    """The README's own words: matched within 3 %."""
+    cells = fakes.cells(family="dense")
+
+    def other(d_ff):
+        block = Block(mixer=Attention(n_heads=2), channel=SwiGLU(d_ff=d_ff))
+        return [
+            Cell(
+                labels={"family": "other"},
+                run=cell.run.model_copy(
+                    update={"model": cell.run.model.model_copy(update={"blocks": (block,)})}
+                ),
+            )
+            for cell in cells
+            if cell.run.model.d_model == 16
+        ]
+
+    def told(d_ff):
+        return [w for w in plan(cells + other(d_ff), store).warnings if "not matched" in w]
+
+    assert told(33) == []  # 2.5 % more
+    (warning,) = told(40)
+    assert warning == (
+        "other and dense are not matched in size: at width 16 and depth 1 they have 2,992 and "
+        "2,608 active non-embedding parameters, 15% apart, where at most 3% is fair; size the MLPs "
+        "with models.matching.with_mlp"
+    )
 
 
 def test_a_weakness_that_families_share_is_told_once(store):
