@@ -10,6 +10,7 @@ from figures.budget import Interval, Ranking, Standing
 from figures.fits import FamilyFit
 from figures.points import Point, usable
 from figures.style import listed, named, scientific, short, tokens
+from models.matching import unmatched
 from sim.records import Row
 
 FEWEST_STEPS = 500  # fewer measure the optimiser
@@ -213,6 +214,9 @@ def _fits_open(fits: Iterable[FamilyFit]) -> list[str]:
 
 def _design(rows: Sequence[Row]) -> list[str]:
     said = []
+    apart = unmatched((str(row.labels.get("family", "")), row.record.run.model) for row in rows)
+    if apart:
+        said.append(f"What is the architecture's and what its size: {apart}.")
     brief = sum(row.record.run.budget.steps < FEWEST_STEPS for row in rows)
     if brief:
         said.append(

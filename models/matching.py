@@ -50,8 +50,9 @@ def with_mlp(width: int, mixer: MixerConfig) -> Block:
     left = spare(width, mixer)
     if left < 3 * width:
         raise UserError(
-            f"a layer of width={width} has {12 * width**2} parameters, too few for "
-            f"{mixer.kind} beside an MLP; choose a width of at least 32"
+            f"a layer of width={width} has {12 * width**2} parameters, too few for {mixer.kind} of "
+            f"{12 * width**2 - left} beside an MLP; choose a width of at least 32, or a smaller "
+            f"mixer"
         )
     return Block(mixer=mixer, channel=SwiGLU(d_ff=channels(left / (3 * width))))
 

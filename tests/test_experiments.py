@@ -2,14 +2,19 @@
 
 import json
 import math
+import re
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 import experiments
 from experiments import families, ladder, quickstart, ruler
 from experiments import lr_transfer as sweep_of_rates
+from experiments.flags import RunFlags, parse
 from figures import lr_transfer
 from models.errors import UserError
+from models.matching import unmatched
 from sim.laws import PowerLaw
 from sim.records import Record, Row, read_rows
 from sim.spec import Optim
@@ -58,6 +63,31 @@ def test_the_ladder_of_a_gpu_has_other_sizes_and_eight_times_the_tokens_a_step()
     assert len(ladder.cells(families=("dense",), scale="gpu", sizes=2)) == len(gpu) / 2
     with pytest.raises(UserError, match="sizes=5 must be between 1 and 4, the sizes there are"):
         ladder.cells(scale="gpu", sizes=5)
+
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_gpu_studys_commands_in_the_readme_are_of_its_168_runs():
+    """Of seven families, in every place that names the command."""
+    told = re.findall(r"`isoflop run ladder --scale gpu (.*?)`", README)
+    assert len(told) == 2
+    for options in told:
+        flags, cells = parse(
+            "run", None, options.split(), RunFlags, partial(ladder.cells, scale="gpu")
+        )
+        assert len(cells) == 168
+        assert flags.workers in (1, 14)
+
+
+def test_the_readmes_experiment_is_matched_in_size():
+    """As it stands there."""
+    (source,) = re.findall(r'```python\n("""Does a wider Mamba.*?)```', README, re.DOTALL)
+    module: dict = {}
+    exec(source, module)
+    cells = module["cells"]()
+    assert len({cell.run.key for cell in cells}) == 9
+    assert unmatched((cell.labels["family"], cell.run.model) for cell in cells) is None
 
 
 def test_seeds_of_all_families_see_the_same_data():

@@ -146,6 +146,7 @@ def test_csv_has_a_line_per_row_and_a_column_per_label_and_number(tmp_path):
     assert len(table) == len(cells())
     assert table[0]["family"] == "dense"
     assert (table[0]["params.total"], table[0]["loss"], table[0]["steps"]) == ("7", "2.5", "50")
+    assert [table[0][name] for name in ("lr", "batch", "seq_len")] == ["0.001", "2", "16"]
 
 
 def test_commands_read_isoflops_own_records_as_its_figures_do(tmp_path):

@@ -17,6 +17,8 @@ from figures import fits, report
 from figures.budget import rank
 from figures.points import conventions, points
 from figures.summary import summarise
+from models import zoo
+from models.matching import uniform
 from sim.flops import CONVENTIONS
 from sim.records import Row
 
@@ -231,3 +233,16 @@ def test_slopes_of_context_are_told_together_where_they_are_equal():
     assert (
         "the size of the decoding state 1.00 for dense and moe, 0.00 for mamba and linear" in said
     )
+
+
+def test_families_of_unlike_size_are_told_on_the_page():
+    def row(family, model):
+        found = synthetic.row(family, 64, 2, 500)
+        run = found.record.run.model_copy(update={"model": model})
+        return found.model_copy(update={"record": found.record.model_copy(update={"run": run})})
+
+    matched = zoo.dense(64, 2), zoo.mamba(64, 2)
+    thin = uniform(64, 2, 256, matched[1].blocks[0].model_copy(update={"channel": None}))
+    assert "not matched in size" not in words([row("a", matched[0]), row("b", matched[1])])
+    said = words([row("a", matched[0]), row("b", thin)])
+    assert "what its size: a and b are not matched in size: at width 64 and depth 2" in said
