@@ -9,7 +9,7 @@ PARITY_STAMP := $(PARITY)/.installed
 
 demo: $(STAMP)
 	$(BIN)/isoflop run quickstart --workers 2
-	$(BIN)/isoflop run context --lengths 1024 4096 --quiet \
+	$(BIN)/isoflop run context --lengths 1024 2048 4096 --quiet \
 		--quantities train_step_seconds state_bytes
 	$(BIN)/isoflop report quickstart
 

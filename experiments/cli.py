@@ -140,6 +140,11 @@ def _train(flags: RunFlags, cells: list[Cell]) -> int:
         _print_json([_result(row) for row in rows])
     else:
         print(_summary(outcome, len(budget.rows)))
+        if not flags.quiet:
+            from figures.summary import conclusion
+
+            if found := conclusion(rows):
+                print(f"\n{found}")
     return _verdict(outcome)
 
 

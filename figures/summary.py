@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from figures import context as context_figure
-from figures.budget import Interval, Ranking, Standing
+from figures.budget import Interval, Ranking, Standing, rank
 from figures.fits import FamilyFit
-from figures.points import Point, usable
+from figures.points import Point, conventions, points, usable
 from figures.style import listed, named, scientific, short, tokens
 from models.matching import unmatched
 from sim.records import Row
@@ -50,6 +50,17 @@ def summarise(
         *_window(cells),
     ]
     return Summary(found, beside, unresolved)
+
+
+def conclusion(rows: Sequence[Row]) -> str:
+    """What a finished grid of several families says, for a terminal; empty where it ranks none."""
+    cells = points(rows)
+    rankings = [ranking for way in conventions(cells) if (ranking := rank(cells, way))]
+    if not rankings:
+        return ""
+    told = summarise(rows, cells, rankings)
+    lines = [*told.found, "What these data do not resolve:", *(f"- {item}" for item in told.open)]
+    return "\n".join(lines)
 
 
 def headline(ranking: Ranking | None) -> str:

@@ -13,6 +13,10 @@ from experiments import families, ladder, quickstart, ruler
 from experiments import lr_transfer as sweep_of_rates
 from experiments.flags import RunFlags, parse
 from figures import lr_transfer
+from figures.budget import rank
+from figures.points import points
+from figures.style import scientific
+from figures.summary import conclusion, interval
 from models.errors import UserError
 from models.matching import unmatched
 from sim.laws import PowerLaw
@@ -38,11 +42,26 @@ def test_a_grid_has_no_run_twice_and_labels_its_runs(name):
     assert all({"family", "width", "depth"} <= cell.labels.keys() for cell in cells)
 
 
-def test_the_quickstart_spans_four_families_three_widths_two_depths_and_two_lengths():
+def test_the_quickstart_spans_four_families_three_widths_two_depths_three_lengths_and_seeds():
     cells = quickstart.cells()
     for dial, least in (("family", 4), ("width", 3), ("depth", 2)):
         assert len({cell.labels[dial] for cell in cells}) >= least
-    assert len({cell.run.budget.steps for cell in cells}) >= 2
+    assert len({cell.run.budget.steps for cell in cells}) >= 3
+    assert len({cell.run.seed for cell in cells}) >= 3
+
+
+def test_the_committed_quickstart_answers_its_question_with_an_interval_as_its_docstring_says():
+    rows = read_rows(families.RATES.parent / "quickstart.jsonl")
+    assert {row.record.key for row in rows} == {cell.run.key for cell in quickstart.cells()}
+    ranking = rank(points(rows), "executed")
+    best, second = ranking.standings[:2]
+    expected = quickstart.__doc__.split("Expected:")[1]
+    budget = (
+        f"at {scientific(ranking.flops)} of them {best.family.title()}'s is the lowest by about"
+    )
+    assert f"{budget} .{round(10 * second.behind.mean)} nats" in " ".join(expected.split())
+    assert second.resolved
+    assert f"{second.family} is next, {interval(second.behind)} higher" in conclusion(rows)
 
 
 def test_families_of_the_ladder_match_in_active_parameters():
