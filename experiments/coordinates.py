@@ -29,8 +29,8 @@ from models.errors import UserError
 from models.platforms import full_precision
 from sim.context import power
 from sim.data import Corpus
+from sim.optim import Optim
 from sim.program import Program, jitted
-from sim.spec import Optim
 
 BATCH, SEQ_LEN = 8, 128
 QUANTITIES = ("activations", "logits")

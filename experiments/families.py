@@ -15,10 +15,16 @@ from models import zoo
 from models.errors import UserError
 from models.lm import ModelConfig
 from sim.data import AnyData
-from sim.spec import Budget, Cell, Optim, Run
+from sim.optim import AdamW, Muon, Optim
+from sim.spec import Budget, Cell, Run
 
-RATES = Path(__file__).parent / "results" / "learning_rates.json"
-BASE_WIDTH = 64
+RESULTS = Path(__file__).parent / "results"
+RATES = {  # optimiser → the rates tuned for it
+    "adamw": RESULTS / "learning_rates.json",
+    "muon": RESULTS / "learning_rates_muon.json",
+}
+OPTIMISERS: dict[str, type[AdamW] | type[Muon]] = {"adamw": AdamW, "muon": Muon}
+BASE_WIDTH, BASE_DEPTH = 64, 2
 STUDIED = ("dense", "moe", "mamba", "mamba2", "linear", "gated_deltanet", "hybrid", "lstm")
 
 
@@ -29,32 +35,40 @@ def model(family: str, width: int, depth: int | None = None, vocab_size: int = 2
     return zoo.FAMILIES[family](width, depth, vocab_size)
 
 
+def named(family: str, optim: str = "adamw", depth_rule: str = "") -> str:
+    """What a family is called in tables: AdamW without a rule for the depth goes without saying."""
+    said = {"muon": "Muon", "completep": "CompleteP", "none": "no depth rule"}
+    return ", ".join([family, *(said[word] for word in (optim, depth_rule) if word in said)])
+
+
 @cache
-def tuned() -> dict[str, Any]:
+def tuned(optim: str = "adamw") -> dict[str, Any]:
     """What `figures.lr_transfer.tuned` found: `rates`, `moved`, and each family's sweep."""
-    if not RATES.exists():
-        raise UserError(f"{RATES.name} is missing from experiments/results; reinstall isoflop")
-    return json.loads(RATES.read_text())
+    path = RATES[optim]
+    if not path.exists():
+        raise UserError(f"{path.name} is missing from experiments/results; reinstall isoflop")
+    return json.loads(path.read_text())
 
 
-def optim(family: str, width: int, warmup_steps: int) -> Optim:
+def optim(family: str, width: int, warmup_steps: int, kind: str = "adamw") -> Optim:
     """The tuned optimiser of a family at a width: one rate at BASE_WIDTH for all widths, or, where
-    the 1/width rule failed, that of a sweep at this width.
+    the rule for the width failed, that of a sweep at this width.
 
     Raises UserError for a family that was never tuned, or not at this width though it has to be.
     """
-    rates, remedy = tuned()["rates"], f"run `isoflop run lr_transfer --families {family}`"
-    if family not in rates:
-        raise UserError(
-            f"{family} has no tuned learning rate (tuned: {', '.join(rates)}); {remedy}"
-        )
-    rate = rates[family]
-    if moved := tuned()["moved"].get(family):
-        best = tuned()["families"][family]["best"]
+    found, name = tuned(kind), named(family, kind)
+    option = "" if kind == "adamw" else f" --optim {kind}"
+    remedy = f"run `isoflop run lr_transfer --families {family}{option}`"
+    if name not in found["rates"]:
+        known = ", ".join(found["rates"])
+        raise UserError(f"{name} has no tuned learning rate (tuned: {known}); {remedy}")
+    rate = found["rates"][name]
+    if moved := found["moved"].get(name):
+        best = found["families"][name]["best"]
         if str(width) not in best:
-            raise UserError(f"{family}: {moved}; {remedy} with --widths {width}")
+            raise UserError(f"{name}: {moved}; {remedy} with --widths {width}")
         rate = best[str(width)]
-    return Optim(lr=rate, base_width=BASE_WIDTH, warmup_steps=warmup_steps)
+    return OPTIMISERS[kind](lr=rate, base_width=BASE_WIDTH, warmup_steps=warmup_steps)
 
 
 def grid(
@@ -66,6 +80,7 @@ def grid(
     eval_tokens: int,
     batch: int = 8,
     seq_len: int = 128,
+    kind: str = "adamw",
 ) -> list[Cell]:
     """Families × (width, depth) × training lengths, of `batch` × `seq_len` tokens, × seeds."""
     return [
@@ -77,6 +92,7 @@ def grid(
             Budget(steps=length, batch=batch, seq_len=seq_len, eval_tokens=eval_tokens),
             seed,
             warmup=50,
+            kind=kind,
         )
         for family in families
         for width, depth in shapes
@@ -86,14 +102,15 @@ def grid(
 
 
 def cell(
-    family: str, width: int, depth: int, data: AnyData, budget: Budget, seed: int, warmup: int
-) -> Cell:
+    family: str, width: int, depth: int, data: AnyData, budget: Budget, seed: int, warmup: int,
+    kind: str = "adamw",
+) -> Cell:  # fmt: skip
     """One run of a width × depth × data grid, under its labels."""
     run = Run(
         model=model(family, width, depth, data.vocab_size),
         data=data,
-        optim=optim(family, width, warmup),
+        optim=optim(family, width, warmup, kind),
         budget=budget,
         seed=seed,
     )
-    return Cell(labels={"family": family, "width": width, "depth": depth}, run=run)
+    return Cell(labels={"family": named(family, kind), "width": width, "depth": depth}, run=run)

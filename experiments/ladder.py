@@ -43,6 +43,7 @@ def cells(
     steps: tuple[int, ...] | None = None,
     seeds: int = 3,
     corpus: str = "sympy",
+    optim: Literal["adamw", "muon"] = "adamw",
 ) -> list[Cell]:
     """The grid.
 
@@ -53,9 +54,11 @@ def cells(
         steps: training lengths, instead of the scale's.
         seeds: runs of each cell, trained together; the same data order for every family.
         corpus: sympy (Python code, 15.8 MB to train on) or kjv (English, 4.0 MB).
+        optim: whose tuned rates the families train with.
     """
     shapes, lengths, batch, seq_len = SCALES[scale]
     if sizes is not None and not 1 <= sizes <= len(shapes):
         raise UserError(f"sizes={sizes} must be between 1 and {len(shapes)}, the sizes there are")
     data = Corpus(name=corpus)
-    return grid(families, shapes[:sizes], steps or lengths, seeds, data, 131_072, batch, seq_len)
+    lengths = steps or lengths
+    return grid(families, shapes[:sizes], lengths, seeds, data, 131_072, batch, seq_len, kind=optim)

@@ -17,7 +17,8 @@ from __future__ import annotations
 from experiments.families import BASE_WIDTH
 from models import zoo
 from sim.data import ZipfFacts
-from sim.spec import Budget, Cell, Optim, Run
+from sim.optim import AdamW
+from sim.spec import Budget, Cell, Run
 
 
 def cells(
@@ -41,7 +42,7 @@ def cells(
             run=Run(
                 model=zoo.dense(width, 2, data.vocab_size),
                 data=data,
-                optim=Optim(lr=0.01, base_width=BASE_WIDTH, warmup_steps=20),
+                optim=AdamW(lr=0.01, base_width=BASE_WIDTH, warmup_steps=20),
                 budget=Budget(steps=length, batch=16, seq_len=32),
                 seed=seed,
             ),

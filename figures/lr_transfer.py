@@ -1,6 +1,6 @@
-"""Loss against learning rate at each width: where a family's optimum lies, and whether it moves.
+"""Loss against learning rate at each size: where a family's optimum lies, and whether it moves.
 
-The rate is the matrix rate at the base width; the rule lr ∝ 1/width is already applied, so under
+The rate is that of the base size; the rule for the width or the depth is already applied, so under
 the rule the curves of one family have their minimum at one place.
 """
 
@@ -16,15 +16,21 @@ from figures import style
 from sim.records import Row
 
 HOLDS = 1.0  # factors of two: one step of the sweep
-Sweep = dict[str, dict[int, dict[float, float]]]  # family → width → rate → mean loss
+Sweep = dict[str, dict[int, dict[float, float]]]  # family → width or depth → rate → mean loss
+
+
+def dial(rows: list[Row]) -> str:
+    """What the sweep is over: the depth where there are several, else the width."""
+    return "depth" if len({row.labels["depth"] for row in rows}) > 1 else "width"
 
 
 def sweep(rows: list[Row]) -> Sweep:
     """Mean loss over seeds. A rate of which any run diverged or failed has an infinite loss."""
+    size = dial(rows)
     losses: dict[tuple[str, int, float], list[float]] = defaultdict(list)
     for row in rows:
         labels, record = row.labels, row.record
-        key = str(labels["family"]), int(labels["width"]), float(labels["lr"])
+        key = str(labels["family"]), int(labels[size]), float(labels["lr"])
         losses[key].append(math.inf if record.loss is None else record.loss)
     found: Sweep = {}
     for (family, width, rate), values in sorted(losses.items()):
@@ -33,14 +39,16 @@ def sweep(rows: list[Row]) -> Sweep:
 
 
 def tuned(rows: list[Row]) -> dict[str, Any]:
-    """The best rate of each family at its widest width, and what each width says.
+    """The best rate of each family at its largest size, and what each size says.
 
-    `rates` holds the families whose optimum is inside the sweep at the widest width; `refused`
+    `rates` holds the families whose optimum is inside the sweep at the largest size; `refused`
     names the others with the reason. `shift` is how many factors of two the optimum moves from the
     narrowest width to the widest; the rule holds where that is at most `HOLDS`, and `moved` names
-    the families for which it does not: they are trained at their own best rate of each width.
+    the families for which it does not: they are trained at their own best rate of each size.
     """
     rates, refused, moved, detail = {}, {}, {}, {}
+    size = dial(rows)
+    rule = "1/width rule" if size == "width" else "rule for the depth"
     for family, widths in sweep(rows).items():
         best = {width: min(losses, key=losses.__getitem__) for width, losses in widths.items()}
         narrow, wide = min(best), max(best)
@@ -62,8 +70,8 @@ def tuned(rows: list[Row]) -> dict[str, Any]:
             rates[family] = best[wide]
         if abs(shift) > HOLDS:
             moved[family] = (
-                f"the best rate at the base width moves from {best[narrow]:g} at width {narrow} to "
-                f"{best[wide]:g} at {wide}, so the 1/width rule fails"
+                f"the best rate at the base {size} moves from {best[narrow]:g} at {size} {narrow} "
+                f"to {best[wide]:g} at {wide}, so the {rule} fails"
             )
     return {"rates": rates, "refused": refused, "moved": moved, "families": detail}
 
@@ -82,7 +90,7 @@ def draw(rows: list[Row], out: Path) -> list[Path]:
                 colour, alpha = looks[family].colour, 1 - 0.5 / (shade + 1)
                 axes.plot(
                     list(known), list(known.values()), f"{looks[family].marker}-",
-                    label=f"width {width}", color=colour, alpha=alpha,
+                    label=f"{dial(rows)} {width}", color=colour, alpha=alpha,
                 )  # fmt: skip
                 if known:
                     best = min(known, key=known.__getitem__)
@@ -94,7 +102,7 @@ def draw(rows: list[Row], out: Path) -> list[Path]:
             failed = " (the rule fails)" if family in numbers["moved"] else ""
             failed += " (no optimum inside)" if family in numbers["refused"] else ""
             axes.set_title(family + failed)
-            axes.set_xlabel("matrix learning rate at the base width")
+            axes.set_xlabel(f"matrix learning rate at the base {dial(rows)}")
             axes.set_ylabel("held-out loss (nats per token)")
             style.key(axes)
         style.drop(panels[len(found) :])

@@ -15,7 +15,7 @@ import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +69,8 @@ class Tagged(Config):
 
     kind: str
 
+    implied: ClassVar[bool] = False  # the one that JSON without a kind means, which no digest names
+
 
 T = TypeVar("T", bound=Tagged)
 
@@ -93,10 +95,12 @@ def resolve(base: type[T], value: Any) -> Any:
         return value
     _import_all()
     kinds = {sub.model_fields["kind"].default: sub for sub in _leaves(base)}
-    if value.get("kind") not in kinds:
+    implied = [sub for sub in kinds.values() if sub.implied and "kind" not in value]
+    chosen = implied[0] if implied else kinds.get(value.get("kind"))
+    if chosen is None:
         known = ", ".join(sorted(map(str, kinds)))
         raise UserError(f"kind={value.get('kind')!r} is not a {base.__name__}; use one of {known}")
-    return kinds[value["kind"]](**value)
+    return chosen(**value)
 
 
 class MixerConfig(Tagged):

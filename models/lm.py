@@ -57,6 +57,7 @@ class ModelConfig(Config):
     norm_eps: PositiveFloat = 1e-6
     embed_norm: bool = False  # a norm between the embedding and the first block
     embed_scale: PositiveFloat = 1.0  # multiplies what the embedding gives
+    branch_scale: PositiveFloat = 1.0  # multiplies what a block adds to the residual stream
     logit_cap: PositiveFloat | None = None  # logits ← cap · tanh(logits / cap)
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; weights are fp32
     remat: bool | None = None  # keep only blocks' inputs for the backward pass; None: if scanned
@@ -173,13 +174,14 @@ class BlockModule(nnx.Module):
         self.mixer = mixer.build(d, init=init) if mixer else None
         self.channel_norm = _norm(model, init) if channel else None
         self.channel = channel.build(d, init=init) if channel else None
+        self.scale = model.branch_scale
 
     def __call__(
         self, x: Float[Array, "b t d"], left: Left, position: Position = None
     ) -> tuple[Float[Array, "b t d"], Left, Aux]:
         if self.mixer is not None and self.mixer_norm is not None:
             y, left = self.mixer.forward(self.mixer_norm(x), left, position)
-            x = place(x + y, BATCH)
+            x = place(self._add(x, y), BATCH)
         x, aux = self._channel(x)
         return place(x, BATCH), left, aux
 
@@ -188,14 +190,17 @@ class BlockModule(nnx.Module):
     ) -> tuple[State, Float[Array, "b d"], Left]:
         if self.mixer is not None and self.mixer_norm is not None:
             state, y, left = self.mixer.forward_step(state, self.mixer_norm(x), left)
-            x = x + y
+            x = self._add(x, y)
         return state, self._channel(x[:, None])[0][:, 0], left
 
     def _channel(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], Aux]:
         if self.channel is None or self.channel_norm is None:
             return x, {}
         y, aux = self.channel(self.channel_norm(x))
-        return x + y, aux
+        return self._add(x, y), aux
+
+    def _add(self, x: Float[Array, "*batch d"], y: Float[Array, "*batch d"]) -> Array:
+        return x + y if self.scale == 1.0 else x + self.scale * y
 
 
 @partial(jax.jit, static_argnums=(0, 1))

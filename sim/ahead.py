@@ -21,8 +21,8 @@ import jax
 from models.errors import UserError
 from models.lm import ModelConfig
 from sim.layout import Layout
+from sim.optim import AdamW
 from sim.program import Program, jitted
-from sim.spec import Optim
 
 ENVIRONMENT = {  # libtpu would otherwise look for chips, and for other hosts
     "TPU_SKIP_MDS_QUERY": "1",
@@ -77,7 +77,7 @@ def compiled(
     """One training step of `batch` sequences, laid out on the first of `devices`."""
     layout.check(model, batch)
     mesh = layout.mesh(devices)
-    program = Program(model, Optim(lr=1.0), mesh=mesh, micro_batches=layout.micro_batches)
+    program = Program(model, AdamW(lr=1.0), mesh=mesh, micro_batches=layout.micro_batches)
     lowered = jitted(program)["advance"].lower(*program.shapes(batch, seq_len))
     try:
         stats = lowered.compile().memory_analysis()

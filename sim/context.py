@@ -25,8 +25,8 @@ from flax import nnx
 
 from models.errors import UserError
 from models.lm import ModelConfig
+from sim.optim import AdamW
 from sim.program import Program
-from sim.spec import Optim
 
 TIMED = ("train_step_seconds", "prefill_seconds", "decode_seconds")
 COUNTED = ("train_step_bytes", "state_bytes")
@@ -93,7 +93,7 @@ def train_step(model: ModelConfig, seq_len: int, batch: int = 1) -> Probe:
 
     Its rates are multiplied by 0, so every repeat computes the same; time depends on no rate.
     """
-    program = Program(model, Optim(lr=1e-3))
+    program = Program(model, AdamW(lr=1e-3))
     state, rates = program.init([0]), program.rates(program.optim)
     batches = _tokens(model, STEPS, 1, batch, seq_len + 1)
     args = rates, np.zeros(STEPS, np.float32), batches, np.int32(STEPS)
@@ -105,7 +105,7 @@ def prefill(model: ModelConfig, seq_len: int, batch: int = 1) -> Probe:
 
     The decoding state that a server would keep is computed on the way, not stored.
     """
-    program = Program(model, Optim(lr=1e-3))
+    program = Program(model, AdamW(lr=1e-3))
 
     def read(params, tokens):
         lm = nnx.merge(program.abstract[0], params)
@@ -127,7 +127,7 @@ def decode(model: ModelConfig, seq_len: int, batch: int = 1) -> Probe:
             f"decoding is timed {DECODED} tokens at a time, but a state for seq_len={seq_len} "
             f"takes {most}; ask for at least {DECODED}"
         )
-    program = Program(model, Optim(lr=1e-3))
+    program = Program(model, AdamW(lr=1e-3))
 
     def write(carry, first):
         params, cache = carry
@@ -164,7 +164,7 @@ def _lane(program: Program) -> Any:
 
 def state_bytes(model: ModelConfig, context: int) -> int:
     """Of the arrays that decode one sequence of `context` tokens, as they are allocated."""
-    graph, params = Program(model, Optim(lr=1e-3)).abstract
+    graph, params = Program(model, AdamW(lr=1e-3)).abstract
     state = jax.eval_shape(lambda params: nnx.merge(graph, params).init_state(1, context), params)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 

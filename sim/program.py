@@ -19,8 +19,8 @@ from jaxtyping import Array, Float, Int
 from models.base import Aux, Init
 from models.lm import ModelConfig
 from models.platforms import full_precision
-from sim import layout, optim
-from sim.spec import Optim
+from sim import layout
+from sim.optim import Optim, apply
 
 
 def cross_entropy(
@@ -91,7 +91,7 @@ class Program:
 
     @property
     def _direction(self) -> optax.GradientTransformation:
-        return optim.direction(self.optim, self.abstract[1])
+        return self.optim.direction(self.model, self.abstract[1])
 
     def over_lanes(self, function: Callable, *args: Any) -> Any:
         """`function` of every lane."""
@@ -100,7 +100,7 @@ class Program:
         return jax.lax.map(lambda lane: function(*lane), args)
 
     def rates(self, peak: Optim) -> Any:
-        return optim.learning_rates(peak, self.model.d_model, self.abstract[1])
+        return peak.rates(self.model, self.abstract[1])
 
     def predict(self, params: Any, tokens: Int[Array, "b t"]) -> tuple[Float[Array, "b t w"], Aux]:
         """Logits, and what the channel mixers report."""
@@ -138,7 +138,7 @@ class Program:
         def lane(params, moments, tokens, factor):
             gradient, nats = self.gradient(params, tokens)
             change, moments = update(gradient, moments, params)
-            return optim.apply(params, change, rates, factor), moments, nats
+            return apply(params, change, rates, factor), moments, nats
 
         def body(i, carry):
             params, moments, losses = carry

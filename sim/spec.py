@@ -13,38 +13,15 @@ from typing import Any
 
 from pydantic import (
     Field,
-    NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     model_validator,
 )
 
-from models.base import Config
+from models.base import Config, Tagged
 from models.lm import ModelConfig
 from sim.data import AnyData
-
-
-class Optim(Config):
-    """AdamW with decoupled weight decay on matrices, under warm-up, constant rate and cooldown.
-
-    Matrices train at `lr · base_width / d_model` (muP under Adam: Yang et al. 2022, 2203.03466,
-    table 3); embeddings and everything else (norms, biases, gates, A and Δ parameters) at rates
-    that do not depend on width. The schedule is WSD (Hägele et al. 2024, 2405.18392).
-    """
-
-    lr: PositiveFloat
-    base_width: PositiveInt = 64
-    embedding_lr: PositiveFloat = 0.01
-    vector_lr: PositiveFloat = 0.003
-    steered_lr: PositiveFloat = 0.001  # of biases that balance experts (2408.15664, §4.1)
-    warmup_steps: NonNegativeInt = 50
-    cooldown: float = Field(0.2, gt=0, le=1)  # share of a run's steps over which the rate falls
-    b1: float = Field(0.9, ge=0, lt=1)
-    b2: float = Field(0.95, ge=0, lt=1)
-    eps: PositiveFloat = 1e-10
-    weight_decay: NonNegativeFloat = 0.1
-    clip: PositiveFloat = 1.0  # of the global gradient norm
+from sim.optim import AnyOptim
 
 
 class Budget(Config):
@@ -69,7 +46,7 @@ class Run(Config):
 
     model: ModelConfig
     data: AnyData
-    optim: Optim
+    optim: AnyOptim
     budget: Budget
     seed: NonNegativeInt = 0
     version: PositiveInt = 1  # raised when a change of code changes what runs measure
@@ -81,6 +58,7 @@ class Run(Config):
                 f"warmup_steps={self.optim.warmup_steps} must end before the cooldown begins at "
                 f"step {self.branch_step} of {self.budget.steps}; shorten it or train longer"
             )
+        self.optim.check(self.model)
         if self.data.vocab_size > self.model.vocab_size:
             raise ValueError(
                 f"model.vocab_size={self.model.vocab_size} must cover the data's "
@@ -91,7 +69,7 @@ class Run(Config):
     @property
     def branch_step(self) -> int:
         """The step at which the cooldown leaves the trunk of constant learning rate."""
-        return self.budget.steps - round(self.optim.cooldown * self.budget.steps)
+        return self.optim.branch_step(self.budget.steps)
 
     @property
     def key(self) -> str:
@@ -132,9 +110,14 @@ def essential(value: Any) -> Any:
         return {
             name: essential(getattr(value, name))
             for name, field in type(value).model_fields.items()
-            if name == "kind" or getattr(value, name) != field.default
+            if _is_named(value, name) or getattr(value, name) != field.default
         }
     return [essential(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _is_named(value: Config, name: str) -> bool:
+    """Whether the field is the name of a kind, which is in every digest that is not implied."""
+    return name == "kind" and isinstance(value, Tagged) and not value.implied
 
 
 @cache

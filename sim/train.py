@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 
 from models.errors import UserError
-from sim import flops, optim
+from sim import flops
 from sim.data import Source
 from sim.layout import ONE_DEVICE, Layout
 from sim.program import Program, jitted
@@ -78,16 +78,13 @@ class Job:
         if len({run.trunk for run in self.runs}) != 1:
             raise ValueError("a job's runs must share a trunk: differ in steps and seed only")
         first = self.runs[0]
-        # rates are arguments of the program; all that is compiled into it stays
-        static = first.optim.model_copy(
-            update={"lr": 1.0, "embedding_lr": 1.0, "vector_lr": 1.0, "base_width": 1}
-            | {"steered_lr": 1.0}
-        ).model_copy(update={"warmup_steps": 0, "cooldown": 1.0})
         self.seeds = sorted({run.seed for run in self.runs})
         batched = len(self.seeds) > 1 and jax.default_backend() != "cpu"
         self.layout.check(first.model, first.budget.batch)
         mesh = self.layout.mesh() if self.layout.devices > 1 else None
-        self.program = Program(first.model, static, batched, mesh, self.layout.micro_batches)
+        self.program = Program(
+            first.model, first.optim.compiled, batched, mesh, self.layout.micro_batches
+        )
         self.rates = self.program.rates(first.optim)
         self.source = first.data.open()
         self.ends = sorted({run.budget.steps for run in self.runs})
@@ -175,7 +172,7 @@ def _advance(job: Job, trunk: Trunk, run: Run, stop: int, done: int) -> int:
                     trunk.step + i, seed, budget.batch, budget.seq_len
                 )
         factors = np.zeros(DISPATCH, np.float32)
-        factors[:steps] = optim.schedule(run, trunk.step, trunk.step + steps)
+        factors[:steps] = run.optim.schedule(run.budget.steps, trunk.step, trunk.step + steps)
         tokens = job.program.tokens(batches)
         args = (trunk.state, job.rates, factors, tokens, np.int32(steps))
         compiled = job.compile_seconds

@@ -27,8 +27,8 @@ from models.mamba import Mamba
 from models.mlp import SwiGLU
 from models.moe import Moe
 from sim.layout import ONE_DEVICE, Layout
+from sim.optim import AdamW
 from sim.program import Program, jitted
-from sim.spec import Optim
 from sim.train import Trunk, _restore, _save
 
 WIDTH, BATCH, LENGTH, STEPS = 32, 8, 16, 3
@@ -54,7 +54,7 @@ def name(family: str, layout: Layout) -> str:
 def steps(family: str, layout: Layout) -> dict:
     model = ModelConfig(d_model=WIDTH, vocab_size=64, blocks=(BLOCKS[family],))
     mesh = layout.mesh() if layout.devices > 1 else None
-    program = Program(model, Optim(lr=0.01), mesh=mesh)
+    program = Program(model, AdamW(lr=0.01), mesh=mesh)
     rng = np.random.default_rng(0)
     batches = rng.integers(64, size=(STEPS, 1, BATCH, LENGTH + 1), dtype=np.int32)
     state, losses = jitted(program)["advance"](

@@ -15,8 +15,9 @@ from models.lm import Block, ModelConfig
 from models.mlp import SwiGLU
 from sim.data import ZipfFacts
 from sim.grid import product
+from sim.optim import AdamW
 from sim.records import Record
-from sim.spec import Budget, Cell, Optim, Run
+from sim.spec import Budget, Cell, Run
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def run(width=8, steps=100, seed=0, **changes) -> Run:
     fields = {
         "model": ModelConfig(d_model=width, vocab_size=512, blocks=(block,)),
         "data": ZipfFacts(facts=100, symbols=16, alpha=0.5),
-        "optim": Optim(lr=1e-3, warmup_steps=10),
+        "optim": AdamW(lr=1e-3, warmup_steps=10),
         "budget": Budget(steps=steps, batch=2, seq_len=16),
         "seed": seed,
     }

@@ -14,8 +14,9 @@ from models.mlp import SwiGLU
 from models.moe import Moe
 from sim.data import DataConfig
 from sim.flops import param_counts, training_flops
+from sim.optim import AdamW
 from sim.records import Record, Row
-from sim.spec import Budget, Optim, Run
+from sim.spec import Budget, Run
 
 OFFSET = {"dense": 1.0, "moe": 0.93, "mamba": 0.96, "linear": 1.05, "hybrid": 0.97}
 LR = {"dense": 0.01, "moe": 0.01, "mamba": 0.02, "linear": 0.014, "hybrid": 0.014}
@@ -68,7 +69,7 @@ def row(
     run = Run(
         model=model(family, width, depth),
         data=Drawn(),
-        optim=Optim(lr=LR.get(family, 0.01)),
+        optim=AdamW(lr=LR.get(family, 0.01)),
         budget=Budget(steps=steps, batch=8, seq_len=128),
         seed=seed,
     )

@@ -20,8 +20,8 @@ from figures.summary import conclusion, interval
 from models.errors import UserError
 from models.matching import unmatched
 from sim.laws import PowerLaw
+from sim.optim import AdamW
 from sim.records import Record, Row, read_rows
-from sim.spec import Optim
 from sim.train import train
 
 TRAINING = {name: e for name, e in experiments.discover().items() if e.trains}
@@ -115,7 +115,7 @@ def test_seeds_of_all_families_see_the_same_data():
 
 
 def test_every_family_of_the_quickstart_has_a_tuned_rate_inside_its_sweep():
-    table = json.loads(families.RATES.read_text())
+    table = json.loads(families.RATES["adamw"].read_text())
     for family in {cell.labels["family"] for cell in quickstart.cells()}:
         detail = table["families"][family]
         widest = max(detail["best"], key=int)
@@ -135,7 +135,7 @@ def the_ruler_covers_the_entropy(rows: list[Row]) -> None:
 
 
 def test_the_fitted_E_of_the_committed_ruler_covers_the_entropy():
-    rows = read_rows(families.RATES.parent / "ruler.jsonl")
+    rows = read_rows(families.RESULTS / "ruler.jsonl")
     assert {row.record.key for row in rows} == {cell.run.key for cell in ruler.cells()}
     the_ruler_covers_the_entropy(rows)
 
@@ -150,14 +150,14 @@ def test_the_ruler_trained_anew_covers_the_entropy():
 @pytest.mark.parametrize("name", ["ladder", "ladder_gpu", "lr_transfer", "quickstart", "ruler"])
 def test_committed_records_are_of_the_runs_that_their_keys_name(name):
     """Seeds of one cell are told by their runs: one written down otherwise is a cell of its own."""
-    committed = read_rows(families.RATES.parent / f"{name}.jsonl")
+    committed = read_rows(families.RESULTS / f"{name}.jsonl")
     assert [row.record.key for row in committed] == [row.record.run.key for row in committed]
 
 
 def test_the_rates_in_use_are_those_of_the_committed_sweep_of_equal_trials():
-    committed = read_rows(families.RATES.parent / "lr_transfer.jsonl")
+    committed = read_rows(families.RESULTS / "lr_transfer.jsonl")
     assert {row.record.key for row in committed} == {c.run.key for c in sweep_of_rates.cells()}
-    assert json.loads(families.RATES.read_text()) == lr_transfer.tuned(committed)
+    assert json.loads(families.RATES["adamw"].read_text()) == lr_transfer.tuned(committed)
     assert set(families.tuned()["rates"]) == set(families.STUDIED)
     for found in lr_transfer.tuned(committed)["families"].values():
         assert found["trials"] == {"32": 6, "64": 6}
@@ -182,7 +182,7 @@ def rows(losses: dict[int, dict[float, float | None]]) -> list[Row]:
             labels={"family": "dense", "width": width, "depth": 2, "lr": rate},
             record=Record(
                 key="0",
-                run=run.model_copy(update={"optim": Optim(lr=rate)}),
+                run=run.model_copy(update={"optim": AdamW(lr=rate)}),
                 status="diverged" if loss is None else "ok",
                 loss=loss,
             ),
@@ -218,7 +218,7 @@ def test_a_family_whose_rule_fails_is_trained_at_the_rates_of_its_own_widths(mon
     narrow, wide = {0.01: 0.5, 0.02: 0.9, 0.04: 1.1, 0.08: 1.3}, {0.02: 0.8, 0.04: 0.7, 0.08: 1.0}
     found = lr_transfer.tuned(rows({32: narrow, 64: wide}))
     assert "from 0.01 at width 32 to 0.04 at 64" in found["moved"]["dense"]
-    monkeypatch.setattr(families, "tuned", lambda: found)
+    monkeypatch.setattr(families, "tuned", lambda optim: found)
     assert [families.optim("dense", width, 50).lr for width in (32, 64)] == [0.01, 0.04]
     with pytest.raises(UserError, match=r"rule fails; run `.* dense` with --widths 48"):
         families.optim("dense", 48, 50)

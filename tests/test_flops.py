@@ -12,7 +12,8 @@ from models.lm import Block, ModelConfig, tile
 from models.mlp import SwiGLU
 from sim.data import Corpus
 from sim.flops import causal_flops, matmul_flops, param_counts, training_flops
-from sim.spec import Budget, Optim, Run
+from sim.optim import AdamW
+from sim.spec import Budget, Run
 
 A, B = Shape((3, 5), jnp.float32), Shape((5, 7), jnp.float32)
 
@@ -113,7 +114,7 @@ def test_conventions_of_a_run_follow_their_formulas():
     run = Run(
         model=config,
         data=Corpus(name="kjv"),
-        optim=Optim(lr=0.01, warmup_steps=5),
+        optim=AdamW(lr=0.01, warmup_steps=5),
         budget=Budget(steps=20, batch=4, seq_len=64),
     )
     flops, counts, tokens = training_flops(run), param_counts(config), 20 * 4 * 64

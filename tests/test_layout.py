@@ -21,8 +21,9 @@ from models.mlp import SwiGLU
 from models.moe import Moe
 from sim.data import Corpus
 from sim.layout import ONE_DEVICE, RULES, Layout, partition
+from sim.optim import AdamW
 from sim.program import Program
-from sim.spec import Budget, Optim, Run
+from sim.spec import Budget, Run
 from sim.train import train
 
 ROOT = Path(eight.__file__).parent.parent
@@ -80,7 +81,7 @@ def test_every_weight_names_its_axes_and_most_can_be_split(family):
 def gradient(channel, micro_batches: int):
     block = Block(mixer=Attention(n_heads=2), channel=channel)
     model = ModelConfig(d_model=16, vocab_size=64, blocks=(block,))
-    program = Program(model, Optim(lr=0.01), micro_batches=micro_batches)
+    program = Program(model, AdamW(lr=0.01), micro_batches=micro_batches)
     params = jax.tree.map(lambda leaf: leaf[0], program.init([0])[0])
     tokens = np.random.default_rng(0).integers(64, size=(8, 9), dtype=np.int32)
     return jax.jit(program.gradient)(params, tokens)
@@ -102,7 +103,7 @@ def test_the_mean_over_micro_batches_is_the_whole_batch(channel):
 
 def test_a_record_says_how_its_job_was_laid_out_and_its_key_does_not():
     budget = Budget(steps=4, batch=4, seq_len=16, eval_tokens=64)
-    optim = Optim(lr=0.01, warmup_steps=1)
+    optim = AdamW(lr=0.01, warmup_steps=1)
     run = Run(model=zoo.mingru(32, 1), data=Corpus(name="kjv"), optim=optim, budget=budget)
     record, _ = next(train([run], layout=Layout(micro_batches=2)))
     assert record.layout == {"micro_batches": 2}

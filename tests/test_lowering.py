@@ -6,8 +6,8 @@ import pytest
 from flax import nnx
 
 from models import zoo
+from sim.optim import AdamW
 from sim.program import Program
-from sim.spec import Optim
 
 PLATFORMS = ("cuda", "rocm", "tpu")
 BATCH, LENGTH = 2, 24  # a length that no tile or chunk divides
@@ -27,7 +27,7 @@ def program(family: str, **options) -> Program:
     """Of one layer of each kind that the family has."""
     model = zoo.FAMILIES[family](32)
     blocks = tuple(dict.fromkeys(model.blocks))
-    return Program(model.model_copy(update={"blocks": blocks}), Optim(lr=1e-3), **options)
+    return Program(model.model_copy(update={"blocks": blocks}), AdamW(lr=1e-3), **options)
 
 
 def lowered(function, *shapes) -> jax.export.Exported:

@@ -10,12 +10,11 @@ import pytest
 from flax import nnx
 
 from models.base import Init, count
+from models.lm import Block, ModelConfig
 from models.mlp import SwiGLU
 from models.moe import Moe
 from sim.flops import matmul_flops
-from sim.optim import apply, learning_rates
-from sim.optim import direction as direct
-from sim.spec import Optim
+from sim.optim import AdamW, apply
 
 D_MODEL = 12
 FORMS = {
@@ -255,8 +254,9 @@ def test_steering_balances_the_load_by_steps_of_its_own_rate():
     kernel = params["router"]["kernel"]
     kernel.set_value(jnp.asarray(0.1 * kernel[...]).at[:, 2].add(0.1))
     x = jnp.abs(tokens(batch=4))
-    optim = Optim(lr=1e-9, vector_lr=1e-9, steered_lr=0.005)
-    rates, direction = learning_rates(optim, D_MODEL, params), direct(optim, params)
+    optim = AdamW(lr=1e-9, vector_lr=1e-9, steered_lr=0.005)
+    model = ModelConfig(d_model=D_MODEL, vocab_size=2, blocks=(Block(channel=config),))
+    rates, direction = optim.rates(model, params), optim.direction(model, params)
 
     @jax.jit
     def step(params, moments):

@@ -8,7 +8,8 @@ import pytest
 from models.attention import Attention
 from models.lm import Block
 from models.mlp import SwiGLU
-from sim.spec import Optim, Run, canonical, digest
+from sim.optim import AdamW
+from sim.spec import Run, canonical, digest
 
 RUN = fakes.run(seed=1)
 
@@ -38,10 +39,10 @@ def test_a_run_read_back_from_json_has_the_same_key():
 
 
 def test_an_option_added_later_renames_no_run():
-    class Later(Optim):
+    class Later(AdamW):
         momentum: float = 0.0
 
-    now = Optim(lr=0.01, warmup_steps=3)
+    now = AdamW(lr=0.01, warmup_steps=3)
     later = Later(**now.model_dump())
     assert digest(later) == digest(now)
     assert digest(later.model_copy(update={"momentum": 0.1})) != digest(now)

@@ -12,8 +12,8 @@ from models.errors import UserError
 from sim import cache
 from sim import train as training
 from sim.data import Corpus, ZipfFacts
-from sim.optim import schedule
-from sim.spec import Budget, Optim, Run
+from sim.optim import AdamW
+from sim.spec import Budget, Run
 from sim.train import train
 
 
@@ -21,7 +21,7 @@ def run(steps=12, seed=0, *, lr=0.01, model=None, data=None, **optim) -> Run:
     return Run(
         model=model or zoo.dense(32, 1),
         data=data or Corpus(name="kjv"),
-        optim=Optim(lr=lr, warmup_steps=2, **optim),
+        optim=AdamW(lr=lr, warmup_steps=2, **optim),
         budget=Budget(steps=steps, batch=2, seq_len=32, eval_tokens=256),
         seed=seed,
     )
@@ -103,7 +103,7 @@ def test_a_record_carries_what_its_numbers_mean(together):
 
 
 def test_too_high_a_rate_is_a_row_that_says_why():
-    wild = Optim(lr=1e6, embedding_lr=1e6, vector_lr=1e6, warmup_steps=0, clip=1e9)
+    wild = AdamW(lr=1e6, embedding_lr=1e6, vector_lr=1e6, warmup_steps=0, clip=1e9)
     ((record, _),) = results([run(12).model_copy(update={"optim": wild})]).values()
     assert record.status == "diverged"
     assert record.loss is None
@@ -119,7 +119,7 @@ def test_a_package_that_is_not_installed_is_told_before_anything_is_compiled(mon
 
 
 def test_schedule_warms_up_stays_and_cools_down_without_reaching_zero():
-    factors = schedule(run(100, cooldown=0.2), 0, 100)
+    factors = run(100, cooldown=0.2).optim.schedule(100, 0, 100)
     assert factors[0] == 0.5
     assert (factors[1:80] == 1).all()
     assert (np.diff(factors[79:]) < 0).all()
@@ -127,7 +127,7 @@ def test_schedule_warms_up_stays_and_cools_down_without_reaching_zero():
 
 
 def test_schedule_before_the_branch_does_not_depend_on_the_length():
-    assert (schedule(run(100), 0, 80) == schedule(run(1000), 0, 80)).all()
+    assert (run(100).optim.schedule(100, 0, 80) == run(100).optim.schedule(1000, 0, 80)).all()
 
 
 def test_bf16_activations_train_as_fp32_ones_and_keep_fp32_weights(together):
