@@ -51,7 +51,7 @@ def test_the_quickstart_spans_four_families_three_widths_two_depths_three_length
 
 
 def test_the_committed_quickstart_answers_its_question_with_an_interval_as_its_docstring_says():
-    rows = read_rows(families.RATES.parent / "quickstart.jsonl")
+    rows = read_rows(families.RESULTS / "quickstart.jsonl")
     assert {row.record.key for row in rows} == {cell.run.key for cell in quickstart.cells()}
     ranking = rank(points(rows), "executed")
     best, second = ranking.standings[:2]
