@@ -6,14 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from experiments.text import si, table
+from experiments.text import si, table, visible
+
+WINDOW = 1024  # tokens, where a model says nothing
 
 
 def import_(
     folder: Path,
     text: Path | None = None,
     sample: tuple[str, ...] = (),
-    seq_len: int = 1024,
+    seq_len: int | None = None,
     context: int = 8192,
     tokens: int = 64,
     temperature: float = 0.0,
@@ -24,23 +26,35 @@ def import_(
 
     Args:
         folder: with config.json, safetensors, and tokenizer.json where tokens are not bytes.
-        text: a UTF-8 file to measure the loss on, in windows of --seq-len tokens.
+        text: a UTF-8 file to measure the loss on, in windows of --seq-len tokens. What the
+            tokenizer puts before a text is context, and counts neither as tokens nor as bytes.
         sample: prompts to go on with.
-        seq_len: tokens in a window; also for the FLOPs per token.
+        seq_len: tokens in a window; also for the FLOPs per token. By default the length that the
+            model was trained on: config.json's max_position_embeddings, or 1024 without one.
         context: tokens that the decoding state is counted for, and that a sample may reach.
         tokens: to write after each prompt.
-        temperature: of the sampling; 0 takes the likeliest token.
+        temperature: of the sampling, at least 0; 0 takes the likeliest token.
         seed: of the sampling.
         json: print JSON instead of a table.
     """
-    _at_least_1(seq_len=seq_len, context=context, tokens=tokens)
-    from sim.inference import Checkpoint
+    _at_least_1(seq_len=WINDOW if seq_len is None else seq_len, context=context, tokens=tokens)
+    from sim.inference import Checkpoint, check_sampling, check_utf8
 
+    check_sampling(temperature, seed)
+    for prompt in sample:
+        check_utf8(prompt)
+    words = None if text is None else _read(text)
     checkpoint = Checkpoint.load(folder)
-    found = describe(checkpoint.model, seq_len, context)
-    if text is not None:
-        loss = checkpoint.loss(_read(text), seq_len)
+    window, why = seq_len or checkpoint.context or WINDOW, "--seq-len"
+    if seq_len is None:
+        where = "config.json's max_position_embeddings"
+        why = where if checkpoint.context else f"the default, without {where}"
+    found = describe(checkpoint.model, window, context)
+    if words is not None:
+        loss = checkpoint.loss(words, window)
         found |= {
+            "window": loss.window,
+            "window is": why if loss.window == window else f"the text, shorter than {why}",
             "tokens": loss.tokens,
             "nats per token": loss.nats_per_token,
             "bits per byte": loss.bits_per_byte,
@@ -52,7 +66,7 @@ def import_(
     rows = [{"": name, " ": v if isinstance(v, str) else si(v)} for name, v in found.items()]
     print(table(rows, left=("", " ")))
     for prompt, after in written.items():
-        print(f"\n{prompt}|{after}")
+        print(f"\n{visible(prompt)}|{visible(after)}")
 
 
 def describe(model: Any, seq_len: int, context: int) -> dict[str, Any]:
@@ -97,7 +111,13 @@ def export(run: str, folder: Path, runs: Path = Path("runs"), layout: str | None
         )
     record = store.load(keys[0])
     assert record is not None
-    written = interop.save(folder, record.run.model, store.weights(keys[0]), layout)
+    written = interop.save(
+        folder,
+        record.run.model,
+        store.weights(keys[0]),
+        layout,
+        context=record.run.budget.seq_len,
+    )
     tokenizer = record.run.data.open().tokenizer
     if tokenizer is not None:
         written.append(folder / "tokenizer.json")

@@ -28,6 +28,11 @@ def table(rows: Sequence[Mapping[str, Any]], left: Iterable[str] = ()) -> str:
     return "\n".join(map(line, [columns, *cells]))
 
 
+def visible(text: str) -> str:
+    """Text of anyone's for a terminal: lines stay, what would move the cursor is written out."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
 def si(value: int | float) -> str:
     """Three digits and a metric prefix: 12.3M."""
     for size, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):

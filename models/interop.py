@@ -10,22 +10,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 from flax import nnx
 
 from models.base import Init
 from models.errors import UserError
+from models.fields import escaped, shown
 from models.layouts import LAYOUTS
 from models.lm import ModelConfig
+from models.tensors import INDEX, WEIGHTS, Tensors, read_json
 from models.translation import Layout
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 REDUNDANT = re.compile(r"rotary_emb\.inv_freq$|^mtp\.")  # old buffers; heads for later tokens
 
@@ -36,11 +35,25 @@ def read(folder: Path) -> ModelConfig:
     return layout.read(config)
 
 
+def trained_context(folder: Path) -> int | None:
+    """Tokens that config.json says the model was trained on at once."""
+    layout, config = _layout(folder)
+    return layout.schema.of(layout.model_type, layout.own(config)).max_position_embeddings
+
+
 def load(folder: Path) -> tuple[ModelConfig, Any]:
     """The model of a checkpoint and its parameters, as `nnx.split` gives them."""
     layout, config = _layout(folder)
-    model = layout.read(config)
-    return model, from_names(model, dict(_translated(layout, model, Tensors(folder))))
+    tensors = Tensors(folder)
+    model = layout.read(config, most_layers=len(tensors.files))
+    claimed, held = model.cost(1).params, tensors.elements
+    if claimed > 2 * held:
+        raise UserError(
+            f"{folder}: config.json describes a model of {claimed} parameters, and the weights "
+            f"hold {held}; compare its config.json with its weights"
+        )
+    params = _abstract(model)
+    return model, _filled(params, dict(_translated(layout, model, params, tensors)))
 
 
 def save(
@@ -49,12 +62,16 @@ def save(
     weights: Mapping[str, np.ndarray],
     model_type: str | None = None,
     shard_bytes: int = SHARD_BYTES,
+    context: int | None = None,
 ) -> list[Path]:
     """Write a model under our parameter names as a checkpoint; the paths written.
 
     Without a `model_type`, the first layout that has a place for everything in the model.
+    `context` is the number of tokens that it was trained on at once.
     """
     layout, config = fitting(model, model_type)
+    if context is not None:
+        config["max_position_embeddings"] = context
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[dict[str, np.ndarray]] = [{}]
     for link in layout.links(model, {name: array.shape for name, array in weights.items()}):
@@ -85,7 +102,11 @@ def names(params: Any) -> dict[str, Any]:
 
 def from_names(model: ModelConfig, arrays: Mapping[str, Any]) -> Any:
     """The parameters of a model from all of its dotted names."""
-    params = _abstract(model)
+    return _filled(_abstract(model), arrays)
+
+
+def _filled(params: Any, arrays: Mapping[str, Any]) -> Any:
+    """`params` with the values of all dotted names."""
     flat = [
         (path, leaf.replace(arrays[".".join(map(str, path))]))
         for path, leaf in nnx.to_flat_state(params)
@@ -93,88 +114,40 @@ def from_names(model: ModelConfig, arrays: Mapping[str, Any]) -> Any:
     return nnx.from_flat_state(flat)
 
 
-class Tensors:
-    """The tensors of a folder by name, read when asked for."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._open: dict[str, Any] = {}
-
-    @cached_property
-    def files(self) -> dict[str, str]:
-        """Tensor → file."""
-        if (self.folder / INDEX).exists():
-            places = _json(self.folder / INDEX).get("weight_map", {})
-            return {name: Path(file).name for name, file in places.items()}
-        if (self.folder / WEIGHTS).exists():
-            return dict.fromkeys(self._file(WEIGHTS).keys(), WEIGHTS)
-        pickled = sorted(
-            p.name for p in self.folder.glob("*") if p.suffix in {".bin", ".pth", ".pt"}
-        )
-        if pickled:
-            raise UserError(
-                f"{self.folder} has its weights only as a pickle ({pickled[0]}), which could run "
-                "any code and is never read; save it as safetensors first"
-            )
-        raise UserError(f"{self.folder} has no {WEIGHTS} and no {INDEX}; choose another folder")
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._slice(name).get_shape())
-
-    def read(self, name: str) -> np.ndarray:
-        return self._slice(name)[...].astype(np.float32)
-
-    def _slice(self, name: str) -> Any:
-        file = self._file(self.files[name])
-        try:
-            return file.get_slice(name)
-        except safetensors.SafetensorError:
-            raise UserError(
-                f"{self.folder / self.files[name]} lacks {name}, which {INDEX} places there; "
-                "copy that file again"
-            ) from None
-
-    def _file(self, name: str) -> Any:
-        if name not in self._open:
-            path = self.folder / name
-            try:
-                self._open[name] = safetensors.safe_open(path, framework="numpy").__enter__()
-            except (OSError, safetensors.SafetensorError) as error:
-                raise UserError(f"cannot read {path}: {error}; copy that file again") from None
-        return self._open[name]
-
-
 def _layout(folder: Path) -> tuple[Layout, dict[str, Any]]:
     """What a folder's config.json says, and the table that reads it."""
-    config = _json(folder / "config.json")
+    config = read_json(folder / "config.json")
     name = config.get("model_type")
-    if name not in LAYOUTS:
+    if not isinstance(name, str) or name not in LAYOUTS:
         raise UserError(
-            f"{folder}: model_type={name!r} is not supported; use one of {', '.join(LAYOUTS)}"
+            f"{folder}: model_type={shown(name)} is not supported; use one of {', '.join(LAYOUTS)}"
         )
     return LAYOUTS[name], config
 
 
 def _translated(
-    layout: Layout, model: ModelConfig, tensors: Tensors
+    layout: Layout, model: ModelConfig, params: Any, tensors: Tensors
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Our names and arrays, once every published tensor is known to be there as it must."""
-    shapes = {name: leaf.shape for name, leaf in names(_abstract(model)).items()}
+    shapes = {name: leaf.shape for name, leaf in names(params).items()}
     links = layout.links(model, shapes)
     want: dict[str, tuple[int, ...]] = {}
     for link in links:
         want |= link.published_shapes([shapes[name] for name in link.ours])
     extra = {name for name in tensors.files if not REDUNDANT.search(name)} - set(want)
-    if model.tie_embeddings:
-        extra -= {tensor.theirs for name, tensor in layout.tensors.items() if "head" in name}
+    head = layout.tensors["head.kernel"].theirs
+    if model.tie_embeddings and head in extra:
+        extra.remove(head)
+        _check_copy(tensors, head, layout.tensors["embed"].theirs)
     for problem, found in (("lacks", set(want) - set(tensors.files)), ("has unexpected", extra)):
         if found:
-            shown = ", ".join(sorted(found)[:5]) + (", …" if len(found) > 5 else "")
+            some = ", ".join(map(escaped, sorted(found)[:5])) + (", …" if len(found) > 5 else "")
             raise UserError(
                 f"{tensors.folder} {problem} {len(found)} tensors of a {layout.model_type} model: "
-                f"{shown}; compare its config.json with its weights"
+                f"{some}; compare its config.json with its weights"
             )
     for name, shape in want.items():
+        tensors.check_dtype(name)
         if tensors.shape(name) != shape:
             raise UserError(
                 f"{tensors.folder}: {name} has shape {tensors.shape(name)} and config.json says "
@@ -184,6 +157,20 @@ def _translated(
         ours = [shapes[name] for name in link.ours]
         yield from zip(
             link.ours, link.read([tensors.read(name) for name in link.theirs], ours), strict=True
+        )
+
+
+def _check_copy(tensors: Tensors, head: str, embed: str) -> None:
+    """UserError unless a head that config.json ties to the embedding holds the same numbers."""
+    if embed not in tensors.files:
+        return  # told as missing
+    for name in (head, embed):
+        tensors.check_dtype(name)
+    same = tensors.shape(head) == tensors.shape(embed)
+    if not (same and np.array_equal(tensors.read(head), tensors.read(embed))):
+        raise UserError(
+            f"{tensors.folder}: config.json says tie_word_embeddings=true and {head} differs from "
+            f"{embed}; set it to false to use that head, or remove the tensor to use the embedding"
         )
 
 
@@ -208,23 +195,6 @@ def _abstract(model: ModelConfig) -> Any:
 
 def _bytes(shard: Mapping[str, np.ndarray]) -> int:
     return sum(array.nbytes for array in shard.values())
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes(), object_hook=_float)
-    except OSError:
-        raise UserError(f"there is no {path}; choose the folder of a checkpoint") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); copy that file again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is not a JSON object; copy that file again")
-    return found
-
-
-def _float(value: dict[str, Any]) -> Any:
-    """The float that transformers writes as an object, since JSON has no infinity."""
-    return float(value["__float__"]) if set(value) == {"__float__"} else value
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> Path:

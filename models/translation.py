@@ -2,53 +2,27 @@
 
 A `Layout` (one `model_type` of Hugging Face) says which field of config.json is which of ours, and
 which published tensor holds which of our parameters. Import reads the tables from left to right,
-export from right to left; nothing is told twice. A field that no table mentions must be neutral.
+export from right to left; nothing is told twice. What fields there may be, and of which values, its
+schema says (models/fields.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
 from models.base import ChannelConfig, MixerConfig
 from models.errors import UserError
+from models.fields import Published, shown
 from models.links import Link, Tensor
 from models.lm import Block, ModelConfig
 
 Fields = dict[str, Any]  # of a config.json
 Pattern = tuple[tuple[str, ...], ...]  # names of each layer's parts
-
-ANY = object()  # a neutral field's value where none matters
-HARMLESS = {  # no logit depends on them
-    "_attn_implementation",
-    "_name_or_path",
-    "architectures",
-    "attention_dropout",
-    "auto_map",
-    "bos_token_id",
-    "dtype",
-    "eos_token_id",
-    "id2label",
-    "initializer_range",
-    "label2id",
-    "max_position_embeddings",
-    "model_type",
-    "output_attentions",
-    "output_hidden_states",
-    "output_router_logits",
-    "pad_token_id",
-    "pretraining_tp",
-    "rescale_prenorm_residual",
-    "residual_in_fp32",
-    "return_dict",
-    "router_aux_loss_coef",
-    "router_jitter_noise",
-    "tokenizer_class",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
-}
 
 
 @dataclass(frozen=True)
@@ -61,6 +35,7 @@ class Part:
     tensors: Mapping[str, Tensor]  # our names, separated by spaces → published
     fixed: Mapping[str, Any] = field(default_factory=dict)  # ours that no field tells
     axes: Mapping[str, str] = field(default_factory=dict)  # letters of patterns → our sizes
+    absent: Callable[[int], Any] | None = None  # width → what tells the fields if no layer has it
 
     @property
     def place(self) -> str:
@@ -94,18 +69,16 @@ class Part:
 class Layout:
     """A family of checkpoints.
 
-    `read_pattern` finds the parts of each layer in the fields named by `pattern_fields`, and
-    `write_pattern` gives those fields back. `plain` and `published` turn the fields as found in
-    files, old and new, into those that the tables name, and back into the newest.
+    `read_pattern` finds the parts of each layer in the fields, and `write_pattern` gives those
+    fields back. `plain` and `published` turn the fields as found in files, old and new, into those
+    that the tables name, and back into the newest.
     """
 
     model_type: str
     architecture: str
+    schema: type[Published]  # the fields that a file may have
     fields: Mapping[str, str]  # published → ModelConfig's
-    defaults: Mapping[str, Any]  # of fields that a config.json may leave out
-    neutral: Mapping[str, Any]  # fields that must have this value, if they are there
     parts: Mapping[str, Part]
-    pattern_fields: tuple[str, ...]
     read_pattern: Callable[[Fields], Pattern]
     write_pattern: Callable[[Pattern], Fields]
     tensors: Mapping[str, Tensor]  # outside the layers
@@ -115,42 +88,55 @@ class Layout:
     fixed: Mapping[str, Any] = field(default_factory=dict)  # ModelConfig's that no field tells
     plain: Callable[[Fields], Fields] = lambda fields: fields
     published: Callable[[Fields], Fields] = lambda fields: fields
+    auto_map: Collection[str] = ()  # published classes that compute the same
 
-    def read(self, config: Fields) -> ModelConfig:
-        """The model that a config.json describes. UserError naming a field that it cannot be."""
+    def read(self, config: Fields, most_layers: int | None = None) -> ModelConfig:
+        """The model that a config.json describes. UserError naming a field that it cannot be.
+
+        No more than `most_layers` are built, before any is.
+        """
+        found = self.plain(dict(self.schema.of(self.model_type, self.own(config))))
+        depth = found["num_hidden_layers"]
+        if most_layers is not None and depth > most_layers:
+            raise UserError(
+                f"config.json: num_hidden_layers={depth} needs as many tensors, and the weights "
+                f"have {most_layers}; compare its config.json with its weights"
+            )
         try:
-            found = self.plain({**self.defaults, **config})
-            self._refuse_unknown(found)
             layers = self.read_pattern(found)
-            parts = [self.parts[name].read(found) for layer in layers for name in layer]
+            kinds = {name: self.parts[name].read(found) for name in {n for x in layers for n in x}}
             fields = {ours: found[theirs] for theirs, ours in self.fields.items()}
-        except KeyError as error:
-            raise UserError(
-                f"config.json of a {self.model_type} model lacks {error.args[0]}; add it"
-            ) from None
-        except TypeError as error:
-            raise UserError(
-                f"config.json of a {self.model_type} model has a value of a wrong type ({error}); "
-                "compare it with a published one"
-            ) from None
-        return ModelConfig(blocks=_blocks(parts), **fields, **self.fixed)
+            blocks = _blocks([kinds[name] for layer in layers for name in layer])
+            return ModelConfig(blocks=blocks, **fields, **self.fixed)
+        except ValidationError as error:
+            told = error.errors()[0]
+            rule = told["msg"].removeprefix("Value error, ")
+            name = told["loc"][-1] if told["type"] != "value_error" else ""
+            raise UserError(f"config.json: {self._theirs(f'{name} {rule}'.strip())}") from None
 
-    def _refuse_unknown(self, found: Fields) -> None:
-        known = {*self.fields, *self.pattern_fields, *HARMLESS}.union(
-            *(part.fields for part in self.parts.values())
-        )
-        for name, value in found.items():
-            if name in self.neutral:
-                if self.neutral[name] is not ANY and value not in (self.neutral[name], None):
-                    raise UserError(
-                        f"config.json: {name}={value!r} is not supported for {self.model_type}, "
-                        f"only {self.neutral[name]!r} is; this model cannot be imported"
-                    )
-            elif name not in known and value not in (None, False, [], {}):
-                raise UserError(
-                    f"config.json: the field {name}={value!r} is unknown for {self.model_type}; "
-                    "this model cannot be imported"
-                )
+    def own(self, config: Fields) -> Fields:
+        """The fields without those that name code, which must be this family's."""
+        architectures, remote = config.get("architectures"), config.get("auto_map")
+        if architectures not in (None, [self.architecture]):
+            raise UserError(
+                f"config.json: architectures={shown(architectures)} is not {self.model_type}'s "
+                f"[{self.architecture!r}]; this model cannot be imported"
+            )
+        named = remote.values() if isinstance(remote, dict) else [remote] if remote else []
+        if foreign := [name for name in named if name not in self.auto_map]:
+            raise UserError(
+                f"config.json: auto_map names code of its own, {shown(foreign[0])}, which may "
+                "compute another model; remove auto_map if it computes the published one"
+            )
+        return {k: v for k, v in config.items() if k not in ("architectures", "auto_map")}
+
+    def _theirs(self, words: str) -> str:
+        """A message about our fields under the names that the file has for them."""
+        tables = [*(part.fields for part in self.parts.values()), self.fields]
+        names = {
+            name: theirs for table in tables for theirs, o in table.items() for name in o.split()
+        }
+        return re.sub(r"\w+", lambda word: names.get(word[0], word[0]), words)
 
     def write(self, model: ModelConfig) -> Fields:
         """The config.json of a model. UserError saying what this layout has no place for."""
@@ -164,6 +150,11 @@ class Layout:
                             f"{theirs} is one value in a {self.model_type} checkpoint, and "
                             f"this model has {fields[theirs]} and {value} (in block {i})"
                         )
+        for part in self.parts.values():
+            if part.absent is not None:  # told already if a layer has it
+                config = part.absent(model.d_model).resolved(model.d_model)
+                for theirs, ours in part.fields.items():
+                    fields.setdefault(theirs, getattr(config, ours.split()[0]))
         names, size = [name for name, _, _ in parts], len(self.norms)
         pattern = tuple(tuple(names[i : i + size]) for i in range(0, len(names), size))
         named = {"model_type": self.model_type, "architectures": [self.architecture]}
@@ -175,7 +166,13 @@ class Layout:
                 f"{error.args[0]!r}"
             ) from None
         written["dtype"] = "float32"
-        if difference := _difference(essence(self.read(written)), essence(model)):
+        try:
+            again = self.read(written)
+        except UserError as error:
+            raise UserError(
+                f"a {self.model_type} checkpoint has no place for this model: {error}"
+            ) from None
+        if difference := _difference(essence(again), essence(model)):
             raise UserError(f"a {self.model_type} checkpoint has no place for {difference}")
         return written
 

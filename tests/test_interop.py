@@ -13,8 +13,9 @@ import pytest
 import safetensors.numpy
 from fakes import record, run
 from flax import nnx
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from pydantic import AfterValidator
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers.models import BPE, WordLevel
 
 from experiments import context
 from experiments.cli import main
@@ -28,6 +29,7 @@ from models.lm import Block, ModelConfig, tile
 from models.mlp import SwiGLU
 from models.moe import Moe
 from models.translation import essence
+from sim import inference
 from sim.inference import Checkpoint
 from sim.records import Store
 from sim.train import names
@@ -47,6 +49,16 @@ LLAMA = {
     "rope_scaling": None,
     "torch_dtype": "float16",
 }
+
+
+# turned into others by `plain`, or read by `read_pattern`
+SPELLINGS = """
+num_hidden_layers max_position_embeddings rope_parameters use_sliding_window layer_types
+max_window_layers attn_layer_indices attn_layer_period attn_layer_offset expert_layer_period
+expert_layer_offset block_types full_attention_interval shared_expert_intermediate_size
+intermediate_size head_dim num_heads mamba_n_heads attn_rotary_emb partial_rotary_factor
+hidden_ratio value_dim rope_scaling
+"""
 
 
 def folder(name: str, path: Path, config=(), **changed) -> Path:
@@ -143,9 +155,78 @@ def test_published_configs_have_their_published_parameters(fields, total, active
         ("llama", {"attention_sinks": 4}, "field attention_sinks=4 is unknown for llama"),
         ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type='yarn' is not supported"),
         ("mamba2", {"time_step_limit": [0.0, 0.5]}, r"time_step_limit=\[0\.0, 0\.5\] is not"),
+        ("llama", {"is_causal": False}, "is_causal=False is not supported for llama, only True is"),
+        ("mamba", {"is_causal": False}, "is_causal=False is not supported for mamba, only True is"),
+        ("llama", {"attention_sinks": 0}, "field attention_sinks=0 is unknown for llama"),
+        ("llama", {"a\nb": False}, r"field 'a\\nb'=False is unknown for llama"),
+        ("llama", {"auto_map": {"AutoModel": "mine.Llama"}}, r"code of its own, 'mine\.Llama'"),
+        ("jamba", {"auto_map": {"AutoModel": "mine.Jamba"}}, r"code of its own, 'mine\.Jamba'"),
+        (
+            "llama",
+            {"architectures": ["MyForCausalLM"]},
+            r"architectures=\['MyForCausalLM'\] is not",
+        ),
+        ("mistral", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported"),
+        (
+            "qwen2",
+            {"rope_parameters": {"partial_rotary_factor": 0.5}},
+            "partial_rotary_factor=0.5 is not supported, only 1.0 is",
+        ),
+        ("bamba", {"partial_rotary_factor": 1.0}, "partial_rotary_factor=1.0 is not supported"),
+        ("bamba", {"attn_rotary_emb": 4}, "attn_rotary_emb=4 is not the 2 channels"),
+        ("mistral", {"rope_theta": None}, "rope_theta=None is not possible"),
+        ("mistral", {"rope_parameters": {"rope_theta": None}}, "rope_theta=None is not possible"),
+        (
+            "mistral",
+            {"rope_scaling": {"type": "linear"}},
+            "rope_scaling and rope_parameters differ",
+        ),
+        ("llama", {"rms_norm_eps": 0}, "rms_norm_eps=0 is not possible: input should be greater"),
+        ("mamba", {"layer_norm_epsilon": -1.0}, r"layer_norm_epsilon=-1\.0 is not possible"),
+        (
+            "mixtral",
+            {"num_experts_per_tok": 4},
+            "num_experts_per_tok=4 must be at most num_local_experts=3; lower num_experts_per_tok",
+        ),
+        (
+            "mistral",
+            {"num_key_value_heads": 3},
+            "num_attention_heads=2 must be a multiple of num_key",
+        ),
+        (
+            "llama",
+            {"num_attention_heads": 3},
+            "hidden_size=8 must be a multiple of num_attention_he",
+        ),
+        ("llama", {"num_attention_heads": 0}, "num_attention_heads=0 is not possible"),
+        ("jamba", {"attn_layer_period": 0}, "attn_layer_period=0 is not possible"),
+        ("bamba", {"mamba_n_heads": 0}, "mamba_n_heads=0 is not possible"),
+        ("qwen3_next", {"moe_intermediate_size": 0}, "moe_intermediate_size=0 is not possible"),
+        ("rwkv7", {"hidden_ratio": "x"}, "hidden_ratio='x' is not possible"),
+        ("recurrent_gemma", {"hidden_size": -16}, "hidden_size=-16 is not possible"),
+        ("recurrent_gemma", {"logits_soft_cap": None}, "logits_soft_cap=None is not possible"),
+        ("qwen3_next", {"partial_rotary_factor": "a"}, "partial_rotary_factor='a' is not possible"),
+        ("llama", {"model_type": []}, r"model_type=\[\] is not supported; use one of llama"),
+        ("llama", {"num_hidden_layers": 10_000}, "num_hidden_layers=10000 needs as many tensors"),
+        ("recurrent_gemma", {"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000 is not"),
+        (
+            "mixtral",
+            {"num_local_experts": 10**9},
+            "describes a model of .* parameters, and the wei",
+        ),
+        ("mamba", {"state_size": 2**31 - 1}, "describes a model of .* parameters, and the weights"),
+        (
+            "qwen2",
+            {"layer_types": ["sliding_attention"]},
+            "'sliding_attention' and there is no wind",
+        ),
         ("qwen3", {"layer_types": ["chunked_attention"]}, "layer_types has 'chunked_attention'"),
         ("qwen3", {"num_hidden_layers": 7}, "layer_types names 1 layers and num_hidden_layers=7"),
-        ("llama", {"hidden_size": "8"}, "has a value of a wrong type"),
+        (
+            "llama",
+            {"hidden_size": "8"},
+            "hidden_size='8' is not possible: input should be a valid integer",
+        ),
         ("llama", {"model_type": "bert"}, "model_type='bert' is not supported; use one of llama"),
         ("llama", {"num_hidden_layers": 2}, r"lacks 13 tensors of a llama model: model\.layers\.1"),
         ("llama", {"attention_bias": False}, "has unexpected 4 tensors of a llama model"),
@@ -160,6 +241,151 @@ def test_what_is_not_understood_is_named(name, config, message, tmp_path):
     with pytest.raises(UserError, match=message) as error:
         interop.load(folder(name, tmp_path, config))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        (
+            "llama",  # as SmolLM2's
+            {
+                "is_llama_config": True,
+                "rope_interleaved": False,
+                "_attn_implementation_autoset": True,
+            }
+            | {"transformers.js_config": {"kv_cache_dtype": {"fp16": "float16"}}},
+        ),
+        ("bamba", {"attn_rotary_emb": 2}),
+        ("llama", {"hidden_act": "swish"}),
+        ("mamba", {"hidden_act": "swish"}),
+        ("llama", {"is_causal": True, "partial_rotary_factor": 1.0, "temperature": 0.6}),
+        (
+            "jamba",
+            {
+                "auto_map": {
+                    "AutoConfig": "configuration_jamba.JambaConfig",
+                    "AutoModelForCausalLM": "modeling_jamba.JambaForCausalLM",
+                }
+            },
+        ),
+    ],
+)
+def test_fields_without_effect_at_their_values_change_nothing(name, config, tmp_path):
+    plain, _ = interop.load(folder(name, tmp_path))
+    model, _ = interop.load(folder(name, tmp_path, config))
+    assert model == plain
+
+
+@every_family
+def test_no_field_is_declared_and_left_unread(name):
+    """What is used by no table must be one of the spellings that `plain` turns into others."""
+    layout = LAYOUTS[name]
+    declared = layout.schema.model_fields
+    told = {*layout.fields}.union(*(part.fields for part in layout.parts.values()))
+    unread = {
+        field
+        for field, info in declared.items()
+        if field not in told and not any(isinstance(m, AfterValidator) for m in info.metadata)
+    }
+    assert unread <= set(SPELLINGS.split())
+    assert not set(layout.schema.without_effect.split()) & set(declared)
+
+
+def test_a_head_beside_a_tied_embedding_must_be_its_copy(tmp_path):
+    with np.load(FIXTURES["qwen2"]) as data:
+        embed = data["weights/model.embed_tokens.weight"].astype(np.float32)
+    interop.load(folder("qwen2", tmp_path, **{"lm_head.weight": embed}))
+    for head in (embed + 1, embed[1:]):
+        with pytest.raises(UserError, match=r"lm_head\.weight differs from model\.embed_tokens"):
+            interop.load(folder("qwen2", tmp_path, **{"lm_head.weight": head}))
+    with pytest.raises(UserError, match=r"has unexpected 1 tensors .*: lm_head\.bias"):
+        interop.load(folder("qwen2", tmp_path, **{"lm_head.bias": embed[:, 0]}))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int64", "bool", "complex64", "uint16", "float8_e4m3fn"])
+def test_only_floating_point_weights_are_read(dtype, tmp_path):
+    norm = np.ones(8, np.dtype(dtype))
+    path = folder("llama", tmp_path, **{"model.norm.weight": norm})
+    with pytest.raises(
+        UserError, match=r"model\.norm\.weight is stored as .*, and weights must be"
+    ):
+        interop.load(path)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_floating_point_weights_of_any_width_become_fp32(dtype, tmp_path):
+    norm = np.full(8, 0.5, np.dtype(dtype))
+    _, params = interop.load(folder("llama", tmp_path, **{"model.norm.weight": norm}))
+    assert flat(params)["norm.scale"].dtype == np.float32
+    np.testing.assert_array_equal(flat(params)["norm.scale"], 0.5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_weights_that_are_not_finite_are_refused(value, tmp_path):
+    path = folder("llama", tmp_path, **{"model.norm.weight": np.full(8, value)})
+    with pytest.raises(
+        UserError, match=r"model\.norm\.weight has numbers that are NaN or infinite"
+    ):
+        interop.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "[" * 100_000, "config.json is nested too deeply"),
+        ("config.json", '{"time_step_limit": {"__float__": []}}', "config.json is not JSON"),
+        ("model.safetensors.index.json", '{"weight_map": null}', "must have a weight_map"),
+        ("model.safetensors.index.json", '{"weight_map": ["a"]}', "must have a weight_map"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": 3}}', "must have a weight_map"),
+        ("model.safetensors.index.json", "{}", "must have a weight_map"),
+    ],
+)
+def test_damaged_json_is_refused_in_one_line(name, content, message, tmp_path):
+    path = folder("llama", tmp_path)
+    (path / name).write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        interop.load(path)
+    assert "\n" not in str(error.value)
+
+
+WITHOUT = {
+    "jamba": {"attn_layer_period": 5, "attn_layer_offset": 4},
+    "bamba": {"attn_layer_indices": []},
+    "recurrent_gemma": {"block_types": ["recurrent"]},
+    "qwen3_next": {"layer_types": ["linear_attention"] * 2},
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_a_hybrid_without_attention_is_written_back(name, tmp_path):
+    model = interop.read(folder(name, tmp_path, WITHOUT[name]))
+    assert not any(isinstance(block.mixer, Attention) for block in model.blocks)
+    weights = names(nnx.state(model.build(init=Init(0))))
+    interop.save(tmp_path, model, weights, name)
+    again, params = interop.load(tmp_path)
+    assert essence(again) == essence(model)
+    for key, array in flat(params).items():
+        np.testing.assert_allclose(array, weights[key], atol=1e-6)
+
+
+def test_what_a_format_cannot_say_is_not_written():
+    def model(**options):
+        block = Block(mixer=Attention(n_heads=2, **options), channel=SwiGLU(d_ff=8))
+        return ModelConfig(d_model=16, vocab_size=9, blocks=(block,))
+
+    for options, instead in (({"rope_dims": 4}, "bamba"), ({"rope_base": None}, "jamba")):
+        for name in ("llama", "mistral", "qwen2", "qwen3"):
+            with pytest.raises(UserError, match=f"a {name} checkpoint has no place") as error:
+                interop.fitting(model(**options), name)
+            assert "\n" not in str(error.value)
+        assert interop.fitting(model(**options))[0].model_type == instead
+    block = Block(mixer=Attention(n_heads=3, d_head=4), channel=SwiGLU(d_ff=8))
+    odd = ModelConfig(d_model=16, vocab_size=9, blocks=(block,))
+    with pytest.raises(
+        UserError, match="hidden_size=16 must be a multiple of num_attention_heads=3"
+    ):
+        interop.fitting(odd, "llama")
+    assert interop.fitting(odd)[0].model_type == "mistral"
 
 
 def test_a_missing_field_is_named(tmp_path):
@@ -254,6 +480,99 @@ def test_tokens_are_those_of_tokenizer_json_or_bytes(tmp_path):
         Checkpoint(tmp_path, model.model_copy(update={"vocab_size": 2}), None).encode("not")
 
 
+def byte_tokenizer(path: Path, template: str, **options) -> None:
+    """A tokenizer.json of the 256 bytes and two special tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE({c: i for i, c in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    special = [("<s>", 256), ("</s>", 257)]
+    tokenizer.post_processor = processors.TemplateProcessing(template, special_tokens=special)
+    if options:
+        tokenizer.enable_truncation(options["truncate"])
+        tokenizer.enable_padding(length=options["pad"])
+    tokenizer.save(str(path / "tokenizer.json"))
+
+
+def forward(model):
+    """(parameters, tokens) → the logits of the whole text at once."""
+    graph = nnx.split(nnx.eval_shape(lambda: model.build(init=Init(None))))[0]
+    return jax.jit(lambda params, tokens: nnx.merge(graph, params)(tokens[None])[0][0])
+
+
+def nats(model, params, tokens) -> np.ndarray:
+    """Of each token but the first."""
+    log = np.asarray(jax.nn.log_softmax(forward(model)(params, tokens)[:-1]))
+    return -log[np.arange(len(tokens) - 1), tokens[1:]]
+
+
+def greedy(model, params, given, many) -> np.ndarray:
+    """Tokens after those given."""
+    logits = forward(model)
+    tokens = np.zeros(len(given) + many, np.int32)
+    tokens[: len(given)] = given
+    for i in range(len(given), len(tokens)):
+        tokens[i] = np.argmax(logits(params, tokens)[i - 1])
+    return tokens[len(given) :]
+
+
+def test_what_a_tokenizer_adds_is_context_and_no_text(tmp_path):
+    """A template's tokens are neither predicted nor counted; truncation and padding are off."""
+    block = Block(mixer=Attention(n_heads=2))
+    model = ModelConfig(d_model=8, vocab_size=258, blocks=(block,))
+    params = nnx.split(model.build(init=Init(0)))[1]
+    text = "no text is longer than this one, " * 9
+    n = len(text)
+    found = {}
+    for template in ("$A </s>", "<s> $A </s>"):
+        byte_tokenizer(tmp_path, template, truncate=64, pad=400)
+        found[template] = Checkpoint(tmp_path, model, params).loss(text, 1000)
+        assert len(Checkpoint(tmp_path, model, params).encode(text)) == n
+    ids = Checkpoint(tmp_path, model, params).encode(text)
+    for template, tokens in (("$A </s>", ids), ("<s> $A </s>", np.concatenate([[256], ids]))):
+        each = nats(model, params, tokens)
+        assert found[template].tokens == len(each)
+        np.testing.assert_allclose(found[template].nats_per_token, each.mean(), rtol=1e-5)
+        np.testing.assert_allclose(
+            found[template].bits_per_byte, each.mean() / np.log(2), rtol=1e-5
+        )
+
+
+def test_windows_predict_every_token_of_a_text_once(tmp_path):
+    block = Block(mixer=Attention(n_heads=2))
+    model = ModelConfig(d_model=8, vocab_size=256, blocks=(block,))
+    params = nnx.split(model.build(init=Init(0)))[1]
+    one = Checkpoint(tmp_path, model, params)
+    text = "of fifty-three bytes, which no window of sixteen fits"
+    ids = one.encode(text)
+    each = [nats(model, params, ids[i : i + 17]) for i in range(0, len(ids) - 1, 16)]
+    loss = one.loss(text, 16)
+    assert (loss.tokens, loss.window) == (len(ids) - 1, 16)
+    np.testing.assert_allclose(loss.nats_per_token, np.concatenate(each).mean(), rtol=1e-5)
+
+
+def test_a_sample_follows_the_beginning_token_and_no_ending_one(tmp_path):
+    block = Block(mixer=Attention(n_heads=2))
+    model = ModelConfig(d_model=8, vocab_size=258, blocks=(block,))
+    params = nnx.split(model.build(init=Init(0)))[1]
+    byte_tokenizer(tmp_path, "<s> $A </s>")
+    one = Checkpoint(tmp_path, model, params)
+    after = one.decode(greedy(model, params, [256, *one.encode("In the")], 9))
+    assert one.write("In the", 9) == after
+
+
+def test_logits_in_pieces_are_the_logits_at_once(tmp_path, monkeypatch):
+    block = Block(mixer=Attention(n_heads=2))
+    model = ModelConfig(d_model=8, vocab_size=256, blocks=(block,))
+    params = nnx.split(model.build(init=Init(0)))[1]
+    text = "a text of some length, but not of many windows"
+    whole = Checkpoint(tmp_path, model, params).loss(text, 40)
+    monkeypatch.setattr(inference, "HEAD_ROWS", 7)
+    pieces = Checkpoint(tmp_path, model, params).loss(text, 40)
+    np.testing.assert_allclose(pieces.nats_per_token, whole.nats_per_token, rtol=1e-6)
+
+
 def test_a_checkpoint_goes_through_the_context_experiment(tmp_path):
     path = folder("mistral", tmp_path / "mine")
     (row,) = context.measure(
@@ -277,7 +596,7 @@ def test_a_trained_run_is_exported_imported_measured_and_sampled(tmp_path, capsy
     assert main(["import", "out", *options, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["parameters"] == model.cost(1).params
-    assert found["tokens"] == 32
+    assert found["tokens"] == 45
     np.testing.assert_allclose(found["bits per byte"], found["nats per token"] / np.log(2))
     assert 4 < found["nats per token"] < 8  # untrained: about log 256
     assert len(found["samples"]["In the"]) > 0

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
 from models.attention import Attention
+from models.errors import UserError
+from models.fields import SILU, Auto, Positive, Size, Whole, only
 from models.layouts.llama import llama_like
 from models.layouts.mamba import ANY_STEP, DUAL_TENSORS, check_heads
 from models.layouts.parts import (
@@ -11,34 +15,62 @@ from models.layouts.parts import (
     PROJECTIONS,
     ROPE,
     ends,
-    plain_rope,
-    published_rope,
     without,
 )
+from models.layouts.rope import PartlyRotary, plain_rope, published_partial_rope
 from models.mlp import SwiGLU
 from models.ssd import Mamba2
-from models.translation import ANY, Fields, Part, Pattern
+from models.translation import Fields, Part, Pattern
+
+
+class BambaFields(PartlyRotary):
+    intermediate_size: Size
+    num_key_value_heads: Size | None = 8
+    hidden_act: Annotated[Any, SILU] = "silu"
+    rms_norm_eps: Positive = 1e-5
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    partial_rotary_factor: Annotated[Any, only(0.5)] = 0.5  # the reference reads no other here
+    attn_rotary_emb: Size | None = None  # channels that turn, as the original file has them
+    attn_layer_indices: list[Whole] | None = None
+    mamba_n_heads: Size = 128
+    mamba_d_head: Auto = None
+    mamba_n_groups: Size = 1
+    mamba_d_state: Size = 256
+    mamba_d_conv: Size = 4
+    mamba_expand: Size = 2
+    mamba_conv_bias: bool = True
+    mamba_proj_bias: bool = False
+    time_step_limit: Annotated[Any, ANY_STEP] = None  # the same
+
+    without_effect = PartlyRotary.without_effect + (
+        " mamba_chunk_size num_logits_to_keep use_mamba_kernels z_loss_coefficient"
+    )
 
 
 def plain_bamba(fields: Fields) -> Fields:
-    """Sizes of the heads written out; half of the channels turn unless `rope_parameters` differ."""
-    fields = plain_rope(fields | {"partial_rotary_factor": 0.5})
+    """Sizes of the heads written out."""
+    fields = plain_rope(fields)
+    told, turned = fields.pop("attn_rotary_emb"), fields["rope_dims"] or fields["head_dim"]
+    if told not in (None, turned):
+        raise UserError(
+            f"config.json: attn_rotary_emb={told} is not the {turned} channels of a head that "
+            "rope_parameters turn; make them agree"
+        )
     heads, inner = fields.pop("mamba_n_heads"), fields["mamba_expand"] * fields["hidden_size"]
-    size = inner // heads if fields["mamba_d_head"] == "auto" else fields["mamba_d_head"]
+    size = fields["mamba_d_head"] or inner // heads
     check_heads("mamba_n_heads", heads, "mamba_d_head", size, inner)
-    limit = list(fields["time_step_limit"])
-    return fields | {"mamba_d_head": size, "time_step_limit": limit}
+    return fields | {"mamba_d_head": size}
 
 
 def published_bamba(fields: Fields) -> Fields:
     inner = fields["mamba_expand"] * fields["hidden_size"]
-    fields = published_rope(fields) | {"mamba_n_heads": inner // fields["mamba_d_head"]}
-    rope = {"partial_rotary_factor": 1.0} | fields["rope_parameters"]
-    return without("head_dim", after=dict)(fields) | {"rope_parameters": rope}
+    fields = published_partial_rope(fields) | {"mamba_n_heads": inner // fields["mamba_d_head"]}
+    return without("head_dim", after=dict)(fields)
 
 
 def read_pattern(fields: Fields) -> Pattern:
-    attention = fields["attn_layer_indices"] or ()
+    attention = set(fields["attn_layer_indices"] or ())
     depth = range(fields["num_hidden_layers"])
     return tuple(("attention" if i in attention else "mamba", "mlp") for i in depth)
 
@@ -51,12 +83,14 @@ def write_pattern(pattern: Pattern) -> Fields:
 BAMBA = llama_like(
     "bamba",
     "BambaForCausalLM",
+    BambaFields,
     {
         "attention": Part(
             Attention,
             ATTENTION | ROPE | {"attention_bias": "qkv_bias out_bias"},
             "self_attn.",
             PROJECTIONS,
+            absent=lambda width: Attention(n_heads=1),
         ),
         "mamba": Part(
             Mamba2,
@@ -72,34 +106,16 @@ BAMBA = llama_like(
             },
             "mamba.",
             DUAL_TENSORS,
+            absent=lambda width: Mamba2(d_head=width),
         ),
         "mlp": Part(
             SwiGLU, {"intermediate_size": "d_ff", "mlp_bias": "bias"}, "feed_forward.", GATED
         ),
     },
-    defaults={
-        "rms_norm_eps": 1e-5,
-        "num_key_value_heads": 8,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "attn_layer_indices": None,
-        "mamba_n_heads": 128,
-        "mamba_d_head": "auto",
-        "mamba_n_groups": 1,
-        "mamba_d_state": 256,
-        "mamba_d_conv": 4,
-        "mamba_expand": 2,
-        "mamba_conv_bias": True,
-        "mamba_proj_bias": False,
-        "time_step_limit": ANY_STEP,
-    },
-    neutral={"hidden_act": "silu", "time_step_limit": ANY_STEP}
-    | dict.fromkeys(("mamba_chunk_size", "num_logits_to_keep", "z_loss_coefficient"), ANY),
     tensors=ends("model", "embed_tokens", "final_layernorm"),
     norms=("input_layernorm", "pre_ff_layernorm"),
     plain=plain_bamba,
     published=published_bamba,
-    pattern_fields=("num_hidden_layers", "attn_layer_indices"),
     read_pattern=read_pattern,
     write_pattern=write_pattern,
 )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated, Any
 
 import ml_dtypes
+from pydantic import Field
 
 from models.attention import Attention
+from models.fields import MOST, Positive, Share, Size, only
 from models.griffin import RgLru
 from models.layouts.llama import llama_like
 from models.layouts.parts import (
@@ -17,21 +20,44 @@ from models.layouts.parts import (
     conv,
     ends,
     linear,
-    plain_rope,
-    published_rope,
     typed,
 )
+from models.layouts.rope import PartlyRotary, plain_rope, published_partial_rope
 from models.links import Tensor
 from models.mlp import SwiGLU
-from models.translation import ANY, Fields, Part
+from models.translation import Fields, Part
+
+
+class RecurrentGemmaFields(PartlyRotary):
+    intermediate_size: Annotated[int, Field(ge=2, le=MOST, multiple_of=2)]  # gate and up together
+    tie_word_embeddings: bool = True
+    rms_norm_eps: Positive = 1e-6
+    attention_bias: bool = False
+    attention_window_size: Size = 2048
+    partial_rotary_factor: Share = 0.5
+    conv1d_width: Size = 4
+    logits_soft_cap: Positive = 30.0
+    lru_width: Size | None = None
+    block_types: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] = (
+        "recurrent",
+        "recurrent",
+        "attention",
+    )
+    hidden_activation: Annotated[Any, only("gelu_pytorch_tanh")] = "gelu_pytorch_tanh"
+    embeddings_scale_by_sqrt_dim: Annotated[Any, only(True)] = True
+
+    without_effect = (
+        PartlyRotary.without_effect
+        + " _block_types final_w_init_variance_scale w_init_variance_scale"
+    )
 
 
 def plain_griffin(fields: Fields) -> Fields:
     """The MLP's halves, the embedding's scale (kept in bf16), and the repeated block types."""
-    fields = plain_rope({"partial_rotary_factor": 0.5} | fields)
-    types, depth = list(fields.pop("block_types")), fields["num_hidden_layers"]
+    fields = plain_rope(fields)
+    types, depth = fields.pop("block_types"), fields["num_hidden_layers"]
     return fields | {
-        "layer_types": (types * depth)[:depth],
+        "layer_types": [types[i % len(types)] for i in range(depth)],
         "lru_width": fields["lru_width"] or fields["hidden_size"],
         "intermediate_size": fields["intermediate_size"] // 2,
         "embed_scale": float(ml_dtypes.bfloat16(math.sqrt(fields["hidden_size"]))),
@@ -39,19 +65,18 @@ def plain_griffin(fields: Fields) -> Fields:
 
 
 def published_griffin(fields: Fields) -> Fields:
-    fields = published_rope(fields)
-    rope = {"partial_rotary_factor": 1.0} | fields["rope_parameters"]
+    fields = published_partial_rope(fields)
     derived = {"head_dim", "embed_scale", "layer_types"}
     return {name: value for name, value in fields.items() if name not in derived} | {
         "block_types": fields["layer_types"],
         "intermediate_size": 2 * fields["intermediate_size"],
-        "rope_parameters": rope,
     }
 
 
 RECURRENT_GEMMA = llama_like(
     "recurrent_gemma",
     "RecurrentGemmaForCausalLM",
+    RecurrentGemmaFields,
     {
         "attention": Part(
             Attention,
@@ -59,6 +84,7 @@ RECURRENT_GEMMA = llama_like(
             "temporal_block.",
             PROJECTIONS,
             {"out_bias": True},
+            absent=lambda width: Attention(n_heads=1, window=2048),
         ),
         "recurrent": Part(
             RgLru,
@@ -90,23 +116,6 @@ RECURRENT_GEMMA = llama_like(
         "rms_norm_eps": "norm_eps",
         "embed_scale": "embed_scale",
         "logits_soft_cap": "logit_cap",
-    },
-    defaults={
-        "tie_word_embeddings": True,
-        "num_key_value_heads": None,
-        "attention_bias": False,
-        "attention_window_size": 2048,
-        "conv1d_width": 4,
-        "logits_soft_cap": 30.0,
-        "lru_width": None,
-        "block_types": ("recurrent", "recurrent", "attention"),
-    },
-    neutral={
-        "hidden_activation": "gelu_pytorch_tanh",
-        "embeddings_scale_by_sqrt_dim": True,
-        "_block_types": ANY,
-        "w_init_variance_scale": ANY,
-        "final_w_init_variance_scale": ANY,
     },
     tensors=ends("model", "embed_tokens", "final_norm", 1.0),
     norms=("temporal_pre_norm", "channel_pre_norm"),

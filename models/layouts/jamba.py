@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
+from pydantic import model_validator
+
 from models.attention import Attention
 from models.errors import UserError
+from models.fields import SILU, Auto, Positive, Size, Whole, only
 from models.layouts.llama import llama_like
 from models.layouts.mamba import SELECTIVE_TENSORS
 from models.layouts.parts import (
@@ -12,14 +17,50 @@ from models.layouts.parts import (
     MLP,
     PROJECTIONS,
     ends,
-    heads,
     routed,
     scales,
     without,
 )
+from models.layouts.rope import Heads, heads
 from models.mamba import Mamba
 from models.mlp import SwiGLU
-from models.translation import ANY, Fields, Part, Pattern
+from models.translation import Fields, Part, Pattern
+
+
+class JambaFields(Heads):
+    intermediate_size: Size
+    num_key_value_heads: Size | None = 8
+    hidden_act: Annotated[Any, SILU] = "silu"
+    rms_norm_eps: Positive = 1e-6
+    num_experts: Size = 16
+    num_experts_per_tok: Size = 2
+    expert_layer_period: Size = 2
+    expert_layer_offset: Whole = 1
+    attn_layer_period: Size = 8
+    attn_layer_offset: Whole = 4
+    mamba_d_state: Size = 16
+    mamba_d_conv: Size = 4
+    mamba_expand: Size = 2
+    mamba_dt_rank: Auto = None
+    mamba_conv_bias: bool = True
+    mamba_proj_bias: bool = False
+    mamba_inner_layernorms: Annotated[Any, only(True)] = True
+    sliding_window: Annotated[Any, only(None)] = None
+
+    without_effect = Heads.without_effect + (
+        " calc_logits_for_entire_prompt num_logits_to_keep use_associative_scan "
+        "use_mamba_kernels use_mambapy"
+    )
+
+    @model_validator(mode="after")
+    def _offsets_lie_within(self) -> JambaFields:
+        for kind in ("attn", "expert"):
+            offset, period = (getattr(self, f"{kind}_layer_{x}") for x in ("offset", "period"))
+            if offset >= period:
+                raise ValueError(
+                    f"{kind}_layer_offset={offset} must be below {kind}_layer_period={period}"
+                )
+        return self
 
 
 def read_jamba(fields: Fields) -> Pattern:
@@ -52,17 +93,20 @@ def write_jamba(pattern: Pattern) -> Fields:
     return found
 
 
-def plain_jamba(fields: Fields) -> Fields:
-    rank = fields["mamba_dt_rank"]
-    return heads(fields) | {"mamba_dt_rank": None if rank == "auto" else rank}
-
-
 JAMBA_MLP = Part(SwiGLU, MLP.fields, "feed_forward.", GATED)
 JAMBA = llama_like(
     "jamba",
     "JambaForCausalLM",
+    JambaFields,
     {
-        "attention": Part(Attention, ATTENTION, "self_attn.", PROJECTIONS, {"rope_base": None}),
+        "attention": Part(
+            Attention,
+            ATTENTION,
+            "self_attn.",
+            PROJECTIONS,
+            {"rope_base": None},
+            absent=lambda width: Attention(n_heads=1, rope_base=None),
+        ),
         "mamba": Part(
             Mamba,
             {
@@ -89,35 +133,16 @@ JAMBA = llama_like(
             renormalize=False,
         ),
     },
-    defaults={
-        "num_key_value_heads": 8,
-        "num_experts": 16,
-        "num_experts_per_tok": 2,
-        "expert_layer_period": 2,
-        "expert_layer_offset": 1,
-        "attn_layer_period": 8,
-        "attn_layer_offset": 4,
-        "mamba_d_state": 16,
-        "mamba_d_conv": 4,
-        "mamba_expand": 2,
-        "mamba_dt_rank": "auto",
-        "mamba_conv_bias": True,
-        "mamba_proj_bias": False,
-    },
-    neutral={"hidden_act": "silu", "sliding_window": None, "mamba_inner_layernorms": True}
-    | dict.fromkeys(("use_mamba_kernels", "use_mambapy", "use_associative_scan"), ANY)
-    | dict.fromkeys(("num_logits_to_keep", "calc_logits_for_entire_prompt"), ANY),
     tensors=ends("model", "embed_tokens", "final_layernorm"),
     norms=("input_layernorm", "pre_ff_layernorm"),
-    plain=plain_jamba,
+    plain=heads,
     published=without("head_dim", after=lambda fields: fields),
-    pattern_fields=(
-        "num_hidden_layers",
-        "attn_layer_period",
-        "attn_layer_offset",
-        "expert_layer_period",
-        "expert_layer_offset",
-    ),
+    auto_map={
+        "configuration_jamba.JambaConfig",
+        "modeling_jamba.JambaModel",
+        "modeling_jamba.JambaForCausalLM",
+        "model.JambaForSequenceClassification",
+    },
     read_pattern=read_jamba,
     write_pattern=write_jamba,
 )

@@ -2,45 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from models.errors import UserError
+from models.fields import SILU, Auto, Positive, Published, Size, only
 from models.layouts.parts import conv, ends, linear, same, uniform
 from models.links import Tensor
 from models.mamba import Mamba
 from models.ssd import Mamba2
-from models.translation import ANY, Fields, Layout, Part
+from models.translation import Fields, Layout, Part
 
-STEPS = {f"time_step_{name}": ANY for name in ("min", "max", "floor", "scale", "init_scheme")}
+
+class AnyMambaFields(Published):
+    layer_norm_epsilon: Positive = 1e-5
+    tie_word_embeddings: bool = True
+    expand: Size = 2
+    intermediate_size: Size | None = None  # before `expand`, where both are
+    conv_kernel: Size = 4
+    use_bias: bool = False
+    use_conv_bias: bool = True
+    hidden_act: Annotated[Any, SILU] = "silu"
+    rms_norm: Annotated[Any, only(True)] = True
+    ssm_cfg: Annotated[Any, only({}, None)] = None
+
+    without_effect = Published.without_effect + (
+        " chunk_size d_inner d_model fused_add_norm n_layer norm_before_gate "
+        "pad_vocab_size_multiple time_step_floor time_step_init_scheme time_step_max "
+        "time_step_min time_step_scale use_associative_scan use_falcon_mambapy use_mambapy"
+    )
 
 
 def plain_mamba(fields: Fields) -> Fields:
-    """The inner width as a multiple of the outer; `auto` as nothing said."""
+    """The inner width as a multiple of the outer."""
     fields, width = dict(fields), fields["hidden_size"]
-    inner = fields.pop("intermediate_size", None) or fields["expand"] * width
+    inner = fields.pop("intermediate_size") or fields["expand"] * width
     if inner % width:
         raise UserError(
             f"config.json: intermediate_size={inner} must be a multiple of hidden_size={width}; "
             "this model cannot be imported"
         )
-    rank = fields.get("time_step_rank")
-    return fields | {"expand": inner // width, "time_step_rank": None if rank == "auto" else rank}
+    return fields | {"expand": inner // width}
 
 
-def mamba_like(model_type: str, architecture: str, part: Part, **changed: Any) -> Layout:
+def mamba_like(
+    model_type: str, architecture: str, schema: type[Published], part: Part, **changed: Any
+) -> Layout:
     """One mixer in each layer and no MLP."""
-    defaults = {
-        "layer_norm_epsilon": 1e-5,
-        "tie_word_embeddings": True,
-        "expand": 2,
-        "conv_kernel": 4,
-        "use_bias": False,
-        "use_conv_bias": True,
-    }
-    neutral = {"hidden_act": "silu", "rms_norm": True, "ssm_cfg": {}} | STEPS
-    neutral |= dict.fromkeys(("use_mambapy", "use_associative_scan", "use_falcon_mambapy"), ANY)
-    neutral |= dict.fromkeys(("d_inner", "d_model", "n_layer", "fused_add_norm"), ANY)
-    neutral |= dict.fromkeys(("pad_vocab_size_multiple", "chunk_size", "norm_before_gate"), ANY)
     table: dict[str, Any] = {
         "fields": {
             "hidden_size": "d_model",
@@ -48,15 +55,19 @@ def mamba_like(model_type: str, architecture: str, part: Part, **changed: Any) -
             "tie_word_embeddings": "tie_embeddings",
             "layer_norm_epsilon": "norm_eps",
         },
-        "defaults": defaults | changed.pop("defaults", {}),
-        "neutral": neutral | changed.pop("neutral", {}),
         "tensors": ends("backbone", "embeddings", "norm_f"),
         "layer": "backbone.layers.{i}.",
         "norms": ("norm",),
         "plain": plain_mamba,
     }
     parts = {"mamba": part}
-    return Layout(model_type, architecture, parts=parts, **(table | changed), **uniform("mamba"))
+    table |= uniform("mamba") | changed
+    return Layout(model_type, architecture, schema, parts=parts, **table)
+
+
+class MambaFields(AnyMambaFields):
+    state_size: Size = 16
+    time_step_rank: Auto = None
 
 
 SELECTIVE = {
@@ -73,16 +84,22 @@ SELECTIVE_TENSORS = {
     **same("A_log", "D"),
     "dt_bias": Tensor("dt_proj.bias"),
 }
-SELECTIVE_DEFAULTS = {"state_size": 16, "time_step_rank": "auto"}
 MAMBA = mamba_like(
     "mamba",
     "MambaForCausalLM",
+    MambaFields,
     Part(Mamba, SELECTIVE, "mixer.", SELECTIVE_TENSORS, {"select_norm": "none"}),
-    defaults=SELECTIVE_DEFAULTS,
 )
+
+
+class FalconMambaFields(MambaFields):
+    mixer_rms_eps: Positive = 1e-6
+
+
 FALCON_MAMBA = mamba_like(
     "falcon_mamba",
     "FalconMambaForCausalLM",
+    FalconMambaFields,
     Part(
         Mamba,
         SELECTIVE | {"mixer_rms_eps": "norm_eps"},
@@ -90,7 +107,6 @@ FALCON_MAMBA = mamba_like(
         SELECTIVE_TENSORS,
         {"select_norm": "plain"},
     ),
-    defaults=SELECTIVE_DEFAULTS | {"mixer_rms_eps": 1e-6},
 )
 
 
@@ -102,11 +118,25 @@ def check_heads(count_name: str, count: int, size_name: str, size: int, inner: i
         )
 
 
+ANY_STEP = only([0.0, float("inf")])
+
+
+class Mamba2Fields(AnyMambaFields):
+    state_size: Size = 128
+    tie_word_embeddings: bool = False
+    num_heads: Size = 128
+    head_dim: Size = 64
+    n_groups: Size = 8
+    time_step_limit: Annotated[Any, ANY_STEP] = None  # the same
+
+    without_effect = AnyMambaFields.without_effect + " time_step_rank"
+
+
 def plain_mamba2(fields: Fields) -> Fields:
     fields = plain_mamba(fields)
     inner = fields["expand"] * fields["hidden_size"]
     check_heads("num_heads", fields.pop("num_heads"), "head_dim", fields["head_dim"], inner)
-    return fields | {"time_step_limit": list(fields["time_step_limit"])}
+    return fields
 
 
 def published_mamba2(fields: Fields) -> Fields:
@@ -120,10 +150,10 @@ DUAL_TENSORS = {
     **same("dt_bias", "A_log", "D"),
     "norm_scale": Tensor("norm.weight"),
 }
-ANY_STEP = [0.0, float("inf")]
 MAMBA2 = mamba_like(
     "mamba2",
     "Mamba2ForCausalLM",
+    Mamba2Fields,
     Part(
         Mamba2,
         {
@@ -139,15 +169,6 @@ MAMBA2 = mamba_like(
         "mixer.",
         DUAL_TENSORS,
     ),
-    defaults={
-        "tie_word_embeddings": False,
-        "state_size": 128,
-        "num_heads": 128,
-        "head_dim": 64,
-        "n_groups": 8,
-        "time_step_limit": ANY_STEP,
-    },
-    neutral={"time_step_limit": ANY_STEP, "time_step_rank": ANY},
     plain=plain_mamba2,
     published=published_mamba2,
 )

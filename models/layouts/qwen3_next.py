@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
+from models.attention import Attention
 from models.delta import DeltaNet
 from models.errors import UserError
+from models.fields import SILU, Positive, Share, Size, Whole, only
 from models.layouts.llama import llama_like
 from models.layouts.parts import (
     GATED,
@@ -11,23 +15,49 @@ from models.layouts.parts import (
     conv,
     ends,
     linear,
-    plain_rope,
-    published_rope,
     routed,
     same,
     scales,
     typed,
 )
+from models.layouts.rope import PartlyRotary, plain_rope, published_partial_rope
 from models.links import Tensor
-from models.translation import ANY, Fields, Part
+from models.translation import Fields, Part
 
 FUSED = Tensor("", "(g x) d -> x g d", "x g d -> d (g x)")  # interleaved by key head
 
 
+class Qwen3NextFields(PartlyRotary):
+    num_key_value_heads: Size | None = 2
+    head_dim: Size = 256
+    hidden_act: Annotated[Any, SILU] = "silu"
+    rms_norm_eps: Positive = 1e-6
+    partial_rotary_factor: Share = 0.25
+    layer_types: list[str] | None = None
+    full_attention_interval: Size = 4  # where there are no layer_types
+    linear_conv_kernel_dim: Size = 4
+    linear_key_head_dim: Size = 128
+    linear_value_head_dim: Size = 128
+    linear_num_key_heads: Size = 16
+    linear_num_value_heads: Size = 32
+    moe_intermediate_size: Size = 512
+    shared_expert_intermediate_size: Whole = 512
+    num_experts: Size = 512
+    num_experts_per_tok: Size = 10
+    norm_topk_prob: bool = True
+    attention_bias: Annotated[Any, only(False)] = False
+    decoder_sparse_step: Annotated[Any, only(1)] = 1
+    mlp_only_layers: Annotated[Any, only([], None)] = None
+    use_sliding_window: Annotated[Any, only(False)] = False
+
+    # `intermediate_size` is that of layers without experts, of which there are none
+    without_effect = PartlyRotary.without_effect + " intermediate_size"
+
+
 def plain_qwen3_next(fields: Fields) -> Fields:
     """Layers by type; the shared expert as a number of experts' sizes."""
-    fields = plain_rope({"partial_rotary_factor": 0.25} | fields)
-    depth, every = fields["num_hidden_layers"], fields.pop("full_attention_interval", None) or 4
+    fields = plain_rope(fields)
+    depth, every = fields["num_hidden_layers"], fields.pop("full_attention_interval")
     types = [f"{'linear' if (i + 1) % every else 'full'}_attention" for i in range(depth)]
     shared, size = fields.pop("shared_expert_intermediate_size"), fields["moe_intermediate_size"]
     if shared % size:
@@ -39,15 +69,15 @@ def plain_qwen3_next(fields: Fields) -> Fields:
 
 
 def published_qwen3_next(fields: Fields) -> Fields:
-    fields = published_rope(fields)
+    fields = published_partial_rope(fields)
     shared = fields.pop("n_shared") * fields["moe_intermediate_size"]
-    rope = {"partial_rotary_factor": 1.0} | fields["rope_parameters"]
-    return fields | {"shared_expert_intermediate_size": shared, "rope_parameters": rope}
+    return fields | {"shared_expert_intermediate_size": shared}
 
 
 QWEN3_NEXT = llama_like(
     "qwen3_next",
     "Qwen3NextForCausalLM",
+    Qwen3NextFields,
     {
         "attention": attention(
             {"rms_norm_eps": "norm_eps"},
@@ -59,6 +89,7 @@ QWEN3_NEXT = llama_like(
                 **scales(1.0, q_norm="q_norm", k_norm="k_norm"),
             },
             axes={"h": "n_heads", "k": "d_head"},
+            absent=lambda width: Attention(n_heads=1),
             qk_norm=True,
             gate=True,
         ),
@@ -99,28 +130,6 @@ QWEN3_NEXT = llama_like(
             },
             shared_gate=True,
         ),
-    },
-    defaults={
-        "layer_types": None,
-        "head_dim": 256,
-        "num_key_value_heads": 2,
-        "linear_conv_kernel_dim": 4,
-        "linear_key_head_dim": 128,
-        "linear_value_head_dim": 128,
-        "linear_num_key_heads": 16,
-        "linear_num_value_heads": 32,
-        "moe_intermediate_size": 512,
-        "shared_expert_intermediate_size": 512,
-        "num_experts": 512,
-        "num_experts_per_tok": 10,
-        "norm_topk_prob": True,
-    },
-    neutral={
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-        "intermediate_size": ANY,  # of layers without experts, of which there are none
     },
     tensors=ends("model", "embed_tokens", "norm", 1.0),
     norm_shift=1.0,

@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
 from models.errors import UserError
+from models.fields import Positive, Published, Size, only, shown
 from models.layouts.parts import ends, linear, same
 from models.links import Tensor
 from models.rwkv import Rwkv7, RwkvChannel
-from models.translation import ANY, Fields, Layout, Part, Pattern
+from models.translation import Fields, Layout, Part, Pattern
+
+
+class Rwkv7Fields(Published):
+    norm_eps: Positive = 1e-5
+    num_heads: Size | None = None
+    head_dim: Size | None = None  # before num_heads, where both are
+    value_dim: Size | list[Size] | None = None
+    hidden_ratio: Positive | None = 4
+    intermediate_size: Size | None = None
+    decay_low_rank_dim: Size = 64
+    gate_low_rank_dim: Size = 128
+    a_low_rank_dim: Size = 64
+    v_low_rank_dim: Size = 16
+    hidden_act: Annotated[Any, only("sqrelu")] = "sqrelu"
+    norm_first: Annotated[Any, only(True)] = True
+    norm_bias: Annotated[Any, only(True)] = True
+    attn: Annotated[Any, only(None)] = None
+
+    without_effect = Published.without_effect + (
+        " attn_mode fuse_cross_entropy fuse_linear_cross_entropy fuse_norm use_l2warp"
+    )
 
 
 def low_rank(ours: str, theirs: str) -> dict[str, Tensor]:
@@ -48,14 +72,25 @@ def time_mix(values: str) -> Part:
 def plain_rwkv7(fields: Fields) -> Fields:
     """A head's size or their number, and the MLP's width or its ratio, as numbers."""
     fields, width = dict(fields), fields["hidden_size"]
-    size = fields.pop("head_dim", None) or width // fields["num_heads"]
-    inner = fields["intermediate_size"] or 32 * -(-int(width * fields["hidden_ratio"]) // 32)
-    values = fields.pop("value_dim", None) or width
+    size, n_heads = fields.pop("head_dim"), fields["num_heads"]
+    if not (size or n_heads):
+        raise UserError("config.json of a rwkv7 model lacks head_dim; add it")
+    size = size or max(1, width // n_heads)
+    if width % size:
+        raise UserError(
+            f"config.json: hidden_size={width} must be a multiple of head_dim={size}; compare them "
+            "with the published ones"
+        )
+    values = fields.pop("value_dim") or width
     if set(values if isinstance(values, list) else [values]) != {width}:
         raise UserError(
-            f"config.json: value_dim={values!r} must be hidden_size={width} in every layer; this "
-            "model cannot be imported"
+            f"config.json: value_dim={shown(values)} must be hidden_size={width} in every layer; "
+            "this model cannot be imported"
         )
+    inner, ratio = fields["intermediate_size"], fields.pop("hidden_ratio")
+    if inner is None and ratio is None:
+        raise UserError("config.json of a rwkv7 model lacks intermediate_size; add it")
+    inner = inner or 32 * -(-int(width * ratio) // 32)
     return fields | {"num_heads": width // size, "intermediate_size": inner}
 
 
@@ -73,6 +108,7 @@ def read_pattern(fields: Fields) -> Pattern:
 RWKV7 = Layout(
     "rwkv7",
     "RWKV7ForCausalLM",
+    Rwkv7Fields,
     fields={
         "hidden_size": "d_model",
         "vocab_size": "vocab_size",
@@ -80,19 +116,6 @@ RWKV7 = Layout(
         "norm_eps": "norm_eps",
     },
     fixed={"norm": "layer", "embed_norm": True},
-    defaults={
-        "tie_word_embeddings": False,
-        "norm_eps": 1e-5,
-        "num_heads": None,
-        "hidden_ratio": 4,
-        "intermediate_size": None,
-        "decay_low_rank_dim": 64,
-        "gate_low_rank_dim": 128,
-        "a_low_rank_dim": 64,
-        "v_low_rank_dim": 16,
-    },
-    neutral={"hidden_act": "sqrelu", "norm_first": True, "norm_bias": True, "attn": None}
-    | dict.fromkeys(("attn_mode", "fuse_norm", "fuse_cross_entropy", "use_l2warp"), ANY),
     parts={
         "first": time_mix("leave"),
         "other": time_mix("mix"),
@@ -103,7 +126,11 @@ RWKV7 = Layout(
             {"mix": Tensor("x_k"), **linear(up="key", out="value")},
         ),
     },
-    pattern_fields=("num_hidden_layers", "hidden_ratio"),
+    auto_map={
+        "modeling_rwkv7.RWKV7Config",
+        "modeling_rwkv7.RWKV7Model",
+        "modeling_rwkv7.RWKV7ForCausalLM",
+    },
     read_pattern=read_pattern,
     write_pattern=lambda pattern: {"num_hidden_layers": len(pattern)},
     tensors={
