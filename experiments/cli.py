@@ -372,7 +372,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(text: str) -> int:
-    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    from models.errors import printable, shortened
+
+    print(f"error: {shortened(printable(' '.join(text.split())), 2000)}", file=sys.stderr)
     return 2
 
 

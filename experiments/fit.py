@@ -16,14 +16,17 @@ import tyro
 from rich.console import Console
 from rich.table import Table as Grid
 
-from models.errors import UserError
+from experiments.text import console, grid
+from models.errors import UserError, listed, quoted
 from sim.compare import Comparison, arms, caveat, gain, ranking
 from sim.design import Plan, propose, surface
 from sim.fitting import Fit
 from sim.laws import fit_table
-from sim.tables import Columns, Dropped, called, describe, read, require
+from sim.readers import finite, read
+from sim.tables import Columns, Dropped, called, describe, groups, label
 
 JsonOut = Annotated[Path | None, tyro.conf.arg(name="json")]
+DRAWS_MIN, DRAWS_MAX = 20, 100_000
 LawName = Literal["power", "chinchilla", "coupled", "overtrained", "routed", "repeated"]
 
 
@@ -54,24 +57,29 @@ def fit(
         draws: bootstrap draws behind the intervals.
         json_out: write the result there as JSON.
     """
+    _enough(draws)
     columns = read(file)
     n, d = called(columns, "n", n), called(columns, "d", d)
     fits = {}
-    for name, rows in _groups(columns, group).items():
+    found_groups, nameless = groups(columns, group) if group else _one_group(columns)
+    if not found_groups:
+        raise UserError(f"no row has a group: {describe(nameless)}; name another column")
+    for name, rows in found_groups.items():
         part = {key: [column[i] for i in rows] for key, column in columns.items()}
-        stated = {"which N": f"column {n!r}", "evaluation set": f"column {loss!r}"}
+        stated = {"evaluation set": f"column {loss!r}"}
         stated |= {"which FLOPs": f"column {flops!r}"} if flops else {}
+        stated |= {} if law == "power" and flops else {"which N": f"column {n!r}"}
         found = fit_table(
             part, law=law, n=n, d=d, loss=loss, flops=flops, draws=draws, stated=stated
         )
         # rows are numbered in the file, not in the group
-        dropped = tuple(Dropped(rows[x.row - 1] + 1, x.reason) for x in found.dropped)
+        dropped = tuple(replace(x, row=rows[x.row - 1] + 1) for x in found.dropped) + nameless
         said = found.checklist | {"points dropped": describe(dropped)}
         fits[name] = replace(found, dropped=dropped, checklist=said)
-    console = Console()
+    screen = console()
     for name, result in fits.items():
-        console.print(_fit_table(name, result))
-        _say_dropped(console, result.dropped)
+        screen.print(_fit_table(name, result))
+        _say_dropped(screen, result.dropped)
     if json_out is not None:
         out = {name: result.json() for name, result in fits.items()}
         _write(json_out, out if group else next(iter(out.values())))
@@ -105,6 +113,7 @@ def compare(
         draws: bootstrap draws behind the intervals.
         json_out: write the result there as JSON.
     """
+    _enough(draws)
     columns = read(file)
     arch, flops = called(columns, "arch", arch), called(columns, "flops", flops)
     fitted, dropped = arms(
@@ -112,31 +121,35 @@ def compare(
     )
     names = list(fitted)
     if len(names) < 2:
-        raise UserError(f"a comparison needs two architectures, and column {arch!r} has {names}")
-    base = baseline or names[0]
+        raise UserError(
+            f"a comparison needs two architectures, and column {quoted(arch)} has {listed(names)} "
+            f"in usable rows (dropped: {describe(dropped)}); name another column or add runs"
+        )
+    base = names[0] if baseline is None else label(baseline, "--baseline")
     if base not in fitted:
-        raise UserError(f"baseline must be one of {', '.join(names)}, and is {base!r}")
+        raise UserError(f"baseline must be one of {listed(names)}, and is {quoted(base)}")
     found = tuple(gain(fitted[name], fitted[base], flops) for name in names if name != base)
-    console = Console()
-    console.print(_gain_table(found, flops))
+    screen = console()
+    rows = sum(len(arm.fit.residuals) for arm in fitted.values())
+    screen.print(_gain_table(found, flops, f"{rows} of {rows + len(dropped)} rows"))
     for one in found:
         if one.reason:
-            console.print(f"{one.arm}: {one.status}: {one.reason}")
+            screen.print(f"{one.arm}: {one.status}: {one.reason}")
         for cross in one.crossovers:
             sure = "" if cross.resolved else ", not resolved"
-            console.print(
+            screen.print(
                 f"{one.arm} crosses {one.baseline} at {cross.budget:.3g} "
                 f"[{cross.low:.3g}, {cross.high:.3g}] in {cross.share:.0%} of draws{sure}"
             )
         if one.crossover_note:
-            console.print(f"{one.arm} crosses {one.baseline}: {one.crossover_note}")
+            screen.print(f"{one.arm} crosses {one.baseline}: {one.crossover_note}")
     if told := caveat(fitted.values()):
-        console.print(f"caveat: {told}")
+        screen.print(f"caveat: {told}")
     places = []
     if all(one.status == "converged" for one in found):
         places = list(ranking(fitted, flops))
-        console.print("ranking: " + ", ".join(f"{p.rank}. {p.arm}" for p in places))
-    _say_dropped(console, dropped)
+        screen.print("ranking: " + ", ".join(f"{p.rank}. {p.arm}" for p in places))
+    _say_dropped(screen, dropped)
     if json_out is not None:
         ceg = [
             {"arch": one.arm, "baseline": one.baseline, **gain_}
@@ -151,7 +164,7 @@ def compare(
                 "ceg": ceg,
                 "comparisons": [one.json() for one in found],
                 "ranking": [{"rank": p.rank, "arch": p.arm} for p in places],
-                "dropped": [{"row": x.row, "reason": x.reason} for x in dropped],
+                "dropped": [x.json() for x in dropped],
             },
         )
     return found
@@ -194,67 +207,74 @@ def plan(
         flops, families=families, noise=noise, gain=gain, target=target, law=surface(law),
         smallest=smallest,
     )  # fmt: skip
-    console = Console()
+    screen = console()
     if result.design is not None:
         sizes = ", ".join(f"{v:,.0f}" for v in result.design.sizes)
         ratios = ", ".join(f"{v:.0f}" for v in result.design.tokens_per_param)
-        console.print(f"sizes: {sizes} parameters")
-        console.print(f"tokens per parameter: {ratios}; seeds: {result.design.seeds}")
-        console.print(f"{result.runs} runs, {result.flops:.3g} FLOPs in all")
+        screen.print(f"sizes: {sizes} parameters")
+        screen.print(f"tokens per parameter: {ratios}; seeds: {result.design.seeds}")
+        screen.print(f"{result.runs} runs, {result.flops:.3g} FLOPs in all")
     for method, widths in (("delta method", result.delta), ("simulation", result.simulated)):
         for w in widths:
-            console.print(f"at {w.budget:.3g} FLOPs, {method}: {w.words()}")
-    console.print(f"{result.status}: {result.reason}")
+            screen.print(f"at {w.budget:.3g} FLOPs, {method}: {w.words()}")
+    screen.print(f"{result.status}: {result.reason}")
     if json_out is not None:
         _write(json_out, result.json())
     return result
 
 
-def _groups(columns: Columns, group: str | None) -> dict[str, list[int]]:
-    """Row indices by group, in the file's order."""
-    if group is None:
-        return {"all runs": list(range(len(next(iter(columns.values())))))}
-    require(columns, [group])
-    found: dict[str, list[int]] = {}
-    for i, label in enumerate(columns[group]):
-        found.setdefault(str(label), []).append(i)
-    return found
+def _enough(draws: int) -> None:
+    if not DRAWS_MIN <= draws <= DRAWS_MAX:
+        raise UserError(
+            f"--draws must be {DRAWS_MIN} to {DRAWS_MAX:,}, and is {draws:.6g}: the ends of a 90 % "
+            f"interval are the draws' 5th and 95th hundredth"
+        )
+
+
+def _one_group(columns: Columns) -> tuple[dict[str, list[int]], tuple[Dropped, ...]]:
+    return {"all runs": list(range(len(next(iter(columns.values())))))}, ()
 
 
 def _fit_table(name: str, result: Fit) -> Grid:
     form = result.checklist.get("form", "")
-    grid = Grid(title=f"{name}: {form}, {result.n_points} runs, {result.status}")
-    for column in ("quantity", "value", "90 % interval"):
-        grid.add_column(column)
+    count = result.n_points
+    rows = f"{count} of {count + len(result.dropped)} rows" if result.dropped else f"{count} runs"
+    out = grid(f"{name}: {form}, {rows}, {result.status}", "quantity", "value", "90 % interval")
     for key, value in result.estimate.items():
         low, high = result.interval.get(key, (math.nan, math.nan))
-        grid.add_row(key, f"{value:.4g}", f"{low:.4g} to {high:.4g}")
+        out.add_row(key, f"{value:.4g}", f"{low:.4g} to {high:.4g}")
     for key, text in result.checklist.items():
-        grid.add_row(key, text)
+        out.add_row(key, text)
     if result.reason:
-        grid.add_row("reason", result.reason)
-    return grid
+        out.add_row("reason", result.reason)
+    return out
 
 
-def _gain_table(found: tuple[Comparison, ...], cost: str) -> Grid:
-    grid = Grid(title=f"compute-equivalent gain at equal loss, cost = {cost}")
-    for column in ("architecture", "over", "at budget", "gain", "90 % interval", "P(gain > 1)"):
-        grid.add_column(column)
+def _gain_table(found: tuple[Comparison, ...], cost: str, rows: str) -> Grid:
+    out = grid(
+        f"compute-equivalent gain at equal loss, cost = {cost}, {rows}",
+        "architecture", "over", "at budget", "gain", "90 % interval", "P(gain > 1)",
+    )  # fmt: skip
     for one in found:
         for g in one.ceg:
-            grid.add_row(
+            out.add_row(
                 one.arm, one.baseline, f"{g.budget:.3g}", f"{g.value:.3g}",
                 f"{g.low:.3g} to {g.high:.3g}", f"{g.p:.2f}",
             )  # fmt: skip
-    return grid
+    return out
 
 
-def _say_dropped(console: Console, dropped: tuple[Dropped, ...]) -> None:
+def _say_dropped(screen: Console, dropped: tuple[Dropped, ...]) -> None:
     if dropped:
-        console.print(f"dropped: {describe(dropped)}")
+        screen.print(f"dropped: {describe(dropped)}")
 
 
 def _write(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    text = json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise UserError(
+            f"--json {path} cannot be written: {error.strerror or error}; name another file"
+        ) from None

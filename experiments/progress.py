@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from experiments.text import duration, labelled, si
+from experiments.text import console, duration, labelled, si
+from models.errors import printable
 from sim.grid import Ended, Landed, Leased, Started
 from sim.records import Record
 
@@ -51,10 +52,10 @@ class Progress:
         self.seconds = {row.key: row.seconds for row in self.plan.rows}
         self.finished = sum(row.finished for row in self.plan.rows)
         self.began = time.monotonic()
-        console = Console(file=self.stream)
-        live = console.is_terminal and not self.quiet
+        screen = console(self.stream)
+        live = screen.is_terminal and not self.quiet
         self.live = (
-            Live(console=console, get_renderable=self.render, refresh_per_second=4, transient=True)
+            Live(console=screen, get_renderable=self.render, refresh_per_second=4, transient=True)
             if live
             else None
         )
@@ -95,7 +96,7 @@ class Progress:
     def _result(self, record: Record) -> str:
         count = f"[{self.finished + len(self.landed)}/{len(self.plan.rows)}]"
         loss = "" if record.loss is None else f" loss {record.loss:.4f}"
-        reason = f": {record.reason}" if record.reason else ""
+        reason = f": {printable(record.reason)}" if record.reason else ""
         took = f" in {duration(record.seconds)}" if record.seconds else ""
         return f"{count} {self.labels[record.key]}: {record.status}{loss}{took}{reason}"
 

@@ -3,10 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
+
+from models.errors import printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from sim.plan import Plan, Planned
+
+
+def console(stream: TextIO | None = None) -> Console:
+    """Where rich prints what data say: as it stands, markup and emoji codes being names too."""
+    from rich.console import Console
+
+    return Console(file=stream, markup=False, emoji=False, highlight=False)
+
+
+def grid(title: str, *columns: str) -> Table:
+    """A table for `console` that wraps long names and never cuts them."""
+    from rich.table import Table
+
+    out = Table(title=title)
+    for name in columns:
+        out.add_column(name, overflow="fold")
+    return out
 
 
 def table(rows: Sequence[Mapping[str, Any]], left: Iterable[str] = ()) -> str:
@@ -14,7 +36,7 @@ def table(rows: Sequence[Mapping[str, Any]], left: Iterable[str] = ()) -> str:
     if not rows:
         return "(empty)"
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[str(row.get(name, "")) for name in columns] for row in rows]
+    cells = [[printable(str(row.get(name, ""))) for name in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     lefts = set(left)
 
@@ -59,7 +81,8 @@ def duration(seconds: int | float) -> str:
 def labelled(labels: Mapping[str, Any]) -> str:
     """`family=dense width=64` as `dense, width 64`: words stand alone, numbers keep their names."""
     return ", ".join(
-        value if isinstance(value, str) else f"{name} {value:g}" for name, value in labels.items()
+        printable(value) if isinstance(value, str) else f"{printable(name)} {value:g}"
+        for name, value in labels.items()
     )
 
 

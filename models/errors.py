@@ -1,4 +1,11 @@
-"""The one exception that the command line turns into a single line and exit code 2."""
+"""The one exception that the command line turns into a single line and exit code 2, and how what
+is said of data is written: in characters that show, and not at any length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
 
 
 class UserError(ValueError):
@@ -12,3 +19,25 @@ def check_multiple(name: str, value: int, of: str, base: int, otherwise: str = "
             f"{name}={value} must be a multiple of {of}={base}; "
             f"choose {of} that divides it{otherwise}"
         )
+
+
+def printable(text: str) -> str:
+    """The same text, control characters and line separators as their escapes: \\x1b, \\u2028."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(text: str, most: int) -> str:
+    """At most `most` characters, its middle left out where there are more."""
+    half = (most - 3) // 2
+    return text if len(text) <= most else f"{text[:half]} … {text[-half:]}"
+
+
+def quoted(value: Any, most: int = 40) -> str:
+    """A value as Python writes it, shortened."""
+    return shortened(repr(value[: 2 * most] if isinstance(value, str) else value), most)
+
+
+def listed(names: Collection[str], most: int = 20) -> str:
+    """Names, quoted, the first of them where there are many."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(quoted(name) for name in list(names)[:most]) + more

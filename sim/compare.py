@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from models.errors import UserError
 from sim.fitting import Fit, Status
+from sim.identify import ranks
 from sim.law import Law
 from sim.laws import Chinchilla, PowerLaw
 from sim.resample import Floats, cells_of, percentile
@@ -142,11 +143,11 @@ def _arm(name: str, rows: Table, surface: bool, fit: Fit | None, **options: Any)
     if surface:
         fit = fit or Chinchilla.fit(Table(parts, ()), held_out=(), **options)
         slopes = _cost_model(name, c, rows["N"], rows["D"])
-        keys = [_rank(rows["N"]), _rank(rows["D"])]
+        keys = [ranks(rows["N"]), ranks(rows["D"])]
     else:
         fit = PowerLaw.fit(Table(parts | {"C": c}, ()), held_out=(), **options)
         slopes = None
-        keys = [_rank(c)]
+        keys = [ranks(c)]
     curve, many = _curve(fit.law, slopes), _curve(fit.draws, slopes)
     index = cells_of({str(i): k for i, k in enumerate(keys)}, [str(i) for i in range(len(keys))])
     span, beaten = (float(c.min()), float(c.max())), "" if surface else _beaten(c, rows["loss"])
@@ -154,7 +155,7 @@ def _arm(name: str, rows: Table, surface: bool, fit: Fit | None, **options: Any)
 
 
 def _beaten(c: Floats, loss: Floats) -> str:
-    cell = _rank(c)
+    cell = ranks(c)
     least = np.full(cell.max() + 1, np.inf)
     np.minimum.at(least, cell, np.log(loss))
     count = int((np.log(loss) > np.minimum.accumulate(least)[cell] + BEATEN).sum())
@@ -170,13 +171,6 @@ def caveat(compared: Iterable[Arm]) -> str:
         f"beaten by more than {BEATEN:.0%} at no higher cost: {found}; a curve through such runs "
         "is not what a cost buys: name n and d to compare compute-optimal frontiers"
     )
-
-
-def _rank(values: Floats) -> NDArray[np.intp]:
-    """Dense ranks, values within one per cent being equal."""
-    order = np.argsort(values)
-    steps = np.concatenate([[0], np.diff(np.log(values[order])) > 0.01]).cumsum()
-    return steps[np.argsort(order)].astype(np.intp)
 
 
 def _cost_model(name: str, c: Floats, N: Floats, D: Floats) -> tuple[float, float, float]:

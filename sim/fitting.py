@@ -69,7 +69,7 @@ class Fit:
             "objective": _finite(self.objective),
             "held_out": [asdict(h) for h in self.held_out],
             "n_points": self.n_points,
-            "dropped": [asdict(d) for d in self.dropped],
+            "dropped": [d.json() for d in self.dropped],
             "checklist": self.checklist,
         }
 
@@ -207,7 +207,8 @@ def _checklist(
     """What to print with every fit; what was not said is said to be not stated."""
     by = dict(zip(cls.inputs, x, strict=True))
     out = {"form": cls.__name__}
-    for key in ("which N", "which FLOPs", "schedule", "evaluation set"):
+    n = ("which N",) if "N" in by else ()
+    for key in (*n, "which FLOPs", "schedule", "evaluation set"):
         out[key] = stated.get(key, "not stated")
     if "flops" not in table.columns and cost is not None and "which FLOPs" not in stated:
         out["which FLOPs"] = "6·N·D" if "D" in by else "the column fitted"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sim.law import Law
 from sim.resample import Floats, Form
@@ -14,10 +15,21 @@ from sim.resample import Floats, Form
 PLAIN = {"N": "model size", "D": "token count", "C": "budget", "D/N": "D/N value"}
 
 
+def ranks(values: Floats) -> NDArray[np.intp]:
+    """Dense ranks of positive values, those within one per cent of a rank's least being equal."""
+    logs = np.log(values)
+    order = np.sort(logs)
+    heads = [0]
+    while (after := int(np.searchsorted(order, order[heads[-1]] + 0.01, side="right"))) < len(
+        order
+    ):
+        heads.append(after)
+    return np.searchsorted(order[heads], logs, side="right") - 1
+
+
 def distinct(values: Floats) -> int:
     """How many values differ by more than one per cent."""
-    logs = np.sort(np.log(values))
-    return 1 + int((np.diff(logs) > 0.01).sum())
+    return int(ranks(values).max()) + 1
 
 
 def unidentifiable(cls: type[Law], x: Sequence[Floats], y: Floats) -> str:

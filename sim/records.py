@@ -25,8 +25,8 @@ from pydantic import Field, ValidationError
 from models.base import Config
 from models.errors import UserError
 from sim.durable import unwritable, why, write
+from sim.readers import computed, dotted
 from sim.spec import Cell, Run, canonical
-from sim.tables import dotted
 
 
 class Record(Config):
@@ -221,11 +221,15 @@ def read_table(path: Path) -> list[dict[str, Any]]:
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """A flat table for spreadsheets: labels, then numbers; the spec and the curve stay in JSON."""
-    flat = [flatten(row) for row in rows]
+    """A flat table for spreadsheets: labels, then numbers; the spec and the curve stay in JSON.
+    Text that a spreadsheet would compute is written as `sim.tables.computed` says.
+    """
+    flat = [
+        {computed(name): computed(value) for name, value in flatten(row).items()} for row in rows
+    ]
     columns = list(dict.fromkeys(name for record in flat for name in record))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, columns)
         table.writeheader()
         table.writerows(flat)

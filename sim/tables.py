@@ -1,25 +1,24 @@
-"""Reading other people's runs: a file into columns, and every row left out with its reason.
+"""Columns of anybody's runs into numbers and labels, and every row left out with its reason.
 
-CSV, JSON lines and Parquet become the same thing, a dict of equally long columns. Nested JSON
-objects flatten with dots (`flops.executed`); JSON lines of isoflop's own records become the columns
-of their CSV. A row that cannot be used is dropped and said, never repaired; a file that cannot be
-used at all is a `UserError`.
+A row that cannot be used is dropped and said, never repaired. Labels are the same where only the
+space around them differs, and are printable whatever the file holds. Files are read by
+`sim.readers`.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from decimal import Decimal
+from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.errors import UserError
+from models.errors import UserError, listed, printable, quoted
 
 Columns = Mapping[str, Sequence[Any] | NDArray[Any]]
 
@@ -30,6 +29,11 @@ KNOWN = {  # what a column is called that nobody named: in anybody's table, in i
     "arch": ("arch", "family"),
     "flops": ("flops", "flops.executed"),
 }
+# No parameters, tokens, FLOPs, seconds, dollars or losses lie outside; within, products of a few
+# of them are finite.
+LEAST, MOST = 1e-40, 1e40
+LABEL_LENGTH = 200
+MISFIT = " cells, headers"  # of a CSV row that its header does not fit; no header begins so
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,15 @@ class Dropped:
     """A row that was left out: its number, counted from 1 without the header, and why."""
 
     row: int
-    reason: str
+    rule: str
+    value: str = ""  # what broke the rule, shortened
+
+    @property
+    def reason(self) -> str:
+        return f"{self.rule}: {self.value}" if self.value else self.rule
+
+    def json(self) -> dict[str, Any]:
+        return {"row": self.row, "reason": self.reason}
 
 
 @dataclass(frozen=True)
@@ -57,72 +69,6 @@ class Table:
         return Table({k: v[keep] for k, v in self.columns.items()}, self.dropped)
 
 
-def read(path: Path) -> dict[str, list[Any]]:
-    """The columns of a .csv, .jsonl or .parquet file, cells as they stand."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} must be a file of runs, and there is none; check the path")
-    readers = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
-    if path.suffix.lower() not in readers:
-        raise UserError(
-            f"{path.name} has the suffix {path.suffix or '(none)'!r}, and runs are read from "
-            f"{', '.join(readers)}; convert the file"
-        )
-    rows = readers[path.suffix.lower()](path)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    if not rows:
-        raise UserError(f"{path.name} must hold at least one run, and holds no rows")
-    return {name: [row.get(name) for row in rows] for name in names}
-
-
-def _csv(path: Path) -> list[dict[str, Any]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, restkey="(beyond the header)"))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path.name} must be CSV text in UTF-8: {error}") from None
-    return rows
-
-
-def _jsonl(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path.name} line {number} must be a JSON object: {error}") from None
-        if not isinstance(value, dict):
-            raise UserError(f"{path.name} line {number} must be a JSON object, and is {line[:40]}")
-        rows.append(value)
-    if rows and rows[0].keys() == {"labels", "record"}:
-        from sim.records import flatten, read_rows  # with JAX behind it, which no other table needs
-
-        return [dict(flatten(row)) for row in read_rows(path)]
-    return [dict(dotted(row)) for row in rows]
-
-
-def dotted(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Names and values of nested objects, names joined by dots."""
-    for key, inner in value.items():
-        if isinstance(inner, dict):
-            yield from dotted(inner, f"{prefix}{key}.")
-        else:
-            yield prefix + key, inner
-
-
-def _parquet(path: Path) -> list[dict[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path.name} must be a Parquet file: {error}") from None
-    return [dict(dotted(row)) for row in rows]
-
-
 def called(columns: Columns, what: str, told: str | None) -> str:
     """The name of a column: as told, else the first of those known that the table has."""
     names = KNOWN[what] if told is None else (told,)
@@ -134,8 +80,8 @@ def require(columns: Columns, names: Sequence[str]) -> None:
     missing = [name for name in names if name not in columns]
     if missing:
         raise UserError(
-            f"column {', '.join(map(repr, missing))} must be in the table, which has "
-            f"{', '.join(map(repr, columns))}; name the right one"
+            f"column {listed(missing)} must be in the table, which has "
+            f"{listed([name for name in columns if name != MISFIT])}; name the right one"
         )
 
 
@@ -153,57 +99,102 @@ def clean(
     require(columns, [*numeric.values(), *labels.values()])
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
-        raise UserError(f"columns must be equally long, and are {lengths}")
-    keep: list[int] = []
-    numbers: dict[str, list[float]] = {name: [] for name in numeric}
+        raise UserError(f"columns must be equally long, and are {quoted(lengths, 200)}")
+    kept: dict[str, list[Any]] = {name: [] for name in (*numeric, *labels)}
     dropped: list[Dropped] = []
     seen: dict[tuple[str, ...], int] = {}
     for i in range(next(iter(lengths.values()), 0)):
+        cells: dict[str, Any] = {name: column[i] for name, column in columns.items()}
         try:
-            status = str(columns["status"][i]) if "status" in columns else ""
-            if status in FAILED:
-                raise ValueError(f"the run {status}")
-            row = {name: _number(columns[source][i], source) for name, source in numeric.items()}
-            for source in labels.values():
-                if columns[source][i] is None or str(columns[source][i]).strip() == "":
-                    raise ValueError(f"{source} is empty")
-            key = tuple(str(column[i]) for column in columns.values())
+            _check_row(cells)
+            row: dict[str, Any] = {
+                k: number(cells[source], source) for k, source in numeric.items()
+            }
+            row |= {name: label(cells[source], source) for name, source in labels.items()}
+            key = tuple(map(str, cells.values()))
             if key in seen:
-                raise ValueError(f"duplicate of row {seen[key]}")
-        except ValueError as error:
-            dropped.append(Dropped(i + 1, str(error)))
+                raise BadCell("the run", "is given before", f"row {seen[key]}")
+        except BadCell as bad:
+            dropped.append(Dropped(i + 1, *bad.args))
             continue
         seen[key] = i + 1
-        keep.append(i)
         for name, value in row.items():
-            numbers[name].append(value)
-    out: dict[str, NDArray[Any]] = {name: np.array(v, dtype=float) for name, v in numbers.items()}
-    for name, source in labels.items():
-        out[name] = np.array([str(columns[source][i]) for i in keep], dtype=object)
+            kept[name].append(value)
+    out: dict[str, NDArray[Any]] = {name: np.array(kept[name], dtype=float) for name in numeric}
+    out |= {name: np.array(kept[name], dtype=object) for name in labels}
     return Table(out, tuple(dropped))
 
 
-def _number(cell: Any, name: str) -> float:
+class BadCell(ValueError):
+    """Why a row is left out: `args` are the rule, with what broke it at its head, and the value."""
+
+    def __init__(self, what: str, rule: str, value: str = "") -> None:
+        super().__init__(f"{quoted(what)[1:-1]} {rule}", value)
+
+
+def _check_row(cells: Mapping[str, Any]) -> None:
+    if (status := str(cells.get("status", "")).strip()) in FAILED:
+        raise BadCell("the run", status)
+    if cells.get(MISFIT) is not None:
+        have, need = cells[MISFIT]
+        raise BadCell(f"{have} cells", f"under {need} headers")
+
+
+def number(cell: Any, name: str) -> float:
+    """A cell as a number that can be a size, a cost or a loss. BadCell if it is none."""
     if cell is None or (isinstance(cell, str) and not cell.strip()):
-        raise ValueError(f"{name} is empty")
+        raise BadCell(name, "is empty")
+    if isinstance(cell, bool | np.bool_) or not isinstance(cell, str | Real | Decimal):
+        raise BadCell(name, "is not a number", quoted(cell))
     try:
         value = float(cell)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} is not a number: {str(cell)[:40]!r}") from None
+    except OverflowError:  # an integer beyond any float
+        value = math.inf
+    except ValueError:
+        raise BadCell(name, "is not a number", quoted(cell)) from None
     if not math.isfinite(value):
-        raise ValueError(f"{name} is {value}, not finite")
+        raise BadCell(name, "is not finite", str(value))
     if value <= 0:
-        raise ValueError(f"{name} is {value:g}, not above zero")
+        raise BadCell(name, "is not above zero", f"{value:g}")
+    if not LEAST <= value <= MOST:
+        raise BadCell(name, f"is not within {LEAST:g} to {MOST:g}", f"{value:g}")
     return value
 
 
+def label(cell: Any, name: str) -> str:
+    """A cell as a printable name, without the space around it. BadCell if it is none."""
+    if cell is None or cell != cell or str(cell).strip() == "":
+        raise BadCell(name, "is empty")
+    if not isinstance(cell, str | Real | np.bool_):
+        raise BadCell(name, "is not a name", quoted(cell))
+    text = printable(unicodedata.normalize("NFC", str(cell)).strip())
+    if len(text) > LABEL_LENGTH:
+        raise BadCell(name, f"is longer than {LABEL_LENGTH} characters", quoted(text))
+    return text
+
+
+def groups(
+    columns: Columns, name: str
+) -> tuple[dict[str, list[int]], tuple[Dropped, ...]]:  # fmt: skip
+    """Row indices by label, in the file's order, and the rows without one."""
+    require(columns, [name])
+    found: dict[str, list[int]] = {}
+    dropped = []
+    for i, cell in enumerate(columns[name]):
+        try:
+            found.setdefault(label(cell, name), []).append(i)
+        except BadCell as bad:
+            dropped.append(Dropped(i + 1, *bad.args))
+    return found, tuple(dropped)
+
+
 def describe(dropped: Sequence[Dropped], limit: int = 3) -> str:
-    """The reasons in one line, the first few rows of each named."""
-    by_reason: dict[str, list[int]] = {}
+    """The rules in one line, each with its count and the first few rows that broke it."""
+    by_rule: dict[str, list[Dropped]] = {}
     for item in dropped:
-        by_reason.setdefault(item.reason, []).append(item.row)
+        by_rule.setdefault(item.rule, []).append(item)
     parts = []
-    for reason, rows in by_reason.items():
-        shown = ", ".join(map(str, rows[:limit])) + (", …" if len(rows) > limit else "")
-        parts.append(f"{len(rows)} × {reason} (row {shown})")
+    for rule, items in by_rule.items():
+        shown = [f"row {x.row}" + (f": {x.value}" if x.value else "") for x in items[:limit]]
+        parts.append(f"{len(items)} × {rule} ({', '.join(shown)}{', …' * (len(items) > limit)})")
     return "; ".join(parts) or "none"

@@ -10,9 +10,9 @@ import pytest
 from sim.approaches import isoflop
 from sim.laws import Chinchilla, Coupled, Overtrained, fit_table
 from sim.published import PUBLISHED
+from sim.readers import read
 from sim.resample import cell_weights, minimise
 from sim.saturating import Routed
-from sim.tables import read
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "fitdata"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/fitdata")

@@ -12,8 +12,8 @@ from experiments import fitting
 from models.errors import UserError
 from sim.heldout import frontier, seed_noise
 from sim.laws import Chinchilla, fit_table
+from sim.readers import read
 from sim.resample import cell_weights, cells_of, minimise, percentile
-from sim.tables import read
 
 
 def problem(columns):

@@ -17,7 +17,7 @@ from figures import fits
 from figures.points import points
 from models.errors import UserError
 from models.lm import ModelConfig
-from sim import tables
+from sim import readers, tables
 from sim.records import (
     Row,
     Store,
@@ -154,8 +154,8 @@ def test_commands_read_isoflops_own_records_as_its_figures_do(tmp_path):
     rows = [row for row in read_rows(LADDER) if row.labels["family"] in ("dense", "moe")]
     write_csv(tmp_path / "x.csv", rows)
     write_rows(tmp_path / "x.jsonl", rows)
-    told = tables.read(tmp_path / "x.csv")
-    whole = tables.read(tmp_path / "x.jsonl")
+    told = readers.read(tmp_path / "x.csv")
+    whole = readers.read(tmp_path / "x.jsonl")
     assert {k: ["" if v is None else str(v) for v in column] for k, column in whole.items()} == told
     names = {what.upper(): tables.called(told, what, None) for what in ("n", "d")}
     names |= {what: tables.called(told, what, None) for what in ("arch", "flops")}
