@@ -199,7 +199,7 @@ def test_compare_command_writes_the_promised_json(tmp_path, capsys):
     data = json.loads(out.read_text())
     assert set(data["ceg"][0]) == {"arch", "baseline", "budget", "value", "low", "high", "p"}
     assert "compute-equivalent gain" in capsys.readouterr().out
-    with pytest.raises(UserError, match="baseline must be one of a, b"):
+    with pytest.raises(UserError, match="baseline must be one of 'a', 'b'"):
         compare_command(file, baseline="c", draws=20)
     with pytest.raises(UserError, match="'tflops' must be in the table"):
         compare_command(file, flops="tflops")

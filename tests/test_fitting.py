@@ -262,7 +262,7 @@ def test_duplicate_and_diverged_rows_are_dropped():
     fit = Chinchilla.fit(columns, draws=20, held_out=())
     assert [(d.row, d.reason) for d in fit.dropped] == [
         (11, "the run diverged"),
-        (51, "duplicate of row 4"),
+        (51, "the run is given before: row 4"),
     ]
 
 
