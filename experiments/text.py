@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from models.errors import printable
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sim.plan import Plan, Planned
 
 
-def console(stream: TextIO | None = None) -> Console:
+def console(stream: Any = None) -> Console:
     """Where rich prints what data say: as it stands, markup and emoji codes being names too."""
     from rich.console import Console
 
