@@ -15,7 +15,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +28,12 @@ from experiments.text import budget_table, si, table
 if TYPE_CHECKING:
     from sim.grid import Outcome
     from sim.layout import Layout
+    from sim.plan import Plan
     from sim.records import Row
     from sim.spec import Cell
+
+
+SHOWN_MODULES = 5  # of those whose code changed
 
 
 def list_(args: Sequence[str]) -> int:
@@ -106,7 +110,9 @@ def _train(flags: RunFlags, cells: list[Cell]) -> int:
         raise Usage("these options leave the grid without a run; see --help")
     asked = _laid_out(flags, cells)
     store = Store(flags.runs)
-    budget = plan(cells, store, workers=workers, shard=part)
+    budget = plan(cells, store, workers=workers, shard=part, retrain_changed=flags.retrain_changed)
+    for warning in _about_records(budget, flags):
+        print(f"warning: {warning}", file=sys.stderr)
     if flags.dry_run:
         if flags.json:
             _print_json(asdict(budget) | {"flops": budget.flops})
@@ -134,12 +140,14 @@ def _train(flags: RunFlags, cells: list[Cell]) -> int:
             shard=part,
             watch=watch,
             need_bytes=budget.peak_bytes,
+            retrain_changed=flags.retrain_changed,
         )
     rows = store.rows(cells)
     if flags.json:
         _print_json([_result(row) for row in rows])
     else:
-        print(_summary(outcome, len(budget.rows)))
+        unknown = sum(row.record.final and not row.record.sources for row in rows)
+        print(_summary(outcome, len(budget.rows), unknown))
         if not flags.quiet:
             from figures.summary import conclusion
 
@@ -176,10 +184,26 @@ def _verdict(outcome: Outcome) -> int:
     return 0
 
 
-def _summary(outcome: Outcome, total: int) -> str:
+def _about_records(budget: Plan, flags: RunFlags) -> Iterator[str]:
+    """What is not as it should be among the records that are there."""
+    if budget.left_out:
+        more = f" and {len(budget.left_out) - 1} more" if budget.left_out[1:] else ""
+        yield f"a record of the runs directory{more} is left out: {budget.left_out[0]}"
+    if budget.changed and not flags.retrain_changed:
+        modules = sorted({name for names in budget.changed.values() for name in names})
+        if len(modules) > SHOWN_MODULES:
+            modules = [*modules[:SHOWN_MODULES], f"{len(modules) - SHOWN_MODULES} more"]
+        yield (
+            f"{len(budget.changed)} of {len(budget.rows)} runs were trained by other code than "
+            f"today's ({', '.join(modules)} changed since); --retrain-changed trains them again"
+        )
+
+
+def _summary(outcome: Outcome, total: int, unknown: int) -> str:
     said = [f"{outcome.count('ok')} of {total} runs trained"]
     if outcome.finished:
-        said.append(f"{outcome.finished} finished before")
+        whose = f" ({unknown} by code that they do not name)" if unknown else ""
+        said.append(f"{outcome.finished} finished before{whose}")
     if outcome.elsewhere:
         said.append(f"{outcome.elsewhere} trained by other processes meanwhile")
     said += [f"{n} {word}" for word in ("diverged", "failed") if (n := outcome.count(word))]
@@ -224,7 +248,7 @@ def figures(args: Sequence[str]) -> int:
 def report(args: Sequence[str]) -> int:
     """Write an experiment's report: one interactive page that needs no network."""
     name, flags, rows = _records("report", report.__doc__, args)
-    from sim.records import Row, read_table
+    from sim.records import Row, measured_of, read_context
 
     if not rows:
         raise Usage(f"{name} has no finished runs in {flags.runs}; first: isoflop run {name}")
@@ -237,7 +261,8 @@ def report(args: Sequence[str]) -> int:
         name,
         rows,
         flags.out / name,
-        context=read_table(context) if context.exists() else None,
+        question=experiments.find(name).question,
+        context=measured_of(rows, read_context(context)) if context.exists() else None,
         company=_company(rows),
     )
     _print_paths([page], flags.json)
@@ -260,26 +285,31 @@ def records(args: Sequence[str]) -> int:
 
 def _records(verb: str, doc: str | None, args: Sequence[str]) -> tuple[str, ShowFlags, list]:
     """The experiment's rows, or the table that it measured, in the runs directory."""
-    from sim.records import Store, read_rows, read_table, timed
+    from sim.records import Store, read_rows, read_steps, read_table, timed
 
     experiment, rest = _experiment(verb, args, ShowFlags)
     module = experiment.load()
-    options = module.cells if experiment.trains else later(module.measure)
+    options = later(module.cells if experiment.trains else module.measure)
     flags, cells = parse(f"{verb} {experiment.name}", doc, rest, ShowFlags, options)
     if not experiment.trains:
         table = flags.records or _measured(flags.runs, experiment.name)
         return experiment.name, flags, read_table(table)
-    if flags.records is not None:
+    if flags.records is not None:  # of which no cell is asked, nor its data
         return experiment.name, flags, list(read_rows(flags.records))
-    rows, steps = Store(flags.runs).rows(cells), _measured(flags.runs, "bench")
-    return experiment.name, flags, timed(rows, read_table(steps)) if steps.exists() else rows
+    rows, steps = Store(flags.runs).rows(cells()), _measured(flags.runs, "bench")
+    return experiment.name, flags, timed(rows, read_steps(steps)) if steps.exists() else rows
 
 
 def _company(rows: Sequence[Row]) -> dict[str, float] | None:
     """Compressors' bits per byte on the held-out text; None where the data are not text."""
+    from models.errors import UserError
     from sim.data import compressed_bits_per_byte
 
-    source = rows[0].record.run.data.open()
+    try:
+        source = rows[0].record.run.data.open()
+    except UserError as error:  # the losses are there, the text need not be
+        print(f"warning: no other compressor is measured: {error}", file=sys.stderr)
+        return None
     return None if source.bytes_per_token is None else compressed_bits_per_byte(source)
 
 
@@ -358,6 +388,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except (Usage, experiments.Unknown) as error:
         return _complain(str(error))
+    except OSError as error:  # of any file that a command reads or writes
+        if error.errno is None:
+            raise
+        place = error.filename or "a file"
+        return _complain(
+            f"cannot read or write {place}: {error.strerror}; check the path, its permissions and "
+            "the room on its disk"
+        )
     except ValueError as error:
         from pydantic import ValidationError
 

@@ -39,6 +39,8 @@ class RunFlags:
     layout: str = ""
     """How each job lies on this machine's devices, as in data=2,fsdp=2,tensor=2; or expert=4 for
     experts, and micro_batches=4 for less memory. Losses are those of one device, to rounding."""
+    retrain_changed: bool = False
+    """Train again what other code than today's has trained; without it that is a warning."""
     dry_run: bool = False
     """Print what it would take and what it cannot show, and train nothing."""
     json: bool = False

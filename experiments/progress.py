@@ -17,6 +17,7 @@ from experiments.text import console, duration, labelled, si
 from models.errors import printable
 from sim.grid import Ended, Landed, Leased, Started
 from sim.records import Record
+from sim.train import Note
 
 if TYPE_CHECKING:
     from sim.plan import Plan
@@ -84,6 +85,8 @@ class Progress:
                 self.running.pop(trunk, None)
                 self.leased[trunk] = owner
                 self._line(f"{self.titles[trunk]}: leased by {owner}; left for later")
+            case Note(trunk, text):
+                self._warn(f"{self.titles[trunk]}: {text}")
             case event:
                 if event.job in self.running:
                     self.running[event.job].event = event
@@ -92,6 +95,13 @@ class Progress:
         if self.quiet or self.live:
             return
         print(text, file=self.stream, flush=True)
+
+    def _warn(self, text: str) -> None:
+        """A warning is no progress: it is said when quiet too, and above a live display."""
+        if self.live:
+            self.live.console.print(f"warning: {text}", markup=False, highlight=False)
+        else:
+            print(f"warning: {text}", file=self.stream, flush=True)
 
     def _result(self, record: Record) -> str:
         count = f"[{self.finished + len(self.landed)}/{len(self.plan.rows)}]"

@@ -35,11 +35,13 @@ def build(
     context: list[dict] | None = None,
     company: dict[str, float] | None = None,
     draws: int = 1000,
+    question: str = "",
 ) -> Path:
     """Write `out`/`name`.html, or `out` itself if it ends in .html.
 
-    `context` holds measurements as in `figures.context`, `company` other compressors' bits per
-    byte on the same held-out text, `draws` is the number of bootstrap draws behind the fits.
+    `question` is the experiment's, for the title. `context` holds measurements as in
+    `figures.context`, `company` other compressors' bits per byte on the same held-out text, `draws`
+    is the number of bootstrap draws behind the fits.
     """
     page = out if out.suffix == ".html" else out / f"{name}.html"
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +55,7 @@ def build(
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     template = environment.get_template("report.html.j2")
-    page.write_text(template.render(values, script=_script()), encoding="utf-8")
+    page.write_text(template.render(values, question=question, script=_script()), encoding="utf-8")
     return page
 
 

@@ -27,6 +27,7 @@ from models.errors import UserError
 from models.lm import ModelConfig
 from sim.optim import AdamW
 from sim.program import Program
+from sim.records import layers
 
 TIMED = ("train_step_seconds", "prefill_seconds", "decode_seconds")
 COUNTED = ("train_step_bytes", "state_bytes")
@@ -190,7 +191,7 @@ def measure(
     tell: Tell = lambda text: None,
 ) -> list[dict[str, Any]]:
     """Rows {family, quantity, seq_len, value, low, high}, with `slope` from the second length on,
-    and the width, depth and device that they were measured at.
+    and the width, depth, kinds of layers and device that they were measured at.
 
     `models` are named by family; `batch` sequences share a training step, a prompt and a token.
     """
@@ -214,10 +215,11 @@ def measure(
             if "state_bytes" in quantities:
                 turns["state_bytes", family, t] = (float(state_bytes(model, t)),)
     return [
-        row | {"width": model.d_model, "depth": len(model.blocks), "device": device()}
+        row | {"width": model.d_model, "depth": len(model.blocks)} | stated
         for name in QUANTITIES
         if name in quantities
         for family, model in models.items()
+        for stated in [{"layers": layers(model), "device": device()}]
         for row in _line(family, name, {t: turns[name, family, t] for t in lengths})
     ]
 

@@ -28,18 +28,19 @@ from pydantic import TypeAdapter, ValidationError
 from models.errors import UserError
 from sim import executor, leases
 from sim.durable import unwritable, write
+from sim.provenance import changed
 from sim.records import Record, Store, brief
 from sim.spec import Cell, Run, canonical
 
 if TYPE_CHECKING:
-    from sim.train import Event
+    from sim.train import Event, Note
 
 POLL_SECONDS = 1.0  # between looks at the leases of others, once nothing else is left to train
 
 Result = tuple[Record, Mapping[str, np.ndarray]]
 # (arrangement, its work folder, emit, keys of the runs to yield) → records and weights
 Trainer = Callable[
-    [Sequence[Run], Path, Callable[["Event"], None], Collection[str]], Iterator[Result]
+    [Sequence[Run], Path, Callable[["Event | Note"], None], Collection[str]], Iterator[Result]
 ]
 
 
@@ -91,7 +92,7 @@ class Leased:
     owner: str
 
 
-Watch = Callable[["Started | Landed | Ended | Leased | Event"], None]
+Watch = Callable[["Started | Landed | Ended | Leased | Event | Note"], None]
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,10 @@ def execute(
     shard: tuple[int, int] = (0, 1),
     watch: Watch = lambda message: None,
     need_bytes: int = 0,
+    retrain_changed: bool = False,
 ) -> Outcome:
-    """Train the cells that have no final record in the runs directory `root`.
+    """Train the cells that have no final record in the runs directory `root`, or, with
+    `retrain_changed`, one of other code than today's (sim/provenance.py).
 
     One worker trains in this process; more are spawned and share its cores, and then `trainer`
     must be importable by name. Returns when every run has a record, its own or another process's,
@@ -154,7 +157,8 @@ def execute(
     store = Store(root)
     store.check(need_bytes)
     every = jobs(cells, shard)
-    finished = sum(len(job.runs) - len(_missing(store, job.runs)) for job in every)
+    missing = functools.partial(_missing, store, retrain_changed=retrain_changed)
+    finished = sum(len(job.runs) - len(missing(job.runs)) for job in every)
     token, others = secrets.token_hex(16), leases.Watch()
     trained: list[Record] = []
     leased: list[str] = []
@@ -174,11 +178,11 @@ def execute(
     def lost(job: Job, reason: str) -> None:
         with leases.hold(_lease(root, job.trunk), token) as held:
             if held.other is None:
-                _fail(store, job, reason, tell)
+                _fail(store, missing(job.runs), reason, tell)
         tell(Ended(job.trunk))
 
-    work = functools.partial(train_job, root, trainer, token)
-    ready = [job for job in every if _missing(store, job.runs)]
+    work = functools.partial(train_job, root, trainer, token, retrain_changed)
+    ready = [job for job in every if missing(job.runs)]
     waiting: list[Job] = []
     try:
         while ready or waiting:
@@ -195,13 +199,18 @@ def execute(
     finally:
         for job in every:  # of workers that were ended with their grid
             leases.release(_lease(root, job.trunk), token)
-    final = sum(len(job.runs) - len(_missing(store, job.runs)) for job in every)
+    final = sum(len(job.runs) - len(missing(job.runs)) for job in every)
     own = sum(record.final for record in {record.key: record for record in trained}.values())
     return Outcome(finished, tuple(trained), final - finished - own, tuple(mistakes))
 
 
 def train_job(
-    root: Path, trainer: Trainer, token: str, job: Job, tell: Callable[[Any], None]
+    root: Path,
+    trainer: Trainer,
+    token: str,
+    retrain_changed: bool,
+    job: Job,
+    tell: Callable[[Any], None],
 ) -> None:
     """Train one job's missing runs and write their records, unless another process leased it.
 
@@ -212,9 +221,9 @@ def train_job(
         with leases.hold(_lease(root, job.trunk), token) as held:
             if held.other is not None:
                 tell(Leased(job.trunk, held.other.owner))
-            elif _missing(store, job.runs):
+            elif missing := _missing(store, job.runs, retrain_changed):
                 tell(Started(job.trunk))
-                tell(Ended(job.trunk, _train(store, trainer, job, held, tell)))
+                tell(Ended(job.trunk, _train(store, trainer, job, missing, held, tell)))
             else:  # another process finished it in the meantime
                 tell(Ended(job.trunk))
     except BrokenPipeError:  # whoever watches has gone
@@ -228,16 +237,20 @@ class _LeaseLost(Exception):
 
 
 def _train(
-    store: Store, trainer: Trainer, job: Job, held: leases.Held, tell: Callable[[Any], None]
+    store: Store,
+    trainer: Trainer,
+    job: Job,
+    missing: dict[str, Run],
+    held: leases.Held,
+    tell: Callable[[Any], None],
 ) -> str:
     """The body of `train_job`; the user's mistake, if one stopped it."""
     folder = store.root / "jobs" / job.trunk
-    missing = _missing(store, job.runs)
     runs = _arrange(folder, job, missing)
     error: list[Exception] = []
     with (folder / "metrics.jsonl").open("ab", buffering=0) as log:
 
-        def emit(event: Event) -> None:
+        def emit(event: Event | Note) -> None:
             known = {k: v for k, v in asdict(event).items() if v == v}  # JSON has no NaN
             with contextlib.suppress(OSError):  # a full disk is told by what cannot do without it
                 log.write(json.dumps(known).encode() + b"\n")
@@ -266,7 +279,7 @@ def _train(
     if error and not mistake:
         write(folder / "failure.txt", "".join(traceback.format_exception(error[0])).encode())
         reason += f" (traceback in jobs/{job.trunk}/failure.txt)"
-    _fail(store, job, reason, tell)
+    _fail(store, missing, reason, tell)
     return mistake
 
 
@@ -294,16 +307,24 @@ def _read_arrangement(path: Path) -> tuple[Run, ...]:
         ) from None
 
 
-def _missing(store: Store, runs: Iterable[Run]) -> dict[str, Run]:
+def _missing(store: Store, runs: Iterable[Run], retrain_changed: bool = False) -> dict[str, Run]:
     found = {run.key: (run, store.load(run.key)) for run in runs}
-    return {key: run for key, (run, record) in found.items() if not (record and record.final)}
+    return {
+        key: run
+        for key, (run, record) in found.items()
+        if not (record and record.final) or (retrain_changed and changed(record))
+    }
 
 
-def _fail(store: Store, job: Job, reason: str, tell: Callable[[Any], None]) -> None:
-    for key, run in _missing(store, job.runs).items():
+def _fail(
+    store: Store, missing: Mapping[str, Run], reason: str, tell: Callable[[Any], None]
+) -> None:
+    """Write failed records, but not over those of an earlier training that went well."""
+    for key, run in missing.items():
         record = Record(key=key, run=run, status="failed", reason=reason)
-        store.save(record, {})
-        tell(Landed(job.trunk, record))
+        if not store.done(key):
+            store.save(record, {})
+        tell(Landed(run.trunk, record))
 
 
 def _reason(error: Exception) -> str:

@@ -11,16 +11,18 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from models.lm import ModelConfig
 from models.matching import unmatched
+from sim.checkpoints import KEPT
 from sim.flops import param_counts
 from sim.grid import Job, jobs
+from sim.provenance import code_changes
 from sim.records import Record, Store
-from sim.source import Source
+from sim.source import Source, judged_on
 from sim.spec import Cell, Run
 
 # of one laptop core, as the demo's medians are; any finished record replaces them
@@ -70,6 +72,8 @@ class Plan:
     peak_bytes: int  # with the checkpoints of jobs in progress
     basis: str  # where the seconds come from, in words
     warnings: tuple[str, ...]
+    left_out: tuple[str, ...] = ()  # why records of other experiments in the folder are not read
+    changed: dict[str, tuple[str, ...]] = field(default_factory=dict)  # run → modules, since then
 
     @property
     def flops(self) -> int:
@@ -77,15 +81,27 @@ class Plan:
 
 
 def plan(
-    cells: Sequence[Cell], store: Store, *, workers: int = 1, shard: tuple[int, int] = (0, 1)
+    cells: Sequence[Cell],
+    store: Store,
+    *,
+    workers: int = 1,
+    shard: tuple[int, int] = (0, 1),
+    retrain_changed: bool = False,
 ) -> Plan:
-    """The budget table of a grid. Opens its data; raises UserError where the data cannot serve."""
+    """The budget table of a grid. Opens its data; raises UserError where the data cannot serve.
+
+    `retrain_changed` counts runs as unfinished whose code has changed since.
+    """
     work = jobs(cells, shard)
     mine = {run.key for job in work for run in job.runs}
     cells = [cell for cell in cells if cell.run.key in mine]
     train_tokens = _open(cells)
-    finished = {cell.run.key for cell in cells if _final(store.load(cell.run.key))}
-    clock = _Clock.read(store)
+    finished = {cell.run.key for cell in cells if store.done(cell.run.key)}
+    changed = code_changes(store, cells)
+    if retrain_changed:
+        finished -= changed.keys()
+    records, left_out = store.all()
+    clock = _Clock.read(records)
     steps = {key: n for job in work for key, n in _steps_to_do(job, finished).items()}
     rows = tuple(
         _row(cell, train_tokens[cell.run.data.model_dump_json()], finished, clock, steps)
@@ -110,6 +126,8 @@ def plan(
         peak_bytes=disk_bytes + sum(checkpoints[:workers]),
         basis=clock.basis,
         warnings=tuple(warn(cells, {row.key: row for row in rows})),
+        left_out=tuple(left_out),
+        changed=changed,
     )
 
 
@@ -172,11 +190,8 @@ def _step_flops(run: Run) -> int:
 
 def _checkpoint_bytes(job: Job) -> int:
     params = param_counts(job.runs[0].model)["total"]
-    return 2 * 4 * OPTIMIZER_COPIES * params * len({run.seed for run in job.runs})
-
-
-def _final(record: Record | None) -> bool:
-    return record is not None and record.final
+    one = 4 * OPTIMIZER_COPIES * params * len({run.seed for run in job.runs})
+    return (2 * KEPT + 1) * one  # of the trunk, of a branch, and one that is being written
 
 
 def _open(cells: Iterable[Cell]) -> dict[str, int | None]:
@@ -184,13 +199,14 @@ def _open(cells: Iterable[Cell]) -> dict[str, int | None]:
     sources: dict[str, Source] = {}
     tried = set()
     for run in (cell.run for cell in cells):
-        name, seq_len = run.data.model_dump_json(), run.budget.seq_len
+        name = run.data.model_dump_json()
+        seq_len, eval_tokens = run.budget.seq_len, run.budget.eval_tokens
         if name not in sources:
             sources[name] = run.data.open()
-        if (name, seq_len) not in tried:
+        if (name, seq_len, eval_tokens) not in tried:
             sources[name].batch(0, 0, 1, seq_len)
-            sources[name].held_out(1, seq_len)
-            tried.add((name, seq_len))
+            judged_on(sources[name], eval_tokens, seq_len)
+            tried.add((name, seq_len, eval_tokens))
     return {name: source.train_tokens for name, source in sources.items()}
 
 
@@ -207,9 +223,9 @@ class _Clock:
     compiling: tuple[tuple[Kinds, float], ...] = ()
 
     @classmethod
-    def read(cls, store: Store) -> _Clock:
+    def read(cls, records: Iterable[Record]) -> _Clock:
         rates, compiling = [], {}
-        for record in store.all():
+        for record in records:
             if record.status == "ok" and record.seconds > 0 and record.flops:
                 kinds = _kinds(record.run.model)
                 rate = record.flops["executed"] / record.seconds

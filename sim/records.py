@@ -13,17 +13,19 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 from pydantic import Field, ValidationError
 
 from models.base import Config
 from models.errors import UserError
+from models.lm import ModelConfig
 from sim.durable import unwritable, why, write
 from sim.readers import computed, dotted
 from sim.spec import Cell, Run, canonical
@@ -63,6 +65,7 @@ class Record(Config):
     device: str = ""
     layout: dict[str, int] = Field(default_factory=dict)  # of more than 1 (sim/layout.py)
     versions: dict[str, str] = Field(default_factory=dict)
+    sources: dict[str, str] = Field(default_factory=dict)  # module → digest (sim/provenance.py)
 
     @property
     def final(self) -> bool:
@@ -77,15 +80,47 @@ class Row(Config):
     record: Record
 
 
+STEP_WORDS = ("family", "device")
+STEP_SHAPE = ("width", "depth", "seq_len", "batch")
+
+
+def read_steps(path: Path) -> list[dict[str, Any]]:
+    """The table of `isoflop bench`."""
+    return read_table(path, (*STEP_WORDS, "program"), (*STEP_SHAPE, "seconds"))
+
+
+def layers(model: ModelConfig) -> str:
+    """The kinds of its layers, whatever their sizes and order."""
+    return " + ".join(sorted({part.kind for block in model.blocks for part in block.parts}))
+
+
+def read_context(path: Path) -> list[dict[str, Any]]:
+    """The table of `isoflop run context`."""
+    return read_table(path, ("family", "quantity"), ("seq_len", "value"))
+
+
+def measured_of(rows: Iterable[Row], measured: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of a table that experiments share, what was measured of these rows' families: the name is
+    one of theirs and, where the table says so, the kinds of layers are too.
+    """
+    known = {(row.labels.get("family"), layers(row.record.run.model)) for row in rows}
+    families = {family for family, _ in known}
+    return [
+        dict(one)
+        for one in measured
+        if one["family"] in families
+        and ("layers" not in one or (one["family"], one["layers"]) in known)
+    ]
+
+
 def timed(rows: Iterable[Row], steps: Iterable[Mapping[str, Any]]) -> list[Row]:
     """The rows, labelled `step_seconds` where `steps`, a table of `isoflop bench`, has the training
     step of their family and shape on their kind of device.
 
     Runs' own seconds do not compare: others trained beside them, or on another day.
     """
-    names = ("family", "device", "width", "depth", "seq_len", "batch")
     seconds = {
-        tuple(step[name] for name in names): step["seconds"]
+        tuple(step[name] for name in (*STEP_WORDS, *STEP_SHAPE)): step["seconds"]
         for step in steps
         if step["program"] == "train_step"
     }
@@ -100,6 +135,30 @@ def timed(rows: Iterable[Row], steps: Iterable[Mapping[str, Any]]) -> list[Row]:
     return list(map(labelled, rows))
 
 
+class Foreign(UserError):
+    """A record that is whole, and of a kind or a version that this code does not know."""
+
+
+def _record(path: Path, content: bytes) -> Record:
+    try:
+        return Record.model_validate_json(content)
+    except ValidationError as error:
+        reason = brief(error)
+    try:
+        whole = isinstance(json.loads(content), dict)
+    except (ValueError, RecursionError):
+        whole = False
+    if whole:
+        raise Foreign(
+            f"{path} is a record that this code cannot read ({reason}); it is left as it is: use "
+            "the code that wrote it, or another folder with --runs"
+        )
+    raise UserError(
+        f"{path} is not a whole record ({reason}); delete the folder {path.parent} to train that "
+        "run again"
+    )
+
+
 @dataclass(frozen=True)
 class Store:
     """A runs directory."""
@@ -110,25 +169,41 @@ class Store:
         return self.root / key
 
     def load(self, key: str) -> Record | None:
-        """The run's record; None before it has one. UserError if the file was damaged."""
+        """The run's record; None before it has one. UserError if the file was damaged, and Foreign
+        if it is whole and this code cannot read it.
+        """
         path = self.directory(key) / "result.json"
         if not path.exists():
             return None
-        remedy = f"delete the folder {path.parent} to train that run again"
-        try:
-            record = Record.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            raise UserError(f"{path} is not a whole record ({brief(error)}); {remedy}") from None
+        if not path.is_file():  # to read a pipe would wait for ever
+            raise UserError(f"{path} must be a file; remove what lies there")
+        record = _record(path, path.read_bytes())
         if record.key != key:
-            raise UserError(f"{path} holds the record of run {record.key}, not of {key}; {remedy}")
+            raise UserError(
+                f"{path} holds the record of run {record.key}, not of {key}; delete the folder "
+                f"{path.parent} to train that run again"
+            )
         return record
 
-    def all(self) -> Iterator[Record]:
-        """Every record in the directory, ordered by key."""
+    def done(self, key: str) -> bool:
+        """Whether the run has its final record."""
+        record = self.load(key)
+        return record is not None and record.final
+
+    def all(self) -> tuple[list[Record], list[str]]:
+        """Every record in the directory, ordered by key, and why others are left out: those of
+        kinds that this code does not know, or damaged. They are nobody's business but their own.
+        """
+        records, left_out = [], []
         for path in sorted(self.root.glob("*/result.json")):
-            record = self.load(path.parent.name)
-            if record is not None:
-                yield record
+            try:
+                if record := self.load(path.parent.name):
+                    records.append(record)
+            except UserError as error:
+                left_out.append(str(error))
+            except OSError as error:
+                left_out.append(f"{path}: {why(error)}")
+        return records, left_out
 
     def rows(self, cells: Iterable[Cell]) -> list[Row]:
         """The cells that have records, in the cells' order.
@@ -161,9 +236,15 @@ class Store:
     def weights(self, key: str) -> dict[str, np.ndarray]:
         """The trained parameters by name. UserError if the run has none."""
         path = self.directory(key) / "model.safetensors"
-        if not path.exists():
+        if not path.is_file():
             raise UserError(f"run {key} has no weights at {path}; train it first")
-        return safetensors.numpy.load_file(path)
+        try:
+            return safetensors.numpy.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise UserError(
+                f"{path} is damaged ({error}); delete the folder {path.parent} to train that run "
+                "again"
+            ) from None
 
     def check(self, need_bytes: int) -> None:
         """UserError, before anything is trained, if records cannot be written or will not fit."""
@@ -209,14 +290,27 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode())
 
 
-def read_table(path: Path) -> list[dict[str, Any]]:
-    """The rows that `write_table` wrote. UserError naming the line that is none."""
+def read_table(
+    path: Path, words: Sequence[str] = (), numbers: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """The rows that `write_table` wrote. UserError naming the line that is none, or that lacks one
+    of the columns of `words` and `numbers`.
+    """
     rows = []
     for number, line in enumerate(_lines(path), start=1):
         try:
-            rows.append(json.loads(line))
-        except ValueError as error:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}:{number} is not JSON ({error}); measure again") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{number} must be an object of columns; measure again")
+        no_words = [name for name in words if not isinstance(row.get(name), str)]
+        no_numbers = [name for name in numbers if type(row.get(name)) not in (int, float)]
+        if bad := [f"text in {name!r}" for name in no_words] + [
+            f"a number in {name!r}" for name in no_numbers
+        ]:
+            raise UserError(f"{path}:{number} must have {', '.join(bad)}; measure again")
+        rows.append(row)
     return rows
 
 
@@ -236,14 +330,14 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _lines(path: Path) -> list[bytes]:
-    if not path.exists():
+    if not path.is_file():
         raise UserError(f"there is no file {path}; run the experiment first")
     return path.read_bytes().splitlines()
 
 
 def flatten(row: Row) -> dict[str, str | int | float | None]:
     """Labels and numbers by name; `run` names the trunk, whose branches share noise."""
-    values = json.loads(row.record.model_dump_json(exclude={"run", "curve"}))
+    values = json.loads(row.record.model_dump_json(exclude={"run", "curve", "sources"}))
     flat: dict[str, str | int | float | None] = dict(row.labels)
     run, budget = row.record.run, row.record.run.budget
     flat |= {"steps": budget.steps, "batch": budget.batch, "seq_len": budget.seq_len}

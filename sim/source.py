@@ -17,6 +17,7 @@ from models.base import Tagged
 from models.errors import UserError
 
 HELD_OUT = 20  # one token in 20 is held out
+WINDOWS_MIN = 2  # that a loss is the mean of: one has no standard error
 STRIPES = 8  # at most so many held-out stripes, evenly spaced over the data,
 STRIPE_MIN = 16_384  # each at least so many elements long (fewer stripes if the data is short)
 SNAP = 4_096  # a stripe's edge moves to the next line end, if one is this near (in bytes)
@@ -62,12 +63,27 @@ class Source:
         """
         return None if self.train_tokens is None else min(tokens, self.train_tokens)
 
+    def verify(self) -> None:
+        """Raise UserError if stored data are no longer those that were opened."""
+
     def floor(self, seq_len: int) -> float | None:
         """Entropy in nats, averaged over the targets of a window of `seq_len`: the exact best loss.
 
         It is above `entropy` only where a window begins with less context than the language has.
         """
         return self.entropy
+
+
+def judged_on(source: Source, tokens: int, seq_len: int) -> Int[np.ndarray, "n s"]:
+    """The held-out windows of a run. Raises UserError if they are too few for a standard error."""
+    windows = source.held_out(tokens, seq_len)
+    if len(windows) < WINDOWS_MIN:
+        raise UserError(
+            f"eval_tokens={tokens} of the held-out split, in windows of seq_len={seq_len}, are "
+            f"{len(windows)} window, and the standard error of a loss needs {WINDOWS_MIN}; raise "
+            "eval_tokens, use a shorter seq_len or more data"
+        )
+    return windows
 
 
 class Pieces:

@@ -9,6 +9,7 @@ batched product may add in another order.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,16 +23,17 @@ import numpy as np
 from flax import nnx
 
 from models.errors import UserError
-from sim import flops
+from sim import flops, provenance
+from sim.checkpoints import Checkpoint, Checkpoints
 from sim.data import Source
 from sim.layout import ONE_DEVICE, Layout
 from sim.program import Program, jitted
 from sim.records import Record
-from sim.spec import Run
+from sim.source import judged_on
+from sim.spec import Run, canonical
 
 DISPATCH = 25  # training steps per call into the compiled program
 CURVE_POINTS = 100  # of the training loss, kept on a record
-CHECKPOINT_SECONDS = 60.0  # between saved trunks; shorter jobs save none
 PACKAGES = ("isoflop", "jax", "flax", "optax", "numpy")  # whose versions a record has
 
 Weights = Mapping[str, np.ndarray]
@@ -49,6 +51,15 @@ class Event:
     compiling: bool = False
 
 
+@dataclass(frozen=True)
+class Note:
+    """What whoever watches a job should know, and what changes none of its results."""
+
+    job: str
+    text: str
+
+
+Emit = Callable[[Event | Note], None]
 _compiled: dict[Any, Any] = {}
 _cache_hits = [0]  # programs this process took from JAX's persistent compilation cache
 
@@ -65,13 +76,15 @@ class Job:
     """The runs of one trunk while they train."""
 
     runs: Sequence[Run]
-    emit: Callable[[Event], None] = lambda event: None
+    emit: Emit = lambda event: None
     layout: Layout = ONE_DEVICE
     compile_seconds: float = 0.0
     compiled: int = 0
     cached: int = 0
     source: Source = field(init=False)
+    held_out: np.ndarray = field(init=False)
     versions: dict[str, str] = field(init=False)
+    sources: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.versions = _versions()
@@ -87,7 +100,15 @@ class Job:
         )
         self.rates = self.program.rates(first.optim)
         self.source = first.data.open()
+        self.held_out = judged_on(self.source, first.budget.eval_tokens, first.budget.seq_len)
+        self.sources = provenance.sources(first)
         self.ends = sorted({run.budget.steps for run in self.runs})
+
+    @property
+    def digest(self) -> str:
+        """What its states are states of: the trunk and its lanes, on these data, by this code."""
+        facts = [self.runs[0].trunk, self.seeds, self.source.digest, self.versions, self.sources]
+        return hashlib.sha256(canonical(facts).encode()).hexdigest()[:16]
 
     def at(self, steps: int) -> Run:
         """Some run of this length: its schedule is that of all of them."""
@@ -121,11 +142,29 @@ class Trunk:
     seconds: float = 0.0
     losses: list[np.ndarray] = field(default_factory=list)  # each (steps, lanes)
 
+    def checkpoint(self) -> Checkpoint:
+        leaves = jax.tree.leaves(self.state)
+        arrays = {f"{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}  # whatever the layout
+        arrays["losses"] = np.concatenate(self.losses)
+        return Checkpoint(self.step, self.seconds, arrays)
+
+    def restore(self, saved: Checkpoint | None) -> None:
+        """Go on from there, if it is further than this."""
+        if saved is None or saved.step <= self.step:
+            return
+        leaves, structure = jax.tree.flatten(self.state)
+        restored = [
+            jax.device_put(saved.arrays[f"{i}"], leaf.sharding) for i, leaf in enumerate(leaves)
+        ]
+        self.state = jax.tree.unflatten(structure, restored)
+        self.step, self.seconds = saved.step, saved.seconds
+        self.losses = [saved.arrays["losses"]]
+
 
 def train(
     runs: Sequence[Run],
     workdir: Path | None = None,
-    emit: Callable[[Event], None] = lambda event: None,
+    emit: Emit = lambda event: None,
     wanted: Collection[str] | None = None,
     layout: Layout = ONE_DEVICE,
 ) -> Iterator[tuple[Record, Weights]]:
@@ -133,34 +172,36 @@ def train(
 
     `wanted` names the keys to yield (None: all); branches that nobody wants are not trained, and
     the lanes stay as they are, so that the rest equals an uninterrupted job's to the last bit.
-    With a `workdir`, the trunk is saved there about every CHECKPOINT_SECONDS and resumed from.
-    Raises UserError, before anything is compiled, if the job cannot have that `layout` here, or if
-    a package that a record names is not installed.
+    With a `workdir`, states are saved there about every CHECKPOINT_SECONDS (sim/checkpoints.py) and
+    resumed from, to the last bit. Raises UserError, before anything is compiled, if the job cannot
+    have that `layout` here, if it has fewer than two held-out windows, or if a package that a
+    record names is not installed; and at the end of a branch, if its data changed in the meantime.
     """
     job = Job(runs, emit, layout)
     keys = {run.key for run in runs} if wanted is None else set(wanted)
     ends = [end for end in job.ends if any(r.key in keys for r in runs if r.budget.steps == end)]
     if not ends:
         return
+    saved = Checkpoints(workdir, job.digest, lambda text: emit(Note(runs[0].trunk, text)))
     trunk = Trunk(job.program.init(job.seeds))
-    if workdir is not None:
-        _restore(trunk, workdir, latest=job.at(ends[0]).branch_step)
-    saved, done = time.monotonic(), 0
+    trunk.restore(saved.newest("trunk", latest=job.at(ends[0]).branch_step))
+    done = 0
     for end in ends:
-        run = job.at(end)
-        done = _advance(job, trunk, run, run.branch_step, done)
-        if workdir is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
-            _save(trunk, workdir)
-            saved = time.monotonic()
+        run, stage = job.at(end), f"branch-{end}"
+        done = _advance(job, trunk, run, run.branch_step, done, saved, "trunk")
         copied = jax.tree.map(jnp.copy, trunk.state)  # the branch's steps donate their own copy
         branch = Trunk(copied, trunk.step, trunk.seconds, list(trunk.losses))
-        done = _advance(job, branch, run, end, done)
+        branch.restore(saved.newest(stage, latest=end))
+        done = _advance(job, branch, run, end, done, saved, stage)
         yield from _finish(
             job, branch, [r for r in runs if r.budget.steps == end and r.key in keys]
         )
+        saved.drop(stage)
 
 
-def _advance(job: Job, trunk: Trunk, run: Run, stop: int, done: int) -> int:
+def _advance(
+    job: Job, trunk: Trunk, run: Run, stop: int, done: int, saved: Checkpoints, stage: str
+) -> int:
     """Train to step `stop` of `run`; returns the steps this job has done in all."""
     budget = run.budget
     while trunk.step < stop:
@@ -184,6 +225,8 @@ def _advance(job: Job, trunk: Trunk, run: Run, stop: int, done: int) -> int:
         trunk.seconds += seconds
         trunk.losses.append(losses)
         done += steps
+        if saved.due:
+            saved.save(stage, trunk.checkpoint())
         rate = steps * len(job.seeds) * budget.batch_tokens / max(seconds, 1e-9)
         job.emit(Event(run.trunk, done, job.total_steps, float(losses[-1].mean()), rate))
     return done
@@ -191,8 +234,8 @@ def _advance(job: Job, trunk: Trunk, run: Run, stop: int, done: int) -> int:
 
 def _finish(job: Job, branch: Trunk, runs: Sequence[Run]) -> Iterator[tuple[Record, Weights]]:
     """Judge a branch's lanes on the held-out split."""
-    budget = runs[0].budget
-    held_out = job.source.held_out(budget.eval_tokens, budget.seq_len)
+    job.source.verify()
+    budget, held_out = runs[0].budget, job.held_out
     rows = -(-held_out.shape[0] // budget.batch)
     padded = np.zeros((rows * budget.batch, held_out.shape[1]), np.int32)
     padded[: len(held_out)] = held_out
@@ -241,6 +284,7 @@ def _record(
         device=jax.devices()[0].device_kind,
         layout=job.layout.split,
         versions=job.versions,
+        sources=job.sources,
     )
 
 
@@ -283,39 +327,3 @@ def names(params: Any) -> dict[str, np.ndarray]:
     """Dotted name → array, e.g. `blocks.0.mixer.q.kernel`."""
     flat = nnx.to_flat_state(params)
     return {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in flat}
-
-
-def _save(trunk: Trunk, workdir: Path) -> None:
-    import orbax.checkpoint as ocp
-
-    tree = {
-        "leaves": [np.asarray(leaf) for leaf in jax.tree.leaves(trunk.state)],  # for any layout
-        "losses": np.concatenate(trunk.losses),
-        "seconds": np.float64(trunk.seconds),
-    }
-    with ocp.CheckpointManager(
-        workdir.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=1)
-    ) as manager:
-        manager.save(trunk.step, args=ocp.args.StandardSave(tree))
-
-
-def _restore(trunk: Trunk, workdir: Path, latest: int) -> None:
-    """Take up the newest saved trunk that is not beyond step `latest`."""
-    if not workdir.is_dir():
-        return
-    import orbax.checkpoint as ocp
-
-    with ocp.CheckpointManager(workdir.absolute()) as manager:
-        steps = [step for step in manager.all_steps() if step <= latest]
-        if not steps:
-            return
-        tree = manager.restore(max(steps), args=ocp.args.StandardRestore())
-    leaves, structure = jax.tree.flatten(trunk.state)
-    restored = [
-        jax.device_put(np.asarray(new, old.dtype), old.sharding)
-        for new, old in zip(tree["leaves"], leaves, strict=True)
-    ]
-    trunk.state = jax.tree.unflatten(structure, restored)
-    trunk.step = max(steps)
-    trunk.losses = [np.asarray(tree["losses"])]
-    trunk.seconds = float(tree["seconds"])

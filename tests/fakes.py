@@ -16,6 +16,7 @@ from models.mlp import SwiGLU
 from sim.data import ZipfFacts
 from sim.grid import product
 from sim.optim import AdamW
+from sim.provenance import sources
 from sim.records import Record
 from sim.spec import Budget, Cell, Run
 
@@ -52,7 +53,8 @@ def cells(width=(8, 16), steps=(50, 100), seed=(0, 1), family="dense") -> list[C
 
 
 def record(run: Run, loss: float = 2.5, **fields) -> Record:
-    return Record(key=run.key, run=run, status="ok", loss=loss, tokens=run.budget.tokens, **fields)
+    known = {"tokens": run.budget.tokens, "sources": sources(run)}
+    return Record(key=run.key, run=run, status="ok", loss=loss, **known | fields)
 
 
 def train(runs, work: Path, emit, wanted):

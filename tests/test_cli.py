@@ -65,7 +65,7 @@ def isoflop(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sim.train, "train", fakes.train)
     monkeypatch.chdir(tmp_path)
     yield lambda *args: (main(args), *capsys.readouterr())
-    for name in ("toy", "gauge"):
+    for name in ("toy", "gauge", "prose"):
         sys.modules.pop(f"experiments.{name}", None)
 
 
@@ -353,7 +353,7 @@ def test_numbers_and_tables_read_well():
 def test_runs_get_the_seconds_that_bench_measured_of_their_step(isoflop, tmp_path):
     """And those of another width get none."""
     assert isoflop("run", "toy", "--quiet")[0] == 0
-    row = next(iter(Store(tmp_path / "runs").all()))
+    row = Store(tmp_path / "runs").all()[0][0]
     budget, model = row.run.budget, row.run.model
     step = {
         "program": "train_step",
@@ -375,3 +375,87 @@ def test_runs_get_the_seconds_that_bench_measured_of_their_step(isoflop, tmp_pat
     assert not any("step_seconds" in labels for labels in before)
     told = {(labels["width"], labels.get("step_seconds")) for labels in after}
     assert told == {(width, 0.25 if width == model.d_model else None) for width in (8, 16)}
+
+
+def test_records_of_other_experiments_are_left_out_with_one_warning(isoflop, tmp_path):
+    isoflop("run", "toy", "--quiet")
+    for seed in range(5, 8):
+        stranger = fakes.record(fakes.run(seed=seed))
+        Store(tmp_path / "runs").save(stranger, {})
+        path = tmp_path / "runs" / stranger.key / "result.json"
+        path.write_text(path.read_text().replace('"zipf_facts"', '"somebodys"'))
+    for words in (["run", "toy"], ["run", "toy", "--dry-run"]):
+        code, _, err = isoflop(*words)
+        assert code == 0
+        assert err.count("\n") == 1
+        assert err.startswith("warning: a record of the runs directory and 2 more is left out: ")
+    assert isoflop("records", "toy")[0] == 0
+
+
+def test_runs_that_other_code_trained_are_said_and_trained_again_when_asked(isoflop, tmp_path):
+    isoflop("run", "toy", "--quiet")
+    store, old = Store(tmp_path / "runs"), {"models.old": "0"}
+    for cell, sources in zip(fakes.cells()[:3], [{}, old, old], strict=True):
+        store.save(store.load(cell.run.key).model_copy(update={"sources": sources}), {})
+    code, out, err = isoflop("run", "toy")
+    assert code == 0
+    assert out == "0 of 8 runs trained, 8 finished before (1 by code that they do not name)\n"
+    assert err.startswith("warning: 2 of 8 runs were trained by other code than today's (models, ")
+    assert err.endswith(" more changed since); --retrain-changed trains them again\n")
+    dry = isoflop("run", "toy", "--retrain-changed", "--dry-run")
+    assert "8 runs, 6 of them finished" in dry[1]
+    code, out, err = isoflop("run", "toy", "--retrain-changed", "--quiet")
+    assert (code, err) == (0, "")
+    assert out.startswith("2 of 8 runs trained, 6 finished before")
+    assert isoflop("run", "toy", "--retrain-changed")[1].startswith("0 of 8 runs trained, 8 ")
+
+
+def test_a_note_of_a_job_is_a_warning_even_when_quiet(tmp_path):
+    cells = fakes.cells()
+    with (tmp_path / "lines").open("w") as stream:
+        progress = Progress(cells, plan(cells, Store(tmp_path)), stream, quiet=True)
+        progress.watch(sim.train.Note(cells[0].run.trunk, "the disk is full"))
+    assert (tmp_path / "lines").read_text() == "warning: dense, width 8: the disk is full\n"
+
+
+UNREADABLE = {
+    "--records of a directory": ["records", "toy", "--records", "."],
+    "unwritable --out": ["records", "toy", "--out", "experiments/toy.py"],
+    "unwritable --out of a report": ["report", "toy", "--out", "experiments/toy.py"],
+    "unwritable --json": ["fit", "table.csv", "--n", "N", "--d", "D", "--json", "experiments"],
+    "bench without columns": ["records", "toy", "--runs", "bench"],
+    "context without columns": ["report", "toy", "--runs", "context"],
+    "a record that is a pipe": ["run", "toy", "--runs", "pipe"],
+    "weights that are none": ["export", "", "out", "--runs", "weights"],
+    "a cache that is a file": ["run", "prose", "--runs", "elsewhere"],
+}
+
+
+@pytest.mark.parametrize("words", UNREADABLE.values(), ids=UNREADABLE)
+def test_what_cannot_be_read_or_written_is_one_line_and_exit_code_2(
+    isoflop, tmp_path, monkeypatch, words
+):
+    run = fakes.run(width=8, steps=50)
+    for name in ("runs", "bench", "context", "pipe", "weights"):
+        Store(tmp_path / name).save(fakes.record(run), {})
+    for name in ("bench", "context"):
+        write_table(tmp_path / name / "measured" / f"{name}.jsonl", [{"family": "dense"}])
+    (tmp_path / "pipe" / run.key / "result.json").unlink()
+    os.mkfifo(tmp_path / "pipe" / run.key / "result.json")
+    (tmp_path / "weights" / run.key / "model.safetensors").write_bytes(b"none")
+    with open(tmp_path / "table.csv", "w") as table_of_runs:
+        print("N,D,loss", *(f"{i}e6,{i * i}e8,{4 - i / 9}" for i in range(1, 9)), sep="\n",
+              file=table_of_runs)  # fmt: skip
+    text = TOY.replace("return fakes.cells(steps=steps, seed=range(seeds))", TEXT)
+    (tmp_path / "experiments" / "prose.py").write_text(text)
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("ISOFLOP_CACHE", str(tmp_path / "cache"))
+    assert ";" in the_error(isoflop(*words))
+
+
+TEXT = """
+    from sim.data import Corpus
+    cell = fakes.cells()[0]
+    data = {"data": Corpus(name="kjv")}
+    return [cell.model_copy(update={"run": cell.run.model_copy(update=data)})]
+"""

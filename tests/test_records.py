@@ -22,6 +22,7 @@ from sim.records import (
     Row,
     Store,
     brief,
+    measured_of,
     read_rows,
     read_table,
     timed,
@@ -44,7 +45,7 @@ def test_a_saved_record_and_its_weights_read_back_equal(store):
     weights = {"blocks.0.w": np.arange(6, dtype=np.float32).reshape(2, 3)}
     store.save(saved, weights)
     assert store.load(saved.key) == saved
-    assert list(store.all()) == [saved]
+    assert store.all() == ([saved], [])
     loaded = store.weights(saved.key)
     assert loaded.keys() == weights.keys()
     np.testing.assert_array_equal(loaded["blocks.0.w"], weights["blocks.0.w"])
@@ -72,7 +73,7 @@ def test_a_kill_before_the_last_rename_leaves_no_record(store, monkeypatch):
         store.save(record(run()), {"w": np.zeros(3, np.float32)})
     assert (store.directory(run().key) / "model.safetensors").exists()
     assert store.load(run().key) is None
-    assert list(store.all()) == []
+    assert store.all() == ([], [])
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, -1])
@@ -82,6 +83,63 @@ def test_a_record_truncated_by_hand_is_told_by_name_with_its_remedy(store, size)
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(UserError, match=r"result\.json is not a whole record.*; delete the folder"):
         store.load(run().key)
+
+
+def foreign(store, seed, change):
+    """A record that is whole, in its folder, and changed."""
+    saved = record(run(seed=seed))
+    store.save(saved, {})
+    path = store.directory(saved.key) / "result.json"
+    fields = json.loads(path.read_text())
+    change(fields)
+    path.write_text(json.dumps(fields))
+    return path
+
+
+STRANGERS = {
+    "another experiment's data": lambda r: r["run"]["data"].update(kind="my_data"),
+    "another branch's mixer": lambda r: r["run"]["model"]["blocks"][0]["mixer"].update(kind="x"),
+    "a later version's field": lambda r: r.update(metrics={"loss": 1}),
+    "a later version's option": lambda r: r["run"]["optim"].update(sharpness=2),
+}
+
+
+@pytest.mark.parametrize("change", STRANGERS.values(), ids=STRANGERS)
+def test_a_whole_record_that_this_code_does_not_know_is_left_out_and_never_called_damaged(
+    store, change
+):
+    known = record(run())
+    store.save(known, {})
+    path = foreign(store, 1, change)
+    content = path.read_bytes()
+    records, left_out = store.all()
+    assert records == [known]
+    (told,) = left_out
+    assert str(path) in told
+    assert "delete" not in told
+    with pytest.raises(UserError, match="it is left as it is"):
+        store.load(run(seed=1).key)
+    assert path.read_bytes() == content
+
+
+def test_what_cannot_be_read_of_other_runs_stops_nobody(store):
+    known = record(run())
+    store.save(known, {})
+    for seed, damage in enumerate([os.mkfifo, Path.mkdir, lambda p: p.symlink_to(p)], start=1):
+        folder = store.directory(run(seed=seed).key)
+        folder.mkdir()
+        damage(folder / "result.json")
+    records, left_out = store.all()  # and a pipe is not waited for
+    assert records == [known]
+    assert len(left_out) == 3 - 1  # a link to itself is no file at all
+
+
+def test_damaged_weights_are_one_line_with_the_remedy(store):
+    store.save(record(run()), {"w": np.zeros(3, np.float32)})
+    path = store.directory(run().key) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(UserError, match=r"is damaged .*; delete the folder"):
+        store.weights(run().key)
 
 
 def test_a_record_in_the_folder_of_another_run_is_refused(store):
@@ -136,6 +194,15 @@ def test_measured_tables_survive_jsonl_and_a_bad_line_is_named(tmp_path):
         read_table(tmp_path / "t.jsonl")
 
 
+@pytest.mark.parametrize(
+    "line", ["[]", "3", "{}", '{"name": 1, "size": 2}', '{"name": "a", "size": true}', "[" * 10**5]
+)
+def test_a_measured_table_without_its_columns_is_told_by_line(tmp_path, line):
+    (tmp_path / "t.jsonl").write_text('{"name": "a", "size": 1.5}\n' + line)
+    with pytest.raises(UserError, match=r"t\.jsonl:2 .*; measure again"):
+        read_table(tmp_path / "t.jsonl", ["name"], ["size"])
+
+
 def test_csv_has_a_line_per_row_and_a_column_per_label_and_number(tmp_path):
     write_csv(
         tmp_path / "x.csv",
@@ -180,6 +247,16 @@ def test_a_validation_error_becomes_one_line_that_names_field_and_value():
     told = brief(caught.value)
     assert told.startswith("d_model=9 must be a multiple of n_heads=2")
     assert "\n" not in told
+
+
+def test_of_a_shared_table_an_experiment_has_what_was_measured_of_its_own_families():
+    """Not another experiment's, nor another architecture's that has the same name."""
+    rows = [Row(labels=cell.labels, record=record(cell.run)) for cell in cells(family="mine")]
+    facts = {"quantity": "state_bytes", "seq_len": 8, "value": 1.0}
+    own, unstated = {"family": "mine", "layers": "attention + swiglu"}, {"family": "mine"}
+    namesake, other = {"family": "mine", "layers": "mamba + swiglu"}, {"family": "mamba"}
+    table = [facts | names for names in (other, own, namesake, unstated)]
+    assert measured_of(rows, table) == [facts | own, facts | unstated]
 
 
 def test_runs_get_the_seconds_of_their_own_step_and_no_other():

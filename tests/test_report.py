@@ -246,3 +246,11 @@ def test_families_of_unlike_size_are_told_on_the_page():
     assert "not matched in size" not in words([row("a", matched[0]), row("b", matched[1])])
     said = words([row("a", matched[0]), row("b", thin)])
     assert "what its size: a and b are not matched in size: at width 64 and depth 2" in said
+
+
+def test_the_title_is_the_experiments_own_question(tmp_path: Path):
+    rows = synthetic.grid(families=("dense",), **SMALL, seeds=(0,))
+    asked = report.build("mine", rows, tmp_path, draws=20, question="Do <big> states help?")
+    page = asked.read_text(encoding="utf-8")
+    assert "<h1>mine: Do &lt;big&gt; states help?</h1>" in page
+    assert "<title>mine: Do &lt;big&gt; states help? · isoflop</title>" in page

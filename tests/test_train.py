@@ -1,19 +1,24 @@
 """Training is deterministic, resumable, and the same for a run alone as beside others."""
 
+import errno
 import math
+import os
 
 import jax
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from sources import refusal
 
 from models import zoo
 from models.errors import UserError
-from sim import cache
+from sim import cache, checkpoints
 from sim import train as training
 from sim.data import Corpus, ZipfFacts
 from sim.optim import AdamW
-from sim.spec import Budget, Run
+from sim.plan import plan
+from sim.records import Store
+from sim.spec import Budget, Cell, Run
 from sim.train import train
 
 
@@ -78,7 +83,7 @@ def test_seeds_differ_and_longer_training_is_better(together):
 
 
 def test_a_resumed_trunk_gives_the_same_bits(together, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", -1.0)
     runs = [run(steps, seed) for steps in (12, 40) for seed in (0, 1)]
     first = next(iter(train(runs, tmp_path)))  # killed after the first record
     assert first[0].run.budget.steps == 12
@@ -88,6 +93,107 @@ def test_a_resumed_trunk_gives_the_same_bits(together, tmp_path, monkeypatch):
     resumed = results(runs, tmp_path, lambda event: steps.append(event.step), longer)
     assert all(same(resumed[key], together[key]) for key in longer)
     assert steps[-1] == 40 - 10  # went on from the saved branch point of the shorter run
+
+
+class Killed(BaseException):
+    """As kill -9: nothing of the trainer's runs after it."""
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 4, 5, 6])
+def test_a_run_killed_at_any_step_goes_on_from_there_with_the_same_bits(
+    together, tmp_path, monkeypatch, after
+):
+    """Inside the trunk, at its branch points, inside its branches."""
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(training, "DISPATCH", 7)
+    runs = [run(steps, seed) for steps in (12, 40) for seed in (0, 1)]
+    found, seen = {}, []
+
+    def kill(event):
+        seen.append(event.step)
+        if len([step for step in seen if step]) > after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        found.update((r.key, (r, weights)) for r, weights in train(runs, tmp_path, kill))
+    again = []
+    wanted = {one.key for one in runs} - found.keys()
+    found |= results(runs, tmp_path, lambda event: again.append(event.step), wanted)
+    assert all(same(found[key], together[key]) for key in together)
+    whole = 42  # steps of the trunk and its branches
+    assert again[-1] <= whole - (seen[-1] - 7)
+
+
+def test_a_checkpoint_of_another_trunk_is_not_taken_up(together, tmp_path, monkeypatch):
+    """Of another learning rate, with equal shapes; nor one of fewer lanes."""
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", -1.0)
+    results([run(12, seed, lr=0.02) for seed in (0, 1)], tmp_path)
+    results([run(12, seed) for seed in (0, 2)], tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    found = results([run(12, seed) for seed in (0, 1)], tmp_path)
+    assert all(same(found[key], together[key]) for key in found)
+
+
+def damaged(path, how):
+    content = path.read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    path.write_bytes({"truncated": content[:middle], "empty": b"", "a bit": flipped}[how])
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "a bit"])
+def test_a_damaged_checkpoint_is_said_and_the_one_before_it_taken_up(
+    together, tmp_path, monkeypatch, how
+):
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(training, "DISPATCH", 8)
+    runs = [run(40, 0), run(40, 1)]
+    job = training.Job(runs)
+
+    def kill(event):
+        if event.step == 32:
+            raise Killed
+
+    with pytest.raises(Killed):
+        list(train(runs, tmp_path, kill))
+    kept = [tmp_path / f"{job.digest}.trunk.{step}.safetensors" for step in (24, 32)]
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+    damaged(kept[1], how)
+    events = []
+    found = results(runs, tmp_path, events.append)
+    notes = [event.text for event in events if isinstance(event, training.Note)]
+    assert len(notes) == 1
+    assert "32.safetensors is damaged" in notes[0]
+    assert all(same(found[key], together[key]) for key in found)
+    assert events[-1].step == 40 - 24
+
+
+def test_a_full_disk_costs_the_checkpoint_and_not_the_run(together, tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(training, "DISPATCH", 7)
+    monkeypatch.setattr(os, "fsync", full)
+    notes = []
+    found = results([run(12, 0), run(12, 1)], tmp_path, notes.append)
+    assert [note.text for note in notes if isinstance(note, training.Note)] == [
+        "cannot save a checkpoint, and goes on without: the disk is full; what was finished is "
+        "kept; free some space and run again"
+    ]
+    assert all(same(found[key], together[key]) for key in found)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_held_out_window_is_refused_before_anything_is_compiled(tmp_path):
+    budget = Budget(steps=12, batch=2, seq_len=32, eval_tokens=32)
+    lone = run(12).model_copy(update={"budget": budget})
+    events = []
+    told = refusal(lambda: list(train([lone], emit=events.append)))
+    assert "eval_tokens=32" in told
+    assert "1 window, and the standard error of a loss needs 2" in told
+    assert events == []
+    assert told == refusal(plan, [Cell(run=lone)], Store(tmp_path))
 
 
 def test_a_record_carries_what_its_numbers_mean(together):
