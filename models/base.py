@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
-from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, field_validator
+from pydantic_core import PydanticKnownError
 
 from models.errors import UserError
 from models.packing import Position
@@ -62,6 +63,25 @@ class Config(BaseModel):
     """A frozen, validated, hashable value that survives a round trip through JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    LARGEST: ClassVar[int] = 2**63 - 1  # integer, which NumPy's generators and counters can hold
+
+    @field_validator("*")
+    @classmethod
+    def _is_held(cls, value: Any) -> Any:
+        if isinstance(value, int) and value > cls.LARGEST:
+            raise PydanticKnownError("less_than_equal", {"le": cls.LARGEST})
+        if isinstance(value, str) and not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"must be text that UTF-8 can hold ({error.reason})") from None
+        return value
+
+
+class Sizes(Config):
+    """A config whose integers are sizes of arrays, which XLA indexes by int32."""
+
+    LARGEST = 2**31 - 1
 
 
 class Tagged(Config):
@@ -96,14 +116,15 @@ def resolve(base: type[T], value: Any) -> Any:
     _import_all()
     kinds = {sub.model_fields["kind"].default: sub for sub in _leaves(base)}
     implied = [sub for sub in kinds.values() if sub.implied and "kind" not in value]
-    chosen = implied[0] if implied else kinds.get(value.get("kind"))
+    kind = value.get("kind")
+    chosen = implied[0] if implied else kinds.get(kind) if isinstance(kind, str) else None
     if chosen is None:
         known = ", ".join(sorted(map(str, kinds)))
-        raise UserError(f"kind={value.get('kind')!r} is not a {base.__name__}; use one of {known}")
-    return chosen(**value)
+        raise UserError(f"kind={kind!r:.60} is not a {base.__name__}; use one of {known}")
+    return chosen.model_validate(value)
 
 
-class MixerConfig(Tagged):
+class MixerConfig(Tagged, Sizes):
     """A sequence mixer's hyper-parameters and its exact arithmetic, which needs no arrays."""
 
     def check(self, d_model: int) -> None:
@@ -177,7 +198,7 @@ class Mixer(nnx.Module):
         return (*self.step(state, x), left)
 
 
-class ChannelConfig(Tagged):
+class ChannelConfig(Tagged, Sizes):
     """A channel mixer (MLP, experts): the same arithmetic contract, over tokens instead of time."""
 
     def check(self, d_model: int) -> None:

@@ -17,12 +17,14 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from models.base import AnyChannel, AnyMixer, Aux, Config, Cost, Embedding, Init, Left, State
+from models.base import AnyChannel, AnyMixer, Aux, Config, Cost, Embedding, Init, Left, Sizes, State
 from models.errors import UserError
 from models.layers import BATCH, LayerNorm, Linear, RMSNorm, place
 from models.packing import Position, positions
 from models.platforms import full_precision
 
+LAYERS_MAX = 4096  # of a model, each traced on its own
+PARAMS_MAX = 2**43  # of a model: several times the largest there is
 SCAN_FROM = 16  # repeats of the block pattern from which it is scanned instead of unrolled
 
 
@@ -48,7 +50,7 @@ def tile(repeats: int, *pattern: Block) -> tuple[Block, ...]:
     return pattern * repeats
 
 
-class ModelConfig(Config):
+class ModelConfig(Sizes):
     d_model: PositiveInt
     vocab_size: PositiveInt
     blocks: tuple[Block, ...]
@@ -64,8 +66,10 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _blocks_fit(self) -> ModelConfig:
-        if not self.blocks:
-            raise ValueError("a model needs at least one block; got blocks=()")
+        if not 1 <= len(self.blocks) <= LAYERS_MAX:
+            raise ValueError(
+                f"a model needs at least one block and at most {LAYERS_MAX}; got {len(self.blocks)}"
+            )
         for part in {part for block in self.blocks for part in block.parts}:
             part.check(self.d_model)
         left: set[str] = set()
@@ -77,6 +81,10 @@ class ModelConfig(Config):
                         "and none leaves them; let an earlier one do so"
                     )
                 left |= mixer.leaves
+        if (params := self.cost(1).params) > PARAMS_MAX:
+            raise UserError(
+                f"a model of {params:.3g} parameters must have at most 2^43; make something smaller"
+            )
         return self
 
     def build(self, *, init: Init) -> LM:

@@ -87,8 +87,8 @@ class SelectiveSsm(Mixer):
         bound = self.rank**-0.5
         self.dt.kernel = Matrix(init.uniform((self.rank, self.d_inner), -bound, bound), axes="ri")
         self.dt_bias = nnx.Param(init.draw((self.d_inner,), self._initial_dt))
-        states = np.log(np.arange(1, config.d_state + 1))
-        self.A_log = nnx.Param(init.draw((self.d_inner, config.d_state), lambda rng: states))
+        shape = self.d_inner, config.d_state
+        self.A_log = nnx.Param(init.draw(shape, lambda rng: np.log(1 + np.arange(shape[1]))))
         self.D = nnx.Param(init.full((self.d_inner,), 1.0))
         self.out = Linear(self.d_inner, d_model, axes="id", init=init, bias=config.bias)
         self.dt_norm, self.B_norm, self.C_norm = (

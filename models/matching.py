@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from models.base import MixerConfig
 from models.errors import UserError
-from models.lm import Block, ModelConfig
+from models.lm import LAYERS_MAX, Block, ModelConfig
 from models.mlp import SwiGLU
 from models.moe import Moe
 
@@ -70,6 +70,11 @@ def layered(
 ) -> ModelConfig:
     """The model whose i-th of n layers is `layer(i, n)`."""
     depth = depth or depth_for(width)
+    if not 1 <= depth <= LAYERS_MAX:
+        raise UserError(
+            f"depth={depth} (of width={width}) must be between 1 and {LAYERS_MAX} layers; "
+            f"choose another depth, or a smaller width"
+        )
     blocks = tuple(layer(i, depth) for i in range(depth))
     return ModelConfig(d_model=width, vocab_size=vocab_size, blocks=blocks)
 

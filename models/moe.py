@@ -58,6 +58,17 @@ class Moe(ChannelConfig):
             raise UserError(
                 f"top_k={self.top_k} must be at most n_experts={self.n_experts}; lower top_k"
             )
+        if (self.capacity_factor or 0) > self.n_experts:
+            raise UserError(
+                f"capacity_factor={self.capacity_factor:g} must be at most n_experts="
+                f"{self.n_experts}, from where each expert has room for every token; lower it, or "
+                f"leave it out (dropless)"
+            )
+        if self.n_shared * self.d_expert > self.LARGEST:
+            raise UserError(
+                f"n_shared={self.n_shared} · d_expert={self.d_expert} must be at most "
+                f"{self.LARGEST}, as every size; lower one"
+            )
         if self.shared_gate and not self.n_shared:
             raise UserError("shared_gate gates shared experts and n_shared=0; set n_shared")
         if self.route == "expert" and (self.steered or self.capacity_factor is not None):

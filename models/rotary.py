@@ -14,14 +14,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from models.base import Tagged
+from models.base import Sizes, Tagged
 from models.errors import UserError
 from models.layers import lift
 
 Turns = Float[np.ndarray, " p"]  # radians per token of each channel pair
 
 
-class LinearScaling(Tagged):
+class LinearScaling(Tagged, Sizes):
     """Every pair turns `factor` times slower (Chen et al. 2023, 2306.15595)."""
 
     kind: Literal["linear"] = "linear"
@@ -31,7 +31,7 @@ class LinearScaling(Tagged):
         return turns / self.factor
 
 
-class Llama3Scaling(Tagged):
+class Llama3Scaling(Tagged, Sizes):
     """Pairs that turn fewer than `low` times in `original` tokens are slowed by `factor`, those
     above `high` times not at all, and those between in proportion (Llama 3.1's released code).
     """

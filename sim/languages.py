@@ -13,12 +13,14 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Int
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 
 from models.errors import UserError
 from sim.source import DataConfig, Source
 
 TRAINING, HELD_OUT, LANGUAGE = range(3)  # which stream a counter belongs to
+TABLE_MAX = 2**24  # facts, or symbols in the rules of a grammar, drawn when it is opened
+WINDOW_MAX = 2**20  # tokens
 GRID = 4096  # a Markov language's probabilities are multiples of 1 / GRID
 
 
@@ -50,6 +52,11 @@ class Generated(Source):
         return self.draw(stream(HELD_OUT, 0), rows, seq_len + 1).astype(np.int32)
 
     def _whole(self, seq_len: int) -> None:
+        if seq_len > WINDOW_MAX:
+            raise UserError(
+                f"seq_len={seq_len} must be at most {WINDOW_MAX} tokens of a generated language, "
+                f"which is drawn in turn; choose a shorter one"
+            )
         if seq_len % self.period:
             raise UserError(
                 f"seq_len={seq_len} must be a multiple of {self.period}, the length of this "
@@ -67,8 +74,8 @@ class ZipfFacts(DataConfig):
     """
 
     kind: Literal["zipf_facts"] = "zipf_facts"
-    facts: int = Field(ge=2)
-    symbols: int = Field(ge=2)
+    facts: int = Field(ge=2, le=TABLE_MAX)
+    symbols: int = Field(ge=2, le=TABLE_MAX)
     alpha: PositiveFloat
     seed: NonNegativeInt = 0
 
@@ -120,10 +127,10 @@ class HierarchyGrammar(DataConfig):
     """
 
     kind: Literal["hierarchy_grammar"] = "hierarchy_grammar"
-    symbols: int = Field(ge=2)
-    rules: PositiveInt
-    branching: int = Field(ge=2)
-    depth: PositiveInt
+    symbols: int = Field(ge=2, le=TABLE_MAX)
+    rules: int = Field(ge=1, le=TABLE_MAX)
+    branching: int = Field(ge=2, le=61)  # 2^62 tuples of two symbols are too many
+    depth: int = Field(ge=1, le=20)  # 2^20 tokens are the longest sentence
     seed: NonNegativeInt = 0
 
     @model_validator(mode="after")
@@ -136,8 +143,15 @@ class HierarchyGrammar(DataConfig):
             )
         if tuples >= 2**62 or self.branching**self.depth > 2**20:
             raise ValueError(
-                f"symbols^branching = {tuples} must be below 2^62 and branching^depth = "
-                f"{self.branching**self.depth} at most 2^20; use less branching or depth"
+                f"symbols^branching = {self.symbols}^{self.branching} must be below 2^62 and "
+                f"branching^depth = {self.branching}^{self.depth} at most 2^20; use less branching "
+                f"or depth"
+            )
+        table = self.symbols * self.rules * self.branching * self.depth
+        if table > TABLE_MAX:
+            raise ValueError(
+                f"symbols · rules · branching · depth = {table} symbols in the rules must be at "
+                f"most 2^24; use fewer symbols or rules"
             )
         return self
 
@@ -185,8 +199,8 @@ class Markov(DataConfig):
     """
 
     kind: Literal["markov"] = "markov"
-    symbols: int = Field(ge=2)
-    order: PositiveInt = 1
+    symbols: int = Field(ge=2, le=1024)
+    order: int = Field(1, ge=1, le=10)
     concentration: float = Field(0.3, ge=0.05)
     seed: NonNegativeInt = 0
 

@@ -350,9 +350,16 @@ def brief(error: ValidationError) -> str:
     said = []
     for problem in error.errors(include_url=False):
         place = ".".join(map(str, problem["loc"]))
-        text = problem["msg"].removeprefix("Value error, ")
+        text = " ".join(problem["msg"].removeprefix("Value error, ").split())
         given = problem.get("input")
         simple = isinstance(given, str | int | float | bool) and problem["type"] != "value_error"
-        value = f"={given!r:.60}" if simple and problem["type"] != "json_invalid" else ""
+        value = f"={_shown(given)}" if simple and problem["type"] != "json_invalid" else ""
         said.append(f"{place}{value}: {text}" if place else text)
     return "; ".join(dict.fromkeys(said))
+
+
+def _shown(value: object) -> str:
+    """At most 60 characters; Python spells out no integer of thousands of digits."""
+    if isinstance(value, int) and abs(value) >= 10**59:
+        return f"an integer of {value.bit_length()} bits"
+    return f"{value!r:.60}"

@@ -18,19 +18,30 @@ from pydantic import (
     model_validator,
 )
 
-from models.base import Config, Tagged
+from models.base import Config, Sizes, Tagged
 from models.lm import ModelConfig
 from sim.data import AnyData
 from sim.optim import AnyOptim
 
+STEP_TOKENS_MAX = 2**28  # a step's tokens are made on the host, and this many take 1 GiB
 
-class Budget(Config):
+
+class Budget(Sizes):
     """How long a run trains, and on how many held-out tokens it is judged."""
 
     steps: PositiveInt
     batch: PositiveInt  # sequences per step
-    seq_len: PositiveInt
-    eval_tokens: PositiveInt = 131_072
+    seq_len: int = Field(ge=1, le=2**24)
+    eval_tokens: int = Field(131_072, ge=1, le=2**28)
+
+    @model_validator(mode="after")
+    def _step_is_held(self) -> Budget:
+        if self.batch_tokens > STEP_TOKENS_MAX:
+            raise ValueError(
+                f"batch · seq_len = {self.batch} · {self.seq_len} tokens of one step must be at "
+                f"most 2^28; use a smaller batch or shorter sequences, and more steps"
+            )
+        return self
 
     @property
     def batch_tokens(self) -> int:

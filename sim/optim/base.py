@@ -21,7 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from models.base import Embedding, Matrix, Steered, Tagged
+from models.base import Embedding, Matrix, Sizes, Steered, Tagged
 from models.errors import UserError
 from models.lm import ModelConfig
 
@@ -35,7 +35,7 @@ DECAYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of the progress 0â€
 }
 
 
-class Optim(Tagged):
+class Optim(Tagged, Sizes):
     """What all optimisers share: rates by the kind of parameter, schedule, clipping, decay.
 
     Embeddings, and vectors (norms, biases, gates, A and Î” parameters), have rates that do not
