@@ -136,13 +136,18 @@ def compare(
         if one.reason:
             screen.print(f"{one.arm}: {one.status}: {one.reason}")
         for cross in one.crossovers:
-            sure = "" if cross.resolved else ", not resolved"
-            screen.print(
-                f"{one.arm} crosses {one.baseline} at {cross.budget:.3g} "
-                f"[{cross.low:.3g}, {cross.high:.3g}] in {cross.share:.0%} of draws{sure}"
-            )
+            at = f"{one.baseline} at {cross.budget:.3g} [{cross.low:.3g}, {cross.high:.3g}]"
+            if cross.resolved:
+                screen.print(f"{one.arm} crosses {at} in {cross.share:.0%} of draws")
+            else:
+                screen.print(
+                    f"{one.arm} may cross {at}: not resolved, the gain is not told from 1 on both "
+                    "sides of it"
+                )
         if one.crossover_note:
             screen.print(f"{one.arm} crosses {one.baseline}: {one.crossover_note}")
+        if one.trend_note:
+            screen.print(f"trend of {one.arm} over {one.baseline}: {one.trend_note}")
     if told := caveat(fitted.values()):
         screen.print(f"caveat: {told}")
     places = []

@@ -18,6 +18,7 @@ from typing import Any
 
 from experiments import costs
 from experiments.text import si
+from figures.study import ends
 from models import rnn
 from sim.flops import CONVENTIONS, training_flops
 from sim.records import Row, read_rows, read_table, timed, write_rows
@@ -125,9 +126,9 @@ def _gain(item: dict[str, Any] | None) -> str:
     if not item["ceg"]:
         return "not resolved"
     far = item["ceg"][-1]
-    value, low, high = (_short(far[name]) for name in ("value", "low", "high"))
-    text = f"{value} [{low}, {high}]"
-    return f"({text})" if far["low"] <= 1 <= far["high"] else text
+    low, high = ends(far)
+    text = f"{_short(far['value'])} [{_short(low)}, {_short(high)}]"
+    return f"({text})" if low <= 1 <= high else text
 
 
 def _short(gain: float) -> str:

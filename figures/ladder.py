@@ -169,8 +169,9 @@ def gains_by_compute(
         for i, item in enumerate(shown):
             look = looks[item["arm"]]
             cost, middle, low, high = np.array(
-                [[at["budget"], at["value"], at["low"], at["high"]] for at in item["ceg"]]
+                [[at["budget"], at["value"], *study.ends(at)] for at in item["ceg"]]
             ).T
+            low, high = np.maximum(low, middle / 10), np.minimum(high, middle * 10)
             cost = cost * 1.02 ** (i - len(shown) / 2)  # side by side, not one over the other
             axes.errorbar(
                 cost, middle, (middle - low, high - middle), marker=look.marker, color=look.colour,
@@ -206,9 +207,11 @@ def _forest(axes: Axes, items: list[dict[str, Any]], looks: dict[str, style.Look
             axes.annotate("not resolved", (1, row), va="center", fontsize=8, color="#5c6370")
             continue
         far = item["ceg"][-1]
-        resolved = not far["low"] <= 1 <= far["high"]
+        low, high = study.ends(far)
+        resolved = not low <= 1 <= high
         look = looks[item["arm"]]
-        axes.plot([far["low"], far["high"]], [row, row], color=look.colour, linewidth=1.4)
+        reach = (low or far["value"] / 10, min(high, 10 * far["value"]))  # a side without an end
+        axes.plot(reach, [row, row], color=look.colour, linewidth=1.4)
         face = look.colour if resolved else "white"
         axes.plot(far["value"], row, look.marker, color=look.colour, markerfacecolor=face)
     axes.axvline(1, color="#5c6370", linewidth=0.8)

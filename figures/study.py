@@ -133,6 +133,12 @@ def gains(
     return [item.json() for item in found]
 
 
+def ends(gain: Mapping[str, Any]) -> tuple[float, float]:
+    """The interval of a gain; JSON has null where it has no end."""
+    low, high = gain["low"], gain["high"]
+    return 0.0 if low is None else low, math.inf if high is None else high
+
+
 def _exponents(cells: Sequence[Point], convention: str, draws: int) -> dict[str, Any]:
     """The slope of log loss on log FLOPs along each family's envelope: one per convention."""
     return {

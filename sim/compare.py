@@ -13,23 +13,41 @@ architectures do. Not included: gains at a fixed N or D.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import fdtri
 
 from models.errors import UserError
 from sim.fitting import Fit, Status
 from sim.identify import ranks
 from sim.law import Law
 from sim.laws import Chinchilla, PowerLaw
-from sim.resample import Floats, cells_of, percentile
+from sim.noise import misfit, pooled
+from sim.resample import Floats, percentile
 from sim.tables import Columns, Dropped, Table, clean, describe
 
 BEATEN, MANY = 0.02, 0.2  # in log loss; and share of an arm's runs: above both, a caveat
 GRID = 65  # points of the window at which crossovers are looked for
+NEAR = 0.1  # in log cost, N and D: how far cells of two arms may lie apart to be paired
+FLOORS = 41  # common asymptotes, from none to the least loss, under which a trend is looked at
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Where an arm's runs lie: log N and log D, or log cost, (n, k) in order, and their seeds."""
+
+    at: Floats
+    seeds: tuple[str, ...]
+
+    def matches(self, other: Cells) -> bool:
+        """Whether every run has one of the same seed at nearly the same place beside it."""
+        if not self.seeds or self.seeds != other.seeds or self.at.shape != other.at.shape:
+            return False
+        return bool((np.abs(self.at - other.at) <= NEAR).all())
 
 
 @dataclass(frozen=True)
@@ -41,7 +59,10 @@ class Arm:
     curve: PowerLaw | None
     draws: PowerLaw | None
     cost: tuple[float, float]  # smallest and largest cost of a run
-    cells: NDArray[Any]  # names of the cells, to see whether two arms can be paired
+    cells: Cells  # to see whether two arms can be paired
+    floored: Callable[[Floats], tuple[PowerLaw, Floats]]  # asymptotes ↦ curves and misfits
+    spare: int  # runs beyond the law's parameters
+    least: float  # loss of a run
     beaten: str = ""  # "k of n runs" that cheaper runs of its own beat, where those are many
 
 
@@ -68,6 +89,28 @@ class Crossover:
 
 
 @dataclass(frozen=True)
+class Floored:
+    """The gain at both ends of the window, had both arms the asymptote E."""
+
+    E: float
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Trend:
+    """Whether the gain grows with compute, under every common asymptote that both arms allow.
+
+    Few runs fit as well with a low asymptote, under which gains fall, as with a high one, under
+    which they rise; `floors` are the lowest and the highest.
+    """
+
+    direction: Literal["rises", "falls", "not identifiable"]
+    floors: tuple[Floored, Floored]
+    runs: tuple[int, int]  # of each arm
+
+
+@dataclass(frozen=True)
 class Comparison:
     arm: str
     baseline: str
@@ -79,6 +122,23 @@ class Comparison:
     window: tuple[float, float] = (math.nan, math.nan)  # the arm's cost, both curves inside
     paired: bool = False
     caveat: str = ""
+    trend: Trend | None = None
+
+    @property
+    def trend_note(self) -> str:
+        """The direction of the gain in words; empty without one."""
+        if self.trend is None:
+            return ""
+        said: str = self.trend.direction
+        (low, high), runs = self.trend.floors, self.trend.runs
+        if said == "not identifiable":
+            count = f"{runs[0]}" if runs[0] == runs[1] else f"{runs[0]} and {runs[1]}"
+            said = f"{count} runs an arm: the direction is not identifiable"
+        told = (f"{at.start:.3g} to {at.end:.3g} with E = {at.E:.3g}" for at in (low, high))
+        return (
+            f"{said}; over the window, under the least and the greatest E that both arms' runs "
+            f"allow: {', '.join(told)}"
+        )
 
     @property
     def crossover_note(self) -> str:
@@ -114,8 +174,9 @@ def arms(
 
     With `n` and `d` an arm is its compute-optimal frontier, without them a power law through all
     of its runs, which then should be the runs one would choose at each budget: where many are
-    beaten by cheaper ones, the comparison carries a caveat. Without `asymptote`
-    curves have E = 0: enough inside a window too short to show an E, and nothing outside it.
+    beaten by cheaper ones, the comparison carries a caveat. Where runs are few, their noise is
+    that of all arms together (`sim.noise`). Without `asymptote` curves have E = 0: enough inside a
+    window too short to show an E, and nothing outside it.
     `surfaces` are Chinchilla fits of these very rows that need not be made again: the surface is
     the same whatever the cost.
     """
@@ -127,31 +188,49 @@ def arms(
     if not len(table):
         raise UserError(f"a comparison needs usable rows: {describe(table.dropped)}")
     names = list(dict.fromkeys(table["arch"]))
-    fitted = {}
-    for name in names:
-        rows = table.where(table["arch"] == name)
-        fit = None if surfaces is None else surfaces[name]
-        fitted[name] = _arm(
-            name, rows, n is not None, fit, draws=draws, seed=rng_seed, asymptote=asymptote
-        )
-    return fitted, table.dropped
+    rows = {name: table.where(table["arch"] == name) for name in names}
+    surface, fits = n is not None, surfaces
+    if fits is None:
+        options = {"seed": rng_seed, "asymptote": asymptote}
+        first = [_fit(part, surface, draws=1, **options).noise for part in rows.values()]
+        told = [noise for noise in first if noise]
+        noise = pooled(told) if told else None
+        fits = {k: _fit(v, surface, draws=draws, noise=noise, **options) for k, v in rows.items()}
+    return {k: _arm(k, part, surface, fits[k]) for k, part in rows.items()}, table.dropped
 
 
-def _arm(name: str, rows: Table, surface: bool, fit: Fit | None, **options: Any) -> Arm:
-    c = rows["cost"]
+def _fit(rows: Table, surface: bool, **options: Any) -> Fit:
     parts = {k: v for k, v in rows.columns.items() if k in ("loss", "N", "D", "run", "seed")}
     if surface:
-        fit = fit or Chinchilla.fit(Table(parts, ()), held_out=(), **options)
-        slopes = _cost_model(name, c, rows["N"], rows["D"])
-        keys = [ranks(rows["N"]), ranks(rows["D"])]
-    else:
-        fit = PowerLaw.fit(Table(parts | {"C": c}, ()), held_out=(), **options)
-        slopes = None
-        keys = [ranks(c)]
+        return Chinchilla.fit(Table(parts, ()), held_out=(), **options)
+    return PowerLaw.fit(Table(parts | {"C": rows["cost"]}, ()), held_out=(), **options)
+
+
+def _arm(name: str, rows: Table, surface: bool, fit: Fit) -> Arm:
+    c = rows["cost"]
+    slopes = _cost_model(name, c, rows["N"], rows["D"]) if surface else None
+    law: type[Chinchilla] | type[PowerLaw] = Chinchilla if surface else PowerLaw
+    x = [rows["N"], rows["D"]] if surface else [c]
+
+    def floored(floors: Floats) -> tuple[PowerLaw, Floats]:
+        theta, left = law.floored(x, np.log(rows["loss"]), floors)
+        curves = _curve(law.unpack(theta, x), slopes)
+        assert curves is not None
+        return curves, misfit(left, fit.trunk)
+
     curve, many = _curve(fit.law, slopes), _curve(fit.draws, slopes)
-    index = cells_of({str(i): k for i, k in enumerate(keys)}, [str(i) for i in range(len(keys))])
     span, beaten = (float(c.min()), float(c.max())), "" if surface else _beaten(c, rows["loss"])
-    return Arm(name, fit, curve, many, span, np.bincount(index), beaten)
+    cells = _cells(x, rows.columns.get("seed"))
+    spare, least = len(c) - len(fields(law)), float(rows["loss"].min())
+    return Arm(name, fit, curve, many, span, cells, floored, spare, least, beaten)
+
+
+def _cells(x: Sequence[Floats], seeds: NDArray[Any] | None) -> Cells:
+    order = np.lexsort(
+        [*([] if seeds is None else [seeds.astype(str)]), *(ranks(v) for v in reversed(x))]
+    )
+    named = () if seeds is None else tuple(str(seed) for seed in seeds[order])
+    return Cells(np.log(np.stack(x, axis=1))[order], named)
 
 
 def _beaten(c: Floats, loss: Floats) -> str:
@@ -163,14 +242,20 @@ def _beaten(c: Floats, loss: Floats) -> str:
 
 
 def caveat(compared: Iterable[Arm]) -> str:
-    """Why curves through all runs are not what a cost buys: many are beaten by cheaper ones of the
-    same arm. Empty for frontiers, and where the runs are those to choose at each cost.
+    """What the arms' tables make doubtful; empty where nothing is.
+
+    Curves through all runs are not what a cost buys where many are beaten by cheaper ones of the
+    same arm; and runs whose noise may be shared have intervals that assume so.
     """
+    compared = list(compared)
+    told = list(dict.fromkeys(arm.fit.warning for arm in compared if arm.fit.warning))
     found = ", ".join(f"{arm.name} ({arm.beaten})" for arm in compared if arm.beaten)
-    return found and (
-        f"beaten by more than {BEATEN:.0%} at no higher cost: {found}; a curve through such runs "
-        "is not what a cost buys: name n and d to compare compute-optimal frontiers"
-    )
+    if found:
+        told.append(
+            f"beaten by more than {BEATEN:.0%} at no higher cost: {found}; a curve through such "
+            "runs is not what a cost buys: name n and d to compare compute-optimal frontiers"
+        )
+    return "; ".join(told)
 
 
 def _cost_model(name: str, c: Floats, N: Floats, D: Floats) -> tuple[float, float, float]:
@@ -246,17 +331,38 @@ def gain(
             f"budgets must lie inside the window both arms share, {low:.3g} to {high:.3g} of "
             f"{a.name}, and are {', '.join(f'{c:.3g}' for c in at)}; choose others or add runs"
         )
-    paired = np.array_equal(a.cells, b.cells)
+    paired = a.cells.matches(b.cells) and not (a.fit.simulated or b.fit.simulated)
     other = b.draws if paired else _shuffled(b.draws)
     value, many = _gain(a.curve, b.curve, at)[:, 0], _gain(a.draws, other, at)
     gains = []
     for c, v, row in zip(at, value, many, strict=True):
         gains.append(Gain(float(c), float(v), *percentile(row, level), float(np.mean(row > 1.0))))
     met = _crossovers(a.curve, b.curve, a.draws, other, (low, high), level)
+    trend = _trend(a, b, _gain(a.draws, other, np.array([low, high])), (low, high), level)
     return Comparison(
         a.name, b.name, cost, "converged", "", tuple(gains), met, (low, high), paired,
-        caveat((a, b)),
+        caveat((a, b)), trend,
     )  # fmt: skip
+
+
+def _trend(a: Arm, b: Arm, ends: Floats, span: tuple[float, float], level: float) -> Trend:
+    """Direction of the gain through the window; `ends` (2, draws) are gains at its ends."""
+    floors = np.linspace(0.0, 0.99 * min(a.least, b.least), FLOORS)
+    (of_a, left_a), (of_b, left_b) = a.floored(floors), b.floored(floors)
+    left = left_a + left_b
+    dof = 1 + a.spare + b.spare
+    allowed = left <= left.min() * (1.0 + fdtri(1.0, dof, level) / dof)
+    start, end = _gain(of_a, of_b, np.array(span))[:, allowed]
+    E = floors[allowed]
+    with np.errstate(invalid="ignore"):  # no cost of the baseline has the loss: infinite twice
+        low, high = percentile(ends[1] / ends[0], level)
+    direction: Literal["rises", "falls", "not identifiable"] = "not identifiable"
+    if low > 1.0 and (end > start).all():
+        direction = "rises"
+    elif high < 1.0 and (end < start).all():
+        direction = "falls"
+    first, last = (Floored(float(E[i]), float(start[i]), float(end[i])) for i in (0, -1))
+    return Trend(direction, (first, last), (a.fit.n_points, b.fit.n_points))
 
 
 def _shuffled(law: PowerLaw) -> PowerLaw:

@@ -25,14 +25,12 @@ from models.errors import UserError
 from sim.identify import unidentifiable
 from sim.law import FLOPS_PER_ND
 from sim.laws import Chinchilla
+from sim.noise import SHARED
 from sim.published import PUBLISHED
 from sim.resample import DELTA, Floats, minimise
 
 Z90 = 1.6448536269514722  # half of a central 90 % normal interval, in standard deviations
 COOLDOWN = 0.2  # share of a branch that is its own cooldown (Hägele et al. 2024, arXiv 2405.18392)
-# Variance of log loss between seeds that branches of one trunk have in common, as a share of all of
-# it: .61 in the committed ladders, .62 [.53, .67] in the laptop's and .50 [.31, .64] in the GPU's.
-SHARED = 0.61
 LAB = Chinchilla(E=1.0, A=30.0, B=600.0, alpha=0.35, beta=0.42)  # bytes, 1e4 to 1e6 parameters
 
 

@@ -14,11 +14,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.errors import UserError
 from sim.heldout import HeldOut, leave_largest_out
 from sim.identify import at_bound, drowned, faded, unidentifiable
 from sim.law import FLOPS_PER_ND, Law
+from sim.noise import Noise, residual_noise, simulate
 from sim.resample import DELTA, STEPS, Floats, cell_weights, minimise, percentile, units
 from sim.tables import Columns, Dropped, Table, clean, describe
 
@@ -44,6 +46,10 @@ class Fit:
     checklist: dict[str, str] = field(default_factory=dict)
     draws: Law | None = None  # the law with one entry per bootstrap draw
     faded: bool = False  # at a bound for no other reason than that E = 0 describes the runs best
+    noise: Noise | None = None  # of one run, by what the fit leaves
+    simulated: bool = False  # the draws are of that noise, not of runs: these are too few
+    trunk: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))  # of each row
+    warning: str = ""  # what the table leaves open about shared noise
 
     @property
     def ok(self) -> bool:
@@ -94,11 +100,14 @@ class Fittable(Law):
         asymptote: bool = True,
         held_out: Sequence[float] = (0.25, 0.1),
         stated: Mapping[str, str] | None = None,
+        noise: Noise | None = None,
     ) -> Fit:
         """Fit columns named by the law's letters, `loss`, and where there `flops`, `run`, `seed`.
 
-        `run` groups cooldown branches that share a trunk: they are drawn together. Without it a
-        cell is one (N, D). `budgets` are where N*(C) and L*(C) are reported (default: a tenth of
+        `run` groups cooldown branches that share a trunk: they are drawn together. Runs, or trunks,
+        that are too few to be drawn from get their interval from refits to simulated noise
+        (`sim.noise`): as large as the residuals say, or as `noise` says, which more runs than these
+        may have told. `budgets` are where N*(C) and L*(C) are reported (default: a tenth of
         the largest compute, and the largest). `residual="loss"` with a large `delta` is plain
         least squares on the loss. `stated` adds what data cannot tell, such as the
         learning-rate rule, to the checklist. Errors: a missing column or no usable row is a
@@ -135,24 +144,28 @@ class Fittable(Law):
             budgets = [] if cost is None else [cost.max() / 10.0, cost.max()]
         per_nd = _flops_per_nd(cls, x, cost)
         estimate = {q: float(v) for q, v in law.quantities(budgets, per_nd).items()}
-        drawn = units(table.columns, cls.inputs, len(theta))
-        if not drawn.spread:
-            reason = (
-                f"{len(drawn.group)} {drawn.name} are all needed for a fit, so nothing is left to "
-                f"draw an interval from: more seeds or sizes are needed"
-            )
-            return Fit(law, "unidentifiable", reason, **common)
-        rng = np.random.default_rng(seed)
-        weights = cell_weights(drawn.of, draws, rng, drawn.need, drawn.group)
-        again = minimise(form, y, np.tile(theta, (draws, 1)), weights=weights, delta=delta)
+        drawn = units(table.columns, cls.inputs, len(theta), y)
+        own = residual_noise(form, y, theta, drawn.trunk)
+        common |= {"noise": own, "simulated": drawn.few}
+        common |= {"trunk": drawn.trunk, "warning": drawn.warning}
+        if drawn.warning:
+            checklist["shared noise"] = drawn.warning
+        rng, starts = np.random.default_rng(seed), np.tile(theta, (draws, 1))
+        if drawn.few:
+            told = noise or own
+            simulated = simulate(form, theta, told, drawn.trunk, draws, rng)
+            again = minimise(form, simulated, starts, delta=delta)
+            source = f"fits to noise of {told.words()}, as {len(drawn.group)} {drawn.name} tell it"
+        else:
+            weights = cell_weights(drawn.of, draws, rng, drawn.need, drawn.group)
+            again = minimise(form, y, starts, weights=weights, delta=delta)
+            source = f"bootstrap draws of {len(drawn.group)} {drawn.name}"
         spread = cls.unpack(again.theta, x)
         values = spread.quantities(budgets, per_nd)
         interval = {q: percentile(v, LEVEL) for q, v in values.items()}
         share = float(again.converged.mean())
         checklist["interval"] = (
-            f"{LEVEL:.0%}, percentiles of {draws} bootstrap draws of {len(drawn.group)} "
-            f"{drawn.name}, "
-            f"each converged again ({share:.1%} did)"
+            f"{LEVEL:.0%}, percentiles of {draws} {source}, each converged again ({share:.1%} did)"
         )
         checklist["FLOPs per N·D"] = f"{per_nd:.3g}"
         held: list[HeldOut] = []

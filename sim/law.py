@@ -16,7 +16,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sim.resample import NEVER, Floats, Form, Solution, Terms, linear_terms, minimise, without
+from sim.resample import (
+    NEVER,
+    Floats,
+    Form,
+    Solution,
+    Terms,
+    at_floors,
+    linear_terms,
+    minimise,
+    without,
+)
 
 Value = Any  # a float, or an array with one entry per bootstrap draw
 
@@ -70,6 +80,13 @@ class Law(ABC):
         form, starts = cls.form(x, y)
         form = replace(form if asymptote else without(form), log=log)
         return form, minimise(form, y, starts, delta=delta)
+
+    @classmethod
+    def floored(cls, x: Sequence[Floats], y: Floats, floors: Floats) -> tuple[Floats, Floats]:
+        """Least-squares θ (b, p) with each asymptote (b,), and what they leave of log L (b, n)."""
+        form, found = cls.solve(x, y, asymptote=True, delta=1e3, log=True)
+        theta = at_floors(form, y, found.theta[int(np.argmin(found.objective))], floors)
+        return theta, form.predict(theta) - y
 
     def params_raw(self) -> dict[str, Value]:
         return {f.name: getattr(self, f.name) for f in fields(self)}

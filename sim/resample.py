@@ -108,11 +108,13 @@ def minimise(
     weights: Floats | None = None,
     delta: float = DELTA,
     max_steps: int = STEPS,
+    fixed: int | None = None,
 ) -> Solution:
     """Minimise the summed Huber loss from every start.
 
     `y` is log L, (n,) or one row per start; `weights` likewise (multiplicities of a bootstrap
-    draw); `starts` is (b, p). A problem that has not converged within `max_steps` says so.
+    draw); `starts` is (b, p), of which θ number `fixed` stays where it starts. A problem that has
+    not converged within `max_steps` says so.
 
     An asymptote of zero is infinitely far in its log. A problem that did not converge, or came to
     the lower edge on the way there, is solved again without one, and ends there if that is lower.
@@ -132,6 +134,8 @@ def minimise(
     for _ in range(max_steps):
         t, lam = theta[live], damping[live]
         held = ((t <= form.lower) & (grad > 0)) | ((t >= form.upper) & (grad < 0))
+        if fixed is not None:
+            held[:, fixed] = True
         free = ~held[:, :, None] & ~held[:, None, :]
         scale = np.einsum("bpp->bp", majorant)
         ridge = 1e-12 * scale + 1e-300
@@ -183,6 +187,15 @@ def without(form: Form) -> Form:
     return replace(form, lower=lower, upper=upper, fading=None)
 
 
+def at_floors(form: Form, y: Floats, theta: Floats, floors: Floats) -> Floats:
+    """θ (b, p) of the least-squares fits that start at θ and have each of the asymptotes (b,)."""
+    assert form.fading is not None
+    starts = np.tile(theta, (len(floors), 1))
+    starts[:, form.fading] = np.log(np.maximum(floors, np.exp(form.lower[form.fading])))
+    held = replace(form, fading=None)
+    return minimise(held, y, starts, delta=1e3, fixed=form.fading).theta
+
+
 def _solve(matrix: Floats, rhs: Floats) -> Floats:
     """Batched solve after scaling to a unit diagonal."""
     d = 1.0 / np.sqrt(np.maximum(np.abs(np.einsum("bpp->bp", matrix)), 1e-300))
@@ -197,49 +210,91 @@ def cells_of(table: dict[str, NDArray[Any]], keys: Sequence[str]) -> NDArray[np.
     return np.unique(np.stack(present, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
 
 
-FEW = 10  # cells; with fewer, the runs themselves are drawn
+ONE_TRUNK = 0.3  # share of noise in common, from which runs of one size and seed are branches
 
 
 @dataclass(frozen=True)
 class Units:
-    """What the bootstrap draws: each row's unit, each unit's group, and the groups a law needs."""
+    """Independent units: each row's unit, each unit's group, and the groups that a draw must hold.
+
+    Where there are `few`, noise is drawn and not they (`sim.noise`); rows of one `trunk` share it.
+    """
 
     of: NDArray[np.intp]
     group: NDArray[np.intp]
     need: int
     name: str
-
-    @property
-    def spread(self) -> bool:
-        """Whether draws can differ at all."""
-        return len(self.group) > min(self.need, int(self.group.max()) + 1)
+    few: bool
+    trunk: NDArray[np.intp]
+    warning: str = ""  # what the table leaves open about shared noise
 
 
-def units(table: dict[str, NDArray[Any]], keys: Sequence[str], p: int) -> Units:
-    """The units of a table for a law of p parameters.
+def units(table: dict[str, NDArray[Any]], keys: Sequence[str], p: int, y: Floats) -> Units:
+    """The independent units of a table for a law of p parameters; y is log L.
 
-    Trunks where a column `run` says which runs share one, else cells of equal `keys`. Fewer than
-    `FEW` trunks or cells are too few to draw from: then a trunk's seeds, or every run, are units
-    of their own, and a draw must still hold three sizes. Units are numbered by their keys, so that
+    Trunks where a column `run` says which runs share one, or where `_branches` finds them; else
+    cells of equal `keys`. Fewer than 2(p + 1) trunks or cells are too few to draw from: then a
+    trunk's seeds, or every run, are units of their own. Units are numbered by their keys, so that
     two arms with the same grid get the same draws from the same seed.
     """
-    seeds = ["seed"] if "seed" in table else []
+    seeds, limit, warning = (["seed"] if "seed" in table else []), 2 * (p + 1), ""
     if "run" in table:
-        names, label = table["run"].astype(str), "trunks"
-        if len(np.unique(names)) < FEW and seeds:
-            names = np.char.add(np.char.add(names, " "), table["seed"].astype(str))
-            label = f"trunks of one seed (fewer than {FEW} trunks)"
+        whole = cells_of(table, ["run"])
+    else:
+        whole, warning = _branches(table, keys, seeds, y)
+    trunk = cells_of({"run": whole} | table, ["run", *seeds])
+    if trunk.max() + 1 < len(trunk):
+        few = whole.max() + 1 < limit
+        names = trunk if few else whole
+        label = f"trunks of one seed (fewer than {limit} trunks)" if few and seeds else "trunks"
         _, first, unit = np.unique(names, return_index=True, return_inverse=True)
         heads = {key: table[key][first] for key in (keys[0], *seeds)}
         order = _numbered(heads, [keys[0], *seeds])
         group = np.empty(len(first), np.intp)
         group[order] = np.unique(heads[keys[0]], return_inverse=True)[1]
-        return Units(order[unit], group, 3, label)
+        return Units(order[unit], group, 3, label, len(first) < limit, trunk, warning)
     cells = cells_of(table, keys)
-    if cells.max() + 1 < FEW:
-        runs = _numbered(table, [*keys, *seeds])
-        return Units(runs, np.arange(len(runs)), p, f"runs (fewer than {FEW} cells)")
-    return Units(cells, np.arange(cells.max() + 1), p, "cells")
+    if cells.max() + 1 < limit:
+        runs, count = _numbered(table, [*keys, *seeds]), len(cells)
+        label = f"runs (fewer than {limit} cells)"
+        return Units(runs, np.arange(count), p, label, count < limit, trunk)
+    return Units(cells, np.arange(cells.max() + 1), p, "cells", False, trunk)
+
+
+def _branches(
+    table: dict[str, NDArray[Any]], keys: Sequence[str], seeds: Sequence[str], y: Floats
+) -> tuple[NDArray[np.intp], str]:
+    """Each row's trunk where no column names it, and what to tell the user.
+
+    Runs of one size and seed at several token counts may be cooldown branches of one trunk. Where
+    cells have several seeds the deviations from their means show it; where they have one, it is
+    taken to be so.
+    """
+    alone = np.arange(len(y))
+    if not {"N", "D"} <= set(keys):
+        return alone, ""
+    size, cell = cells_of(table, ["N", *seeds]), cells_of(table, ["N", "D"])
+    pairs = cells_of({"size": size, "D": table["D"]}, ["size", "D"])
+    if pairs.max() == size.max():
+        return alone, ""
+    remedy = "a column `run` says which: one name for each trunk, or one for each run"
+    count = np.bincount(cell)
+    if not seeds or (count < 2).all():
+        return size, (
+            f"runs of one N and seed may be cooldown branches of one trunk, which share noise, and "
+            f"intervals take them to be; {remedy}"
+        )
+    rest = (y - (np.bincount(cell, y) / count)[cell]) * (count[cell] > 1)
+    n, total = np.bincount(size, count[cell] > 1), np.bincount(size, rest)
+    square = np.bincount(size, rest**2)
+    pooled = float((np.maximum(n - 1, 0) * square).sum())
+    share = float((total**2 - square).sum()) / pooled if pooled else 0.0
+    if share < ONE_TRUNK:
+        return alone, ""
+    return size, (
+        f"runs of one N and seed share {share:.0%} of their noise, as cooldown branches of one "
+        f"trunk do, and intervals take them for such; {remedy}"
+    )
 
 
 def _numbered(table: dict[str, NDArray[Any]], keys: Sequence[str]) -> NDArray[np.intp]:
@@ -274,7 +329,8 @@ def cell_weights(
 
 
 def percentile(draws: Floats, level: float) -> tuple[float, float]:
-    """The central `level` interval of bootstrap draws; infinite draws stay in their tail."""
+    """The central `level` interval of draws; infinite ones stay in their tail, nan is in both."""
     tail = (1.0 - level) / 2.0
-    low, high = np.quantile(draws, [tail, 1.0 - tail], method="inverted_cdf")
+    low = np.quantile(np.where(np.isnan(draws), -np.inf, draws), tail, method="inverted_cdf")
+    high = np.quantile(np.where(np.isnan(draws), np.inf, draws), 1.0 - tail, method="inverted_cdf")
     return float(low), float(high)

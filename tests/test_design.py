@@ -93,7 +93,8 @@ def test_promised_width_is_the_width_a_bootstrap_then_has():
     for _ in range(8):
         n, d = design.points()
         loss = LAB(n, d) * np.exp(noise * rng.standard_normal(len(n)))
-        fit = Chinchilla.fit({"N": n, "D": d, "loss": loss}, draws=150, held_out=())
+        runs = {"N": n, "D": d, "loss": loss, "run": range(len(n))}
+        fit = Chinchilla.fit(runs, draws=150, held_out=())
         widths.append(np.ptp(fit.interval["a"]) / 2)
     assert np.median(widths) == pytest.approx(promised.a, rel=0.35)
 

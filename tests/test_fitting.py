@@ -89,7 +89,7 @@ def test_seed_noise_is_the_spread_between_seeds():
     assert seed_noise(np.arange(3), np.log([3.0, 2.0, 1.0])) is None
 
 
-def test_three_trunks_have_an_interval_from_their_seeds_and_none_without():
+def test_three_trunks_of_one_seed_have_a_wider_interval_than_those_of_two():
     n, d = (v.ravel() for v in np.meshgrid([3e4, 6e4, 1.2e5], [3e5, 5e5, 8e5]))
     rng = np.random.default_rng(0)
     rows = [
@@ -103,8 +103,8 @@ def test_three_trunks_have_an_interval_from_their_seeds_and_none_without():
     assert high - low > 0.01
     alone = {k: v[::2] for k, v in columns.items()}
     fit = Chinchilla.fit(alone, draws=40, asymptote=False, held_out=())
-    assert (fit.status, fit.interval) == ("unidentifiable", {})
-    assert "nothing is left to draw an interval from" in fit.reason
+    assert np.ptp(fit.interval["a"]) > 1.3 * (high - low)
+    assert (fit.status, "nearly any allocation fits" in fit.reason) == ("unidentifiable", True)
 
 
 def test_held_out_error_is_that_of_the_law_and_beats_both_baselines_on_its_own_surface():
