@@ -16,8 +16,8 @@ from experiments.fit import fit as fit_command
 from sim.compare import arms, compare
 from sim.laws import Chinchilla, PowerLaw
 from sim.noise import SHARED, Noise, misfit, pooled, residual_noise, shared
+from sim.readers import read
 from sim.resample import percentile, units
-from sim.tables import read
 
 CASES = Path(__file__).parent / "cases"
 LINE = PowerLaw(A=300.0, alpha=0.2, E=1.0)
