@@ -118,7 +118,8 @@ def export(run: str, folder: Path, runs: Path = Path("runs"), layout: str | None
         layout,
         context=record.run.budget.seq_len,
     )
-    tokenizer = record.run.data.open().tokenizer
+    data = record.run.data
+    tokenizer = data.open().tokenizer if getattr(data, "bpe_vocab", None) else None
     if tokenizer is not None:
         written.append(folder / "tokenizer.json")
         write(written[-1], tokenizer)

@@ -83,6 +83,8 @@ class Sizes(Config):
 
     LARGEST = 2**31 - 1
 
+    incidental: ClassVar[frozenset[str]] = frozenset()  # fields that name nothing: in no digest
+
 
 class Tagged(Config):
     """A config that names its own class in JSON, by a field `kind` that every subclass pins."""

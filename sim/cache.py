@@ -46,14 +46,19 @@ def name(stem: str, *parts: str) -> str:
     return f"{stem}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
 
 
-def entry(name: str, make: Callable[[], Iterable[bytes]]) -> tuple[np.ndarray, str]:
-    """The bytes that `make` yields, as a read-only memory map, and their SHA-256 in hex."""
+def entry(
+    name: str, make: Callable[[], Iterable[bytes]], digest: str | None = None
+) -> tuple[np.ndarray, str]:
+    """The bytes that `make` yields, as a read-only memory map, and their SHA-256 in hex.
+
+    Where their `digest` is known beforehand, what lies in the cache must have it, or is made again.
+    """
     path = folder() / name
     found = _read(path)
-    if found is None:
+    if found is None or digest not in (None, found[1]):
         _write(path, make())
         found = _read(path)
-    if found is None:
+    if found is None or digest not in (None, found[1]):
         raise UserError(
             f"the cache must return what was written, but {path} reads back damaged; "
             "set ISOFLOP_CACHE to a directory on a sound disk"

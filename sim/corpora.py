@@ -81,7 +81,7 @@ class Corpus(DataConfig):
         package = PACKAGES[self.name]
         installed = _installed(package)  # first, so that a filled cache changes no outcome
         name = cache.name(self.name, package.digest)
-        text, digest = cache.entry(name, lambda: _extract(package, installed))
+        text, digest = cache.entry(name, lambda: _extract(package, installed), package.digest)
         return text_tokens(self.name, text, digest, self.bpe_vocab)
 
 

@@ -1,49 +1,58 @@
 """Your own data: local text, JSON lines, Parquet or token files.
 
-    .txt      UTF-8, mapped where it lies
+    .txt      UTF-8
     .jsonl    one JSON object a line; the strings under `field`, with a blank line between documents
     .parquet  the strings of the column `field`, likewise
-    .bin      token ids of a stated width, or behind llm.c's header (sim/tokenfile.py), mapped
+    .bin      token ids of a stated width, or behind llm.c's header (sim/tokenfile.py)
 
-Documents of .jsonl and .parquet are written to the cache once, as text.
+A file is copied to the cache once, documents of .jsonl and .parquet as text, and the copy is what
+is read: whatever happens to the file then, a run has the bytes that it is named by.
 """
 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from models.errors import UserError
 from sim import cache
+from sim.durable import write
 from sim.source import HELD_OUT, DataConfig, Pieces, StoredTokens
 from sim.tokenfile import Width, ids_of, read_ids
 from sim.tokenizer import BPE_VOCAB_MAX, BPE_VOCAB_MIN, text_tokens
 
-SUFFIXES = (".txt", ".jsonl", ".parquet", ".bin")
+Format = Literal["txt", "jsonl", "parquet", "bin"]
 BETWEEN = b"\n\n"  # documents
 CHUNK = 1 << 24  # bytes read at once where a whole file is checked
 
 
 class File(DataConfig):
-    """A local file. Its SHA-256 is part of the value, so that a run is named by content.
+    """A local file, named by content: `path` is where it was found, and is in no digest.
 
-    `digest` is read from the file when left out, and a file that has changed since is refused by
-    `open`. For .bin alone: `bin_vocab` says that its token ids are below it, `dtype` how wide they
-    are, unless a header does; its held-out split is its last twentieth. Raises UserError if the
-    file is missing or empty.
+    `format` is the path's suffix when left out, and `digest`, the SHA-256, is read from the file:
+    where there is none any more, it is that of what was last opened under this path. `open` reads
+    the content of that digest, from the cache, or from the file if it still has it. For .bin alone:
+    `bin_vocab` says that its token ids are below it, `dtype` how wide they are, unless a header
+    does; its held-out split is its last twentieth. Raises UserError if the file is empty, or
+    missing and never opened.
     """
+
+    incidental = frozenset({"path"})
 
     kind: Literal["file"] = "file"
     path: str
+    format: Format = Field(default_factory=lambda given: _suffix(given["path"]))
     field: str = "text"
     bpe_vocab: int | None = Field(None, ge=BPE_VOCAB_MIN, le=BPE_VOCAB_MAX)
     bin_vocab: int | None = Field(None, ge=2, lt=2**31)
@@ -52,14 +61,15 @@ class File(DataConfig):
 
     @model_validator(mode="after")
     def _known_kind(self) -> File:
-        if self.suffix not in SUFFIXES:
-            raise ValueError(f"{self.path} must end in one of {', '.join(SUFFIXES)}; convert it")
-        if (self.suffix == ".bin") != (self.bin_vocab is not None):
+        if self.format not in get_args(Format):
+            suffixes = ", ".join(f".{name}" for name in get_args(Format))
+            raise ValueError(f"{self.path} must end in one of {suffixes}; convert it")
+        if (self.format == "bin") != (self.bin_vocab is not None):
             raise ValueError(
                 f"bin_vocab={self.bin_vocab} with {self.path}: bin_vocab is needed for .bin files, "
                 "and for them alone; give or drop it"
             )
-        if self.suffix == ".bin" and self.bpe_vocab is not None:
+        if self.format == "bin" and self.bpe_vocab is not None:
             raise ValueError(
                 f"bpe_vocab={self.bpe_vocab} needs text, but {self.path} holds tokens; drop it"
             )
@@ -71,35 +81,73 @@ class File(DataConfig):
         return self
 
     @property
-    def suffix(self) -> str:
-        return Path(self.path).suffix
-
-    @property
     def vocab_size(self) -> int:
         return self.bin_vocab or self.bpe_vocab or 256
 
     def open(self) -> StoredTokens:
-        found = file_digest(self.path)
+        if self.format in ("txt", "bin"):
+            name = cache.name("file", self.digest)
+            data, digest = cache.entry(name, self._bytes, self.digest)
+        else:
+            name = cache.name("file", f".{self.format}", self.digest, self.field)
+            data, digest = cache.entry(name, self._documents)
+        _remember(self.path, self.digest)
+        if self.bin_vocab is None:
+            return text_tokens(self.path, _utf8(self.path, data), digest, self.bpe_vocab)
+        ids = read_ids(self.path, data, self.bin_vocab, self.dtype)
+        cut = len(ids) - len(ids) // HELD_OUT
+        train, held_out = Pieces(ids, [(0, cut)]), Pieces(ids, [(cut, len(ids))])
+        return StoredTokens(self.path, digest, train, held_out, stored=[(data, digest)])
+
+    def _bytes(self) -> Iterator[bytes]:
+        """The file as it is, and at last a UserError if that is not what this value names."""
+        file_digest(self.path, must_exist=True)
+        found = hashlib.sha256()
+        with open(self.path, "rb") as file:
+            while chunk := file.read(CHUNK):
+                found.update(chunk)
+                yield chunk
+        self._check(found.hexdigest())
+
+    def _documents(self) -> Iterator[bytes]:
+        self._check(file_digest(self.path, must_exist=True))
+        read = _jsonl if self.format == "jsonl" else _parquet
+        yield from join(read(self.path, self.field), self.path)
+        self._check(file_digest(self.path, must_exist=True))
+
+    def _check(self, found: str) -> None:
         if found != self.digest:
             raise UserError(
                 f"{self.path} must have the digest {self.digest[:16]} of its run, but has "
                 f"{found[:16]}; restore the file, or leave the digest out to describe a new run"
             )
-        if self.bin_vocab is not None:
-            return _tokens(self.path, found, self.bin_vocab, self.dtype)
-        if self.suffix == ".txt":
-            text, digest = _utf8(self.path), found
-        else:
-            read = _jsonl if self.suffix == ".jsonl" else _parquet
-            name = cache.name("file", self.suffix, found, self.field)
-            text, digest = cache.entry(name, lambda: join(read(self.path, self.field), self.path))
-        return text_tokens(self.path, text, digest, self.bpe_vocab)
 
 
-def file_digest(path: str) -> str:
-    """SHA-256 of a file's bytes, in hex. Raises UserError if it is missing, no file or empty."""
-    file = Path(path)
+def _suffix(path: str) -> Any:  # a Format, which is for the value that has it to check
+    return Path(path).suffix.removeprefix(".")
+
+
+def _memory(path: str) -> Path:
+    return cache.folder() / cache.name("digest", os.path.abspath(path))
+
+
+def _remember(path: str, digest: str) -> None:
+    """Keep the digest of what was opened under this path, for the time when it is gone."""
+    memory = _memory(path)
+    with contextlib.suppress(OSError):  # a service, that needs no cache
+        if not memory.is_file() or memory.read_text() != digest:
+            write(memory, digest.encode())
+
+
+def file_digest(path: str, must_exist: bool = False) -> str:
+    """SHA-256 of a file's bytes, in hex, or of what was last opened there, if it is gone.
+
+    Raises UserError if it is empty, or if it is gone and was never opened or must be there now.
+    """
+    file, memory = Path(path), _memory(path)
     if not file.is_file():
+        if memory.is_file() and not file.exists() and not must_exist:
+            return memory.read_text()
         raise UserError(f"{path} must be an existing file; check the path")
     status = file.stat()
     if not status.st_size:
@@ -116,16 +164,8 @@ def _file_digest(path: str, size: int, changed_ns: int) -> str:
         raise UserError(f"{path} must be readable ({error.strerror}); allow it") from error
 
 
-def _tokens(path: str, digest: str, vocab: int, width: Width | None) -> StoredTokens:
-    tokens = read_ids(path, vocab, width)
-    cut = len(tokens) - len(tokens) // HELD_OUT
-    return StoredTokens(
-        path, digest, Pieces(tokens, [(0, cut)]), Pieces(tokens, [(cut, len(tokens))])
-    )
-
-
-def _utf8(path: str) -> np.ndarray:
-    text = np.asarray(np.memmap(path, np.uint8, mode="r"))
+def _utf8(path: str, text: np.ndarray) -> np.ndarray:
+    """The same bytes, if they are text."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     for begin in range(0, len(text), CHUNK):
         pending = len(decoder.getstate()[0])

@@ -10,6 +10,9 @@ and "unique" and "repeated" are counts, not estimates.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Int
 
@@ -119,19 +122,29 @@ class StoredTokens(Source):
         held_out: Pieces,
         text: tuple[Pieces, Pieces] | None = None,
         tokenizer: bytes | None = None,
+        stored: Sequence[tuple[np.ndarray, str]] = (),
     ):
+        """`stored` are the mapped bytes behind all this, each with its SHA-256, to verify."""
         if not len(train) or not len(held_out):
             raise UserError(
                 f"{name} must have at least {HELD_OUT} tokens, of which one in {HELD_OUT} is held "
                 f"out, but has {len(train) + len(held_out)}; use more data"
             )
-        self.name, self.digest = name, digest
+        self.name, self.digest, self.stored = name, digest, stored
         self.train, self.held = train, held_out
         self.train_tokens = len(train)
         self.entropy = None
         self.text = text  # the bytes of the training and of the held-out tokens
         self.tokenizer = tokenizer
         self.bytes_per_token = None if text is None else len(text[1]) / len(held_out)
+
+    def verify(self) -> None:
+        for data, digest in self.stored:
+            if hashlib.sha256(data.data).hexdigest() != digest:
+                raise UserError(
+                    f"the bytes of {self.name} changed in the cache while they were in use; leave "
+                    "it alone and run again"
+                )
 
     def batch(self, step: int, seed: int, batch: int, seq_len: int) -> Int[np.ndarray, "b s"]:
         n = self._fit(self.train, "training", seq_len)

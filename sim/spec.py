@@ -112,7 +112,8 @@ def canonical(value: Any) -> str:
 
 
 def essential(value: Any) -> Any:
-    """A config as plain JSON values without the fields that stand at their defaults.
+    """A config as plain JSON values without the fields that stand at their defaults, and without
+    those that say where something was found and not what it is.
 
     An option that is added later, with the default that keeps what was there, renames no run. A
     default may therefore never change: raise `Run.version` instead.
@@ -121,7 +122,8 @@ def essential(value: Any) -> Any:
         return {
             name: essential(getattr(value, name))
             for name, field in type(value).model_fields.items()
-            if _is_named(value, name) or getattr(value, name) != field.default
+            if name not in type(value).incidental
+            and (_is_named(value, name) or getattr(value, name) != field.default)
         }
     return [essential(item) for item in value] if isinstance(value, tuple) else value
 

@@ -7,7 +7,6 @@ llm.c     256 int32 (magic number, version, number of ids), then the ids: uint16
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -25,13 +24,14 @@ def ids_of(width: Width) -> int:
     return 256 ** np.dtype(width).itemsize
 
 
-def read_ids(path: str, vocab: int, width: Width | None) -> np.ndarray:
-    """The ids, mapped where they lie. `width` is what the user states; None leaves it to a header.
+def read_ids(path: str, data: np.ndarray, vocab: int, width: Width | None) -> np.ndarray:
+    """The ids in the bytes of a file, without a copy. `width` is what the user states; None leaves
+    it to a header.
 
     Raises UserError where neither tells it, where both do and differ, and where the size or the
     ids contradict it.
     """
-    found = _header(path)
+    found = _header(path, data)
     if found is None and width is None:
         raise UserError(
             f"{path} has no header that tells the width of its ids, so it must be stated; "
@@ -41,7 +41,7 @@ def read_ids(path: str, vocab: int, width: Width | None) -> np.ndarray:
         raise UserError(f"dtype={width}, but {path} begins with llm.c's header of {found}; drop it")
     dtype = np.dtype(found or width).newbyteorder("<")
     offset = HEADER_BYTES if found else 0
-    size = Path(path).stat().st_size - offset
+    size = len(data) - offset
     if size % dtype.itemsize:
         raise UserError(
             f"{path} must be ids of {dtype.itemsize} bytes (dtype={dtype.name}), but holds {size} "
@@ -49,7 +49,7 @@ def read_ids(path: str, vocab: int, width: Width | None) -> np.ndarray:
         )
     if not size:
         raise UserError(f"{path} must hold ids, but has a header alone; write some")
-    ids = np.asarray(np.memmap(path, dtype, mode="r", offset=offset))
+    ids = data[offset:].view(dtype)
     if len(ids) > 1 and not ids[1::2].any():
         raise UserError(
             f"every second id of {path} is 0 as dtype={dtype.name}, so they are wider than that; "
@@ -63,10 +63,9 @@ def read_ids(path: str, vocab: int, width: Width | None) -> np.ndarray:
     return ids
 
 
-def _header(path: str) -> Width | None:
+def _header(path: str, data: np.ndarray) -> Width | None:
     """The width of ids that llm.c's header states; None where there is no such header."""
-    words = np.fromfile(path, "<i4", count=3).tolist()
-    if len(words) < 3 or words[0] not in LLM_C:
+    if len(data) < 12 or (words := data[:12].view("<i4").tolist())[0] not in LLM_C:
         return None
     (magic, version, count), (known, width) = words, LLM_C[words[0]]
     if version != known:
@@ -74,7 +73,7 @@ def _header(path: str) -> Width | None:
             f"{path} has llm.c's header {magic} of version {version}, and only version {known} is "
             f"known; write it as that"
         )
-    size, whole = Path(path).stat().st_size, HEADER_BYTES + count * np.dtype(width).itemsize
+    size, whole = len(data), HEADER_BYTES + count * np.dtype(width).itemsize
     if size != whole:
         raise UserError(
             f"{path} has a header of {count} ids of {width}, which take {whole} bytes with it, but "

@@ -29,21 +29,20 @@ def text_tokens(name: str, text: np.ndarray, digest: str, bpe_vocab: int | None)
     """Split uint8 `text` into training and held-out, and tokenise each; UTF-8 if `bpe_vocab`."""
     train, held_out = both = split(text)
     if bpe_vocab is None:
-        return StoredTokens(name, digest, train, held_out, text=both)
+        return StoredTokens(name, digest, train, held_out, both, stored=[(text, digest)])
     version = importlib.metadata.version("tokenizers")
     file = cache.name("bpe", version, digest, str(train.bounds), str(bpe_vocab))
     model, model_digest = cache.entry(file, lambda: [_train(train, bpe_vocab)])
 
-    def encoded(pieces: Pieces) -> Pieces:
+    def encoded(pieces: Pieces) -> tuple[np.ndarray, str]:
         file = cache.name("tokens", model_digest, digest, str(pieces.bounds))
-        stored, _ = cache.entry(file, lambda: _encode(model.tobytes(), pieces))
-        return Pieces(stored.view("<u2"), [(0, len(stored) // 2)])
+        return cache.entry(file, lambda: _encode(model.tobytes(), pieces))
 
     of_both = hashlib.sha256(f"{digest} {model_digest}".encode()).hexdigest()
     described = load(model.tobytes()).to_str().encode()
-    return StoredTokens(
-        name, of_both, encoded(train), encoded(held_out), text=both, tokenizer=described
-    )
+    stored = [encoded(train), encoded(held_out)]
+    first, second = (Pieces(data.view("<u2"), [(0, len(data) // 2)]) for data, _ in stored)
+    return StoredTokens(name, of_both, first, second, both, described, [(text, digest), *stored])
 
 
 def _train(train: Pieces, vocab: int) -> bytes:

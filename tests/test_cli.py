@@ -3,21 +3,26 @@
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import fakes
 import pytest
+from flax import nnx
 
 import experiments
 import sim.train
 from experiments.cli import main
 from experiments.progress import Progress
 from experiments.text import duration, labelled, si, table
+from models.base import Init
+from sim.flops import param_counts, training_flops
 from sim.grid import Ended, Landed, Leased, Started, jobs
 from sim.plan import plan
 from sim.records import Store, read_rows, read_table, write_table
+from sim.train import names
 
 ROOT = Path(experiments.__file__).parent.parent
 TOY = '''
@@ -459,3 +464,43 @@ TEXT = """
     data = {"data": Corpus(name="kjv")}
     return [cell.model_copy(update={"run": cell.run.model_copy(update=data)})]
 """
+
+
+OWN_TEXT = """
+    from sim.data import File
+    cell = fakes.cells()[0]
+    data = {"data": File(path="own.txt")}
+    return [cell.model_copy(update={"run": cell.run.model_copy(update=data)})]
+"""
+
+
+def test_with_its_file_gone_a_run_is_still_reported_listed_and_exported(
+    isoflop, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ISOFLOP_CACHE", str(tmp_path / "cache"))
+    text = TOY.replace("return fakes.cells(steps=steps, seed=range(seeds))", OWN_TEXT)
+    (tmp_path / "experiments" / "prose.py").write_text(text)
+    (tmp_path / "own.txt").write_text("A line of one's own text.\n" * 400)
+
+    def trained(runs, work, emit, wanted):
+        for run in runs:
+            counts, flops = param_counts(run.model), training_flops(run)
+            weights = names(nnx.state(run.model.build(init=Init(0))))
+            yield fakes.record(run, params=counts, flops=flops, bits_per_byte=3.6), weights
+
+    monkeypatch.setattr(sim.train, "train", trained)
+    assert isoflop("run", "prose", "--quiet")[0] == 0
+    (key,) = [path.parent.name for path in (tmp_path / "runs").glob("*/result.json")]
+    (tmp_path / "own.txt").unlink()
+    for words in (["records", "prose"], ["report", "prose"], ["export", key, "out"]):
+        assert isoflop(*words)[::2] == (0, "")
+    shutil.rmtree(tmp_path / "cache")
+    for words in (
+        ["records", "prose", "--records", "report/prose/prose.jsonl", "--out", "again"],
+        ["report", "prose", "--records", "report/prose/prose.jsonl", "--out", "again"],
+        ["export", key, "out"],
+    ):
+        code, _, err = isoflop(*words)
+        assert code == 0
+        assert ("no other compressor is measured: own.txt must be" in err) == (words[0] == "report")
+    assert "own.txt must be an existing file" in the_error(isoflop("records", "prose"))

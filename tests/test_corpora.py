@@ -71,6 +71,16 @@ def test_a_damaged_cache_file_is_made_again(own_cache, damage):
     assert list(own_cache.iterdir()) == [file]
 
 
+def test_other_text_with_a_matching_trailer_is_not_taken_for_the_corpus(own_cache):
+    opened = Corpus(name="kjv").open()
+    (file,) = own_cache.iterdir()
+    other = b"E" * 100_000
+    file.write_bytes(other + hashlib.sha256(other).digest())
+    again = Corpus(name="kjv").open()
+    assert again.digest == opened.digest == corpora.PACKAGES["kjv"].digest
+    assert again.train.array.size == opened.train.array.size
+
+
 def test_many_may_make_one_cache_file_at_once(own_cache):
     def make():
         for part in range(50):

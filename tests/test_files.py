@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -54,7 +55,7 @@ def test_a_token_file_is_mapped_and_its_last_twentieth_held_out(tmp_path):
     assert opened.batch(0, 0, 4, 8).max() < 950
 
 
-def test_a_file_is_named_by_its_content(tmp_path):
+def test_a_file_is_named_by_its_content(tmp_path, own_cache):
     path = write(tmp_path, "a.txt")
     before = File(path=path)
     assert before.digest == hashlib.sha256(JOINED).hexdigest()
@@ -62,6 +63,70 @@ def test_a_file_is_named_by_its_content(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"Other text of more lines.\n" * 40)
     assert File(path=path) != before
     assert "must have the digest" in refusal(before.open)
+    File(path=path).open()
+    assert "must have the digest" in refusal(before.open)
+
+
+def test_a_file_that_moves_keeps_its_name_and_another_content_or_format_has_another(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    here, there = write(tmp_path, "a.txt"), write(tmp_path / "elsewhere", "b.txt")
+    assert digest(File(path=here)) == digest(File(path=there))
+    lines = write(tmp_path, "a.jsonl")
+    (tmp_path / "lines.txt").write_bytes(Path(lines).read_bytes())
+    assert File(path=lines).digest == File(path=str(tmp_path / "lines.txt")).digest
+    names = {digest(File(path=p)) for p in (here, lines, str(tmp_path / "lines.txt"))}
+    assert len(names) == 3
+    renamed = tmp_path / "lines"
+    renamed.write_bytes(Path(lines).read_bytes())
+    assert digest(File(path=str(renamed), format="jsonl")) == digest(File(path=lines))
+
+
+OTHERS = {"overwritten": b"E" * len(JOINED), "truncated": b"", "gone": None, "longer": JOINED * 2}
+
+
+@pytest.mark.parametrize("content", OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet", "a.bin"])
+def test_what_happens_to_a_file_changes_nothing_for_whoever_opened_it(
+    tmp_path, own_cache, name, content
+):
+    """Neither while it is read nor afterwards: its content is in the cache."""
+    fields = {"bin_vocab": 65_536, "dtype": "uint16"} if name == "a.bin" else {}
+    path = Path(write(tmp_path, name))
+    if name == "a.bin":
+        path.write_bytes(JOINED[: len(JOINED) // 2 * 2])
+    config = File(path=str(path), **fields)
+    opened = config.open()
+    before = opened.batch(0, 0, 4, 16)
+    if content is None:
+        path.unlink()
+    else:
+        with open(path, "r+b") as file:  # in place, as an editor or rsync --inplace does
+            file.truncate(len(content))
+            file.write(content)
+    np.testing.assert_array_equal(opened.batch(0, 0, 4, 16), before)
+    opened.verify()
+    again = config.open()
+    assert again.digest == opened.digest
+    np.testing.assert_array_equal(again.batch(0, 0, 4, 16), before)
+    if content is None:
+        assert File(path=str(path), **fields) == config
+
+
+def test_a_file_that_was_never_opened_cannot_be_named_once_it_is_gone(tmp_path, own_cache):
+    path = write(tmp_path, "a.txt")
+    config = File(path=path)
+    Path(path).unlink()
+    assert "must be an existing file" in refusal(lambda: File(path=path))
+    assert "must be an existing file" in refusal(config.open)
+
+
+def test_a_copy_that_changes_while_it_is_read_is_refused(tmp_path, own_cache):
+    opened = File(path=write(tmp_path, "a.txt")).open()
+    opened.verify()
+    (copy,) = own_cache.glob("file-*")
+    with open(copy, "r+b") as file:
+        file.write(b"X")
+    assert "changed in the cache while they were in use" in refusal(opened.verify)
 
 
 @pytest.mark.parametrize(

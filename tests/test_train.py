@@ -1,6 +1,7 @@
 """Training is deterministic, resumable, and the same for a run alone as beside others."""
 
 import errno
+import hashlib
 import math
 import os
 
@@ -14,7 +15,7 @@ from models import zoo
 from models.errors import UserError
 from sim import cache, checkpoints
 from sim import train as training
-from sim.data import Corpus, ZipfFacts
+from sim.data import Corpus, File, ZipfFacts
 from sim.optim import AdamW
 from sim.plan import plan
 from sim.records import Store
@@ -194,6 +195,37 @@ def test_one_held_out_window_is_refused_before_anything_is_compiled(tmp_path):
     assert "1 window, and the standard error of a loss needs 2" in told
     assert events == []
     assert told == refusal(plan, [Cell(run=lone)], Store(tmp_path))
+
+
+def test_a_file_overwritten_while_it_is_trained_on_changes_nothing(tmp_path, own_cache):
+    """In place and shorter, which would end a process that had mapped it."""
+    text = Corpus(name="kjv").open().train.array[:50_000].tobytes()
+    path = tmp_path / "own.txt"
+    path.write_bytes(text)
+    config = File(path=str(path))
+    ((whole, _),) = results([run(12, data=config)]).values()
+
+    def overwrite(event):
+        with open(path, "r+b") as file:
+            file.truncate(100)
+            file.write(b"E" * 100)
+
+    ((record, _),) = results([run(12, data=config)], emit=overwrite).values()
+    assert record.loss == whole.loss
+    assert record.data_digest == hashlib.sha256(text).hexdigest()
+
+
+def test_data_that_change_under_a_run_are_its_reason_to_fail(tmp_path, own_cache):
+    path = tmp_path / "own.txt"
+    path.write_bytes(Corpus(name="kjv").open().train.array[:50_000].tobytes())
+
+    def spoil(event):
+        for copy in own_cache.glob("file-*"):
+            with open(copy, "r+b") as file:
+                file.write(b"E" * 100)
+
+    told = refusal(lambda: results([run(12, data=File(path=str(path)))], emit=spoil))
+    assert "changed in the cache while they were in use" in told
 
 
 def test_a_record_carries_what_its_numbers_mean(together):
