@@ -64,6 +64,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     LARGEST: ClassVar[int] = 2**63 - 1  # integer, which NumPy's generators and counters can hold
+    incidental: ClassVar[frozenset[str]] = frozenset()  # fields that name nothing: in no digest
 
     @field_validator("*")
     @classmethod
@@ -82,8 +83,6 @@ class Sizes(Config):
     """A config whose integers are sizes of arrays, which XLA indexes by int32."""
 
     LARGEST = 2**31 - 1
-
-    incidental: ClassVar[frozenset[str]] = frozenset()  # fields that name nothing: in no digest
 
 
 class Tagged(Config):
