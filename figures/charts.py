@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
 
-from figures import context, style, vega
+from figures import context, sampling, scaling, style, vega
 from figures.fits import FamilyFit
 from figures.points import Point, conventions, counts, envelope
 
@@ -20,82 +21,105 @@ HELD_OUT = "held-out loss (nats per token)"
 def loss_vs_flops(cells: Sequence[Point], fits: Sequence[FamilyFit], fitted: str) -> vega.Spec:
     """`fits` are power laws of the envelope under the convention `fitted`."""
     names, families = conventions(cells), _families(cells)
+    groups = {f: [cell for cell in cells if cell.family == f] for f in families}
     edges = [
         {"convention": name, "family": f, "x": cell.flops[name], "loss": cell.loss}
         for name in names
         for f in families
-        for cell in envelope([c for c in cells if c.family == f], name)
+        for cell in envelope(groups[f], name)
     ]
     bands = [
         {"convention": fitted, "family": item.family, "x": point["flops"], **point}
         for item in fits
         for point in item.curve(*_span(cells, item.family, fitted))
     ]
-    x = _flops(cells)
-    y, bottom = (vega.log_y(field, HELD_OUT, _reach(cells)) for field in ("loss", "low"))
+    x, cells = _flops(cells), sampling.cells(cells)
+    reach = [*scaling.reach(cells), *(band[end] for band in bands for end in ("low", "high"))]
+    y, bottom = (vega.log_y(field, HELD_OUT, reach) for field in ("loss", "low"))
     colour = vega.colour(families)
     under, lines = (
         vega.data(rows).transform_filter("datum.convention == convention")
         for rows in (bands, edges)
     )
     layers = [
-        under.mark_area(opacity=0.15).encode(x=x, y=bottom, y2="high:Q", color=colour),
+        under.mark_area(opacity=0.15, clip=True).encode(x=x, y=bottom, y2="high:Q", color=colour),
         lines.mark_line(strokeWidth=1.5, opacity=0.75).encode(x=x, y=y, color=colour),
         *_points(cells, x, y, FLOPS),
-        _bars(cells, x, FLOPS),
+        _bars(cells, x, reach, FLOPS),
     ]
     told = "Held-out loss against training FLOPs"
     return vega.frame(layers, families, told, convention=names[0])
 
 
 def loss_vs_params(cells: Sequence[Point]) -> vega.Spec:
-    """Over a choice of parameter count, and of the number of training tokens (0: all)."""
+    """Over a choice of parameter count, and of the number of training tokens (0: all), the most to
+    begin with; dashes tell lengths apart.
+    """
     names, families = counts(cells), _families(cells)
+    longest, cells = max(cell.tokens for cell in cells), sampling.cells(cells)
     x = vega.log_x("x", "parameters", [cell.params[n] for cell in cells for n in names])
-    y = vega.log_y("loss", HELD_OUT, _reach(cells))
+    y = vega.log_y("loss", HELD_OUT, scaling.reach(cells))
     lines = (
-        vega.data([cell.numbers for cell in cells])
+        vega.data(_marks(cells))
         .transform_calculate(x=PARAMS)
         .mark_line(strokeWidth=1, opacity=0.6)
-        .encode(x=x, y=y, color=vega.colour(families), detail="tokens:N")
+        .encode(x=x, y=y, color=vega.colour(families), strokeDash=_dashes(cells))
     )
     layers = [
         lines,
         *_points(cells, x, y, PARAMS),
-        _bars(cells, x, PARAMS),
+        _bars(cells, x, scaling.reach(cells), PARAMS),
     ]
     layers = [layer.transform_filter("budget == 0 || datum.tokens == budget") for layer in layers]
     told = "Held-out loss against parameters"
-    return vega.frame(layers, families, told, count=names[0], budget=0)
+    return vega.frame(layers, families, told, count=names[0], budget=longest)
+
+
+def _dashes(cells: Sequence[Point]) -> alt.StrokeDash:
+    """Solid for the most training tokens, finer for fewer; told in a legend."""
+    lengths = sorted({cell.tokens for cell in cells}, reverse=True)
+    dashes = [[1, 0], *([max(1, 8 - 2 * (i % 4)), 2 + i // 4] for i in range(len(lengths) - 1))]
+    legend = alt.Legend(
+        title="training tokens",
+        orient="bottom",
+        columns=5,
+        values=sampling.even(lengths, 5),
+        labelExpr="format(datum.value, '.3~s')",
+        symbolStrokeColor="gray",
+    )
+    scale = alt.Scale(domain=lengths, range=dashes)
+    return alt.StrokeDash("tokens:O", scale=scale, legend=legend if len(lengths) > 1 else None)
 
 
 def loss_curves(cells: Sequence[Point]) -> vega.Spec:
-    """Every run's curve; `every` chooses between all of them and each family's largest cell."""
+    """Runs' curves; `every` chooses between all that are kept and each family's largest cell."""
     families = _families(cells)
-    largest = [max((c for c in cells if c.family == f), key=_size) for f in families]
+    largest = scaling.costliest(cells)
     runs: list[dict[str, Any]] = []
-    for i, cell in enumerate(cells):
+    for i, cell in enumerate(sampling.curves(cells, largest)):
         for seed, curve in cell.curves.items():
             kept = thin(curve)
             if kept:
-                run = f"{cell.family}, width {cell.width}, depth {cell.depth}, seed {seed}"
+                size = f"width {cell.width}, depth {cell.depth}, {style.short(cell.tokens)} tokens"
+                run = f"{cell.family}, {size}, seed {seed}"
                 runs.append(
                     {
                         **{"family": cell.family, "run": run, "cell": i},
-                        "largest": cell in largest,
+                        "largest": any(cell is other for other in largest),
                         "tokens": [step * cell.batch_tokens for step, _ in kept],
                         "loss": [loss for _, loss in kept],
                     }
                 )
-    x, y = ([v for run in runs for v in run[name]] or [1.0] for name in ("tokens", "loss"))
+    reach, height = ([v for run in runs for v in run[n]] or [1.0] for n in ("tokens", "loss"))
+    x = vega.log_x("tokens", "training tokens seen", reach)
+    y = vega.log_y("loss", "training loss (nats per token)", height)
+    chosen = vega.data(runs).transform_filter("every == 'all' || datum.largest")
     line = (
-        vega.data(runs)
-        .transform_filter("every == 'all' || datum.largest")
-        .transform_flatten(["tokens", "loss"])
+        chosen.transform_flatten(["tokens", "loss"])
         .mark_line(strokeWidth=1.2, opacity=0.8)
         .encode(
-            x=vega.log_x("tokens", "training tokens seen", x),
-            y=vega.log_y("loss", "training loss (nats per token)", y),
+            x=x,
+            y=y,
             color=vega.colour(families),
             detail=["run:N", "cell:N"],
             tooltip=[
@@ -105,22 +129,39 @@ def loss_curves(cells: Sequence[Point]) -> vega.Spec:
             ],
         )
     )
-    return vega.frame([line], families, "Training loss against tokens seen", every="largest")
+    ends = (
+        chosen.transform_calculate(x="peek(datum.tokens)", y="peek(datum.loss)")
+        .mark_point(filled=True, size=55, opacity=1)
+        .encode(
+            x=vega.log_x("x", "training tokens seen", reach),
+            y=vega.log_y("y", "training loss (nats per token)", height),
+            color=vega.colour(families),
+            shape=vega.shape(families),
+        )
+    )
+    told = "Training loss against tokens seen"
+    return vega.frame([line, ends], families, told, every="largest")
 
 
 def bits_per_byte(cells: Sequence[Point], company: dict[str, float]) -> vega.Spec:
-    cells = [cell for cell in cells if cell.bits_per_byte is not None]
+    cells = sampling.cells([cell for cell in cells if cell.bits_per_byte is not None])
     values = [cell.bits_per_byte or 0.0 for cell in cells]
     x = _flops(cells)
     y = vega.log_y("bits_per_byte", "bits per byte", [*values, *company.values()])
     layers = _points(cells, x, y, FLOPS)
-    places = ("width - 4", "width * 0.72", "width * 0.46")  # side by side where values are close
-    for i, (name, bits) in enumerate(sorted(company.items(), key=lambda item: item[1])):
+    low, high = style.margins([*values, *company.values()])
+    column, before = 0, 0.0
+    for name, bits in sorted(company.items(), key=lambda item: item[1]):
         told = alt.Chart(alt.Data(values=[{"bits_per_byte": bits, "name": f"{name} {bits:.2f}"}]))
-        where: Any = {"expr": places[i % len(places)]}
+        # a name stands on its own line, beside that of a line too near for both
+        near = before > 0 and math.log(bits / before) / math.log(high / low) * vega.HEIGHT < 16
+        column, before = (column + 1 if near else 0), bits
+        where: Any = {"expr": f"max(4, width - {4 + 90 * column})"}
         layers += [
             told.mark_rule(strokeDash=[5, 4], opacity=0.7).encode(y=y),
-            told.mark_text(align="right", dy=-7, x=where).encode(y=y, text="name:N"),
+            told.mark_text(align="right", baseline="bottom", dy=-2, x=where).encode(
+                y=y, text="name:N"
+            ),
         ]
     told_of = "Bits per byte beside general compressors"
     return vega.frame(layers, _families(cells), told_of, convention=conventions(cells)[0])
@@ -145,7 +186,7 @@ def context_scaling(measured: Sequence[dict], quantity: str) -> vega.Spec:
     y, bottom = (
         alt.Y(
             f"{field}:Q",
-            title=told.axis.replace("seconds", "time"),  # the ticks carry the unit
+            title=told.axis,  # the ticks carry the unit
             axis=axis,
             scale=alt.Scale(type="log", domain=list(style.margins(values))),
         )
@@ -186,7 +227,7 @@ def _points(cells: Sequence[Point], x: alt.X, y: alt.Y, x_of: str) -> list[alt.C
         vega.number("bits_per_byte", "bits per byte", ".4f"),
     ]
     dots = (
-        vega.data([cell.numbers | {"n": len(cell.losses)} for cell in cells])
+        vega.data(_marks(cells))
         .transform_calculate(x=x_of)
         .mark_point(filled=True, size=62, opacity=0.95)
         .encode(x=x, y=y, color=vega.colour(families), shape=vega.shape(families), tooltip=tip)
@@ -194,19 +235,27 @@ def _points(cells: Sequence[Point], x: alt.X, y: alt.Y, x_of: str) -> list[alt.C
     return [dots]
 
 
-def _bars(cells: Sequence[Point], x: alt.X, x_of: str) -> alt.Chart:
-    """Intervals over seeds."""
+def _bars(cells: Sequence[Point], x: alt.X, reach: list[float], x_of: str) -> alt.Chart:
+    """Intervals over seeds, of the marks that have one."""
+    some = _marks(cells) if any(cell.low is not None for cell in cells) else []
+    y = vega.log_y("low", HELD_OUT, reach)
     return (
-        vega.data([cell.numbers for cell in cells if cell.low is not None])
+        vega.data(some)
+        .transform_filter("isValid(datum.low)")
         .transform_calculate(x=x_of)
-        .mark_errorbar(ticks=alt.MarkConfig(size=9))
-        .encode(
-            x=x,
-            y=vega.log_y("low", HELD_OUT, _reach(cells)),
-            y2="high:Q",
-            color=vega.colour(_families(cells)),
-        )
+        .mark_rule()
+        .encode(x=x, y=y, y2="high:Q", color=vega.colour(_families(cells)))
     )
+
+
+def _marks(cells: Sequence[Point]) -> list[dict[str, Any]]:
+    """What is drawn of a cell and told where the pointer is."""
+    names = ("family", "width", "depth", "tokens", "loss", "low", "high", "bits_per_byte")
+    return [
+        {name: getattr(cell, name) for name in names}
+        | {"params": cell.params, "flops": cell.flops, "n": len(cell.losses)}
+        for cell in cells
+    ]
 
 
 def _flops(cells: Sequence[Point]) -> alt.X:
@@ -221,14 +270,6 @@ def _families(cells: Sequence[Point]) -> list[str]:
 def _span(cells: Sequence[Point], family: str, convention: str) -> tuple[float, float]:
     values = [cell.flops[convention] for cell in cells if cell.family == family]
     return min(values), max(values)
-
-
-def _reach(cells: Sequence[Point]) -> list[float]:
-    return [v for cell in cells for v in (cell.loss, cell.low, cell.high) if v is not None]
-
-
-def _size(cell: Point) -> tuple[int, int]:
-    return cell.tokens, cell.params.get("total", 0)
 
 
 def thin(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:

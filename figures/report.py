@@ -12,10 +12,10 @@ import altair
 import jinja2
 import vl_convert
 
-from figures import charts, context, fits, style, vega
+from figures import charts, context, fits, sampling, scaling, style, vega
 from figures.budget import Ranking, rank
-from figures.points import conventions, counts, family, label, points, seed_noise, usable
-from figures.summary import interval, summarise
+from figures.points import Point, conventions, counts, family, label, points, seed_noise, usable
+from figures.summary import headline, interval, summarise
 from sim.flops import CONVENTIONS
 from sim.records import Row
 
@@ -83,6 +83,9 @@ def _values(
     if any(cell.bits_per_byte is not None for cell in cells):
         specs["bits"] = charts.bits_per_byte(cells, company)
     slopes = context.slopes(measured)
+    drawn = sampling.cells(cells)
+    curves = sampling.curves(cells, scaling.costliest(cells))
+    listed = sampling.lines(rows)
     specs |= {quantity: charts.context_scaling(measured, quantity) for quantity in slopes}
     named = [cell.family for cell in cells] + [str(m["family"]) for m in measured]
     looks = style.looks([*named, *map(family, rows)])
@@ -96,6 +99,15 @@ def _values(
         "way_names": {way: style.named(way) for way in ways},
         "count_names": {count: style.named(count) for count in counts(cells)},
         "budgets": sorted({cell.tokens for cell in cells}),
+        "cells": (len(drawn), len(cells)),
+        "curves": (_runs_of(curves), _runs_of(cells)),
+        "bars": any(cell.low is not None for cell in cells),
+        "bands": any(item.fit.ok for item in lines),
+        "headline": headline(rankings[0] if rankings else None),
+        "total": len(rows),
+        "window": tuple(map(style.tokens, context.window(slopes))),
+        "half_widths": any(s and s.half is not None for by in slopes.values() for s in by.values()),
+        "measured_on": context.measured_on(measured),
         "standings": [_standing(ranking) for ranking in rankings[:1]],
         "lost": sum(not usable(row) for row in rows),
         "fits": [*lines, *laws],
@@ -104,13 +116,17 @@ def _values(
         "quantities": context.QUANTITIES,
         "company": company,
         "noise": _noise(rows),
-        "runs": [_run(row) for row in rows],
+        "runs": [_run(row) for row in listed],
         "facts": _facts(rows),
         "rates": _rates(rows),
         "conventions": {style.named(way): told for way, told in CONVENTIONS.items()},
         "parameters": {style.NAMES[count]: told for count, told in PARAMETERS.items()},
         "short": style.short,
     }
+
+
+def _runs_of(cells: Iterable[Point]) -> int:
+    return sum(len(cell.losses) for cell in cells)
 
 
 def _standing(ranking: Ranking) -> dict[str, Any]:

@@ -70,6 +70,7 @@ def decades(values: Sequence[float], digits: Sequence[int]) -> list[float]:
 
 
 def colour(families: Iterable[str]) -> alt.Color:
+    """The page writes the legend, in lines as long as a screen is wide."""
     return alt.Color("family:N", scale=alt.Scale(domain=list(families)), legend=None)
 
 
@@ -98,4 +99,16 @@ def frame(
     chart = chart.add_params(*(alt.param(name=name, value=value) for name, value in values.items()))
     spec = chart.to_dict(validate=False)  # a test compiles every chart; here it takes seconds
     del spec["config"]  # the page's theme decides
-    return spec
+    return _once(spec)
+
+
+def _once(spec: Spec) -> Spec:
+    """Rows that several layers draw are written down once, under a name."""
+    named: dict[str, list[Any]] = {}
+    for layer in spec["layer"]:
+        rows = layer.get("data", {}).get("values")
+        if rows is None:
+            continue
+        name = next((name for name, known in named.items() if known == rows), f"d{len(named)}")
+        named[name], layer["data"] = rows, {"name": name}
+    return spec | {"datasets": named} if named else spec

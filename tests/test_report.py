@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import json
 import re
@@ -13,9 +14,9 @@ import pytest
 import synthetic
 import vl_convert
 
-from figures import fits, report
+from figures import fits, palette, report, sampling
 from figures.budget import rank
-from figures.points import conventions, points
+from figures.points import conventions, envelope, points
 from figures.summary import summarise
 from models import zoo
 from models.matching import uniform
@@ -51,6 +52,12 @@ def specs(page: str) -> dict[str, Any]:
     found = re.search(r"^const specs = (.*);$", page, re.MULTILINE)
     assert found
     return json.loads(found[1])
+
+
+def drawn(spec: dict[str, Any], layer: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a layer: its own, or those it names."""
+    data = layer.get("data", spec.get("data"))
+    return data["values"] if "values" in data else spec["datasets"][data["name"]]
 
 
 def words(rows: list[Row], measured: list[dict] | None = None) -> str:
@@ -104,7 +111,8 @@ def test_what_follows_from_a_control_overwrites_no_data(page: str):
     for spec in specs(page).values():
         for layer in spec["layer"]:
             made = {t["as"] for t in layer.get("transform", []) if "calculate" in t}
-            read = set().union(*layer.get("data", spec.get("data", {})).get("values", []))
+            read = set().union(*drawn(spec, layer))
+            assert read
             assert not made & read
 
 
@@ -154,6 +162,80 @@ def test_the_same_rows_give_the_same_page(tmp_path: Path):
     once, again = (report.build("x", few, tmp_path / f"{i}.html", draws=20) for i in "ab")
     assert once.name == "a.html"
     assert once.read_bytes() == again.read_bytes()
+
+
+def test_of_very_many_runs_a_part_is_drawn_and_the_page_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    few = synthetic.grid(families=("dense", "mamba"), steps=(500, 1000, 1500, 2000), seeds=(0, 1))
+    assert len(few) == 2 * 4 * 4 * 2
+    cells = points([*few, BROKEN])
+    edges = {
+        (cell.family, cell.flops["executed"])
+        for family in ("dense", "mamba")
+        for cell in envelope([c for c in cells if c.family == family], "executed")
+    }
+    whole = report.build("x", [*few, BROKEN], tmp_path / "whole.html", draws=20)
+    for name, most in (("CELLS", 26), ("CURVES", 16), ("LINES", 20)):
+        function = {"CELLS": "cells", "CURVES": "curves", "LINES": "lines"}[name]
+        part = getattr(sampling, function)
+        monkeypatch.setattr(sampling, function, functools.partial(part, most=most))
+    page = report.build("x", [*few, BROKEN], tmp_path / "part.html", draws=20)
+    page = page.read_text(encoding="utf-8")
+    assert len(page) < len(whole.read_text(encoding="utf-8"))
+    chart = specs(page)["flops"]
+    marks = [r for layer in chart["layer"] for r in drawn(chart, layer) if "flops" in r]
+    shown = {(r["family"], r["flops"]["executed"]) for r in marks if isinstance(r["flops"], dict)}
+    assert edges <= shown
+    assert 26 <= len(shown) < len(cells)
+    assert f"{len(shown)} of {len(cells)} cells are drawn" in page
+    curves = specs(page)["curves"]
+    runs = {r["run"] for layer in curves["layer"] for r in drawn(curves, layer)}
+    assert 4 <= len(runs) <= 20
+    assert f"64 runs {len(runs)} are kept" in " ".join(page.split())
+    table = page[page.index('id="runs"') :]
+    assert table.count("<code>") == 20
+    assert BROKEN.record.key in table
+    assert "65 runs, 1 of them failed" in page
+    assert "The table has 20: those that" in page
+    assert "65 runs train dense" in page  # words are of all
+    assert "cells are drawn" not in whole.read_text(encoding="utf-8")
+
+
+def test_a_half_width_is_explained_only_where_three_lengths_give_one(tmp_path: Path, page: str):
+    assert "± is the 90 % t interval of that line" in page
+    assert "Slopes between 1k and 8k tokens" in page
+    two = [m for m in synthetic.context() if m["seq_len"] in (1024, 4096)]
+    out = report.build("x", [synthetic.row("dense", 32, 2, 500)], tmp_path, two, draws=20)
+    told = out.read_text(encoding="utf-8")
+    assert "±" not in told[: told.index("<script>")]
+    assert "Slopes between 1k and 4k tokens" in told
+    assert "From 1k to 4k tokens of context" in told
+
+
+def test_every_chart_has_a_legend_of_its_families_marks(page: str):
+    for name, spec in specs(page).items():
+        begin = page.index(f'<div class="chart" id="{name}"></div>')
+        legend = page[begin : page.index("</figure>", begin)]
+        (shown,) = (p["value"] for p in spec["params"] if p["name"] == "shown")
+        assert all(f"</svg>{family}</span>" in legend for family in shown)
+
+
+def test_the_page_and_the_pictures_draw_a_family_alike(page: str):
+    for family, look in palette.looks(["dense", "moe", "mamba", "linear", "retnet"]).items():
+        button = page.index(f'data-family="{family}"')
+        mark = re.search(r"#mark-(\d+)", page[button:])[1]
+        assert f'id="mark-{mark}" viewBox="-1.35 -1.35 2.7 2.7"><path d="{look.path}"' in page
+        assert f"--family-{mark}: {look.colour};" in page
+
+
+def test_bands_lie_inside_the_charts_axis(page: str):
+    chart = specs(page)["flops"]
+    (area,) = (layer for layer in chart["layer"] if layer["mark"]["type"] == "area")
+    low, high = area["encoding"]["y"]["scale"]["domain"]
+    bands = drawn(chart, area)
+    assert bands
+    assert all(low <= band["low"] <= band["high"] <= high for band in bands)
 
 
 @pytest.mark.parametrize("rows", [[], [BROKEN]], ids=["no runs", "only a failed run"])
