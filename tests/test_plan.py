@@ -11,9 +11,10 @@ from models.mlp import SwiGLU
 from models.moe import Moe
 from sim.data import Corpus
 from sim.flops import param_counts, training_flops
+from sim.optim import AdamW
 from sim.plan import ASSUMED_COMPILE_SECONDS, ASSUMED_FLOPS_PER_SECOND, plan
 from sim.records import Store
-from sim.spec import Budget, Cell, Optim
+from sim.spec import Budget, Cell
 
 
 @pytest.fixture
@@ -78,13 +79,13 @@ def test_finished_runs_cost_nothing_and_set_the_rate(store):
 
 def test_compiling_is_of_jobs_that_found_nothing_compiled_and_shared_where_programs_are(store):
     """A sweep of rates compiles once; its other jobs' 0 s, and a cache's .5 s, are no estimate."""
-    done = [fakes.run(optim=Optim(lr=lr, warmup_steps=10)) for lr in (0.1, 0.2, 0.3)]
+    done = [fakes.run(optim=AdamW(lr=lr, warmup_steps=10)) for lr in (0.1, 0.2, 0.3)]
     spent = [(30.0, 2, 0), (0.0, 0, 0), (0.5, 0, 2)]
     flops = training_flops(done[0])
     for run, (seconds, compiled, cached) in zip(done, spent, strict=True):
         counted = {"compile_seconds": seconds, "compiled": compiled, "cached": cached}
         store.save(fakes.record(run, flops=flops, seconds=1.0, **counted), {})
-    rates = [Cell(run=fakes.run(optim=Optim(lr=lr, warmup_steps=10))) for lr in (1e-4, 1e-3, 1e-2)]
+    rates = [Cell(run=fakes.run(optim=AdamW(lr=lr, warmup_steps=10))) for lr in (1e-4, 1e-3, 1e-2)]
     after = plan(rates, store)
     assert after.jobs == 3
     assert after.compile_seconds == 30
