@@ -26,7 +26,7 @@ from sim.fitting import Fit, Status
 from sim.identify import ranks
 from sim.law import Law
 from sim.laws import Chinchilla, PowerLaw
-from sim.noise import misfit, pooled
+from sim.noise import misfit, together
 from sim.resample import Floats, percentile
 from sim.tables import Columns, Dropped, Table, clean, describe
 
@@ -175,8 +175,8 @@ def arms(
     With `n` and `d` an arm is its compute-optimal frontier, without them a power law through all
     of its runs, which then should be the runs one would choose at each budget: where many are
     beaten by cheaper ones, the comparison carries a caveat. Where runs are few, their noise is
-    that of all arms together (`sim.noise`). Without `asymptote` curves have E = 0: enough inside a
-    window too short to show an E, and nothing outside it.
+    that of all arms together, unless it differs (`sim.noise`). Without `asymptote` curves have
+    E = 0: enough inside a window too short to show an E, and nothing outside it.
     `surfaces` are Chinchilla fits of these very rows that need not be made again: the surface is
     the same whatever the cost.
     """
@@ -191,11 +191,11 @@ def arms(
     rows = {name: table.where(table["arch"] == name) for name in names}
     surface, fits = n is not None, surfaces
     if fits is None:
-        options = {"seed": rng_seed, "asymptote": asymptote}
-        first = [_fit(part, surface, draws=1, **options).noise for part in rows.values()]
-        told = [noise for noise in first if noise]
-        noise = pooled(told) if told else None
-        fits = {k: _fit(v, surface, draws=draws, noise=noise, **options) for k, v in rows.items()}
+        options: dict[str, Any] = {"seed": rng_seed, "asymptote": asymptote}
+        alone = {k: _fit(part, surface, draws=1, **options).noise for k, part in rows.items()}
+        noise = together({k: told for k, told in alone.items() if told})
+        options["draws"] = draws
+        fits = {k: _fit(v, surface, noise=noise.get(k), **options) for k, v in rows.items()}
     return {k: _arm(k, part, surface, fits[k]) for k, part in rows.items()}, table.dropped
 
 

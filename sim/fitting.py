@@ -155,7 +155,7 @@ class Fittable(Law):
             told = noise or own
             simulated = simulate(form, theta, told, drawn.trunk, draws, rng)
             again = minimise(form, simulated, starts, delta=delta)
-            source = f"fits to noise of {told.words()}, as {len(drawn.group)} {drawn.name} tell it"
+            source = f"fits of {len(drawn.group)} {drawn.name} to noise of {told.words()}"
         else:
             weights = cell_weights(drawn.of, draws, rng, drawn.need, drawn.group)
             again = minimise(form, y, starts, weights=weights, delta=delta)

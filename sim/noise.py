@@ -16,11 +16,12 @@ between the runs of one fit.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import fdtr
 
 from sim.resample import Floats, Form, minimise
 
@@ -45,6 +46,22 @@ def pooled(found: Iterable[Noise]) -> Noise:
     found = list(found)
     dof = sum(one.dof for one in found)
     return Noise(sum(one.variance * one.dof for one in found) / dof, dof)
+
+
+def together(found: Mapping[str, Noise]) -> dict[str, Noise]:
+    """Each arm's noise as all arms tell it, or its own where an F test says that it is not theirs.
+
+    The test is at 5 % for an arm that is noisier than the others and at 1 % for one that is
+    quieter: taking a quiet arm for a noisy one only widens its interval.
+    """
+    out = dict(found)
+    for name, own in found.items():
+        others = [noise for other, noise in found.items() if other != name]
+        rest = pooled(others) if others else own
+        below = fdtr(own.dof, rest.dof, own.variance / rest.variance) if rest.variance else 0.5
+        if 0.01 < below < 0.95:
+            out[name] = pooled([own, rest]) if others else own
+    return out
 
 
 def shared(trunk: NDArray[np.intp]) -> float:

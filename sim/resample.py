@@ -210,6 +210,7 @@ def cells_of(table: dict[str, NDArray[Any]], keys: Sequence[str]) -> NDArray[np.
     return np.unique(np.stack(present, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
 
 
+FEW = 12  # units; below it the bootstrap's intervals hold the truth too rarely (LOG.md)
 ONE_TRUNK = 0.3  # share of noise in common, from which runs of one size and seed are branches
 
 
@@ -233,11 +234,11 @@ def units(table: dict[str, NDArray[Any]], keys: Sequence[str], p: int, y: Floats
     """The independent units of a table for a law of p parameters; y is log L.
 
     Trunks where a column `run` says which runs share one, or where `_branches` finds them; else
-    cells of equal `keys`. Fewer than 2(p + 1) trunks or cells are too few to draw from: then a
-    trunk's seeds, or every run, are units of their own. Units are numbered by their keys, so that
-    two arms with the same grid get the same draws from the same seed.
+    cells of equal `keys`. Fewer than `FEW`, or than 2(p + 1), trunks or cells are too few to draw
+    from: then a trunk's seeds, or every run, are units of their own. Units are numbered by their
+    keys, so that two arms with the same grid get the same draws from the same seed.
     """
-    seeds, limit, warning = (["seed"] if "seed" in table else []), 2 * (p + 1), ""
+    seeds, limit, warning = (["seed"] if "seed" in table else []), max(FEW, 2 * (p + 1)), ""
     if "run" in table:
         whole = cells_of(table, ["run"])
     else:
