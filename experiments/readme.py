@@ -31,7 +31,10 @@ STUDIES = {  # records → what was made of them
 LAPTOP, GPU = STUDIES.values()
 RUNS = (  # committed records of runs
     *STUDIES,
-    *(ROOT / "experiments" / "results" / f"{name}.jsonl" for name in ("quickstart", "ruler")),
+    *(
+        ROOT / "experiments" / "results" / f"{name}.jsonl"
+        for name in ("quickstart", "ruler", "lr_transfer", "lr_transfer_gpu")
+    ),
 )
 STEPS = ROOT / "experiments" / "results" / "ladder_steps.jsonl"  # isoflop run bench
 PROGRAMS = {"train_step": "step", "prefill": "prefill", "decode": "decode"}

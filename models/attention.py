@@ -23,9 +23,9 @@ from pydantic import PositiveFloat, PositiveInt
 from models import tiled
 from models.base import Cost, Init, Mixer, MixerConfig, State
 from models.errors import check_multiple
-from models.layers import Linear, RMSNorm, gated
+from models.layers import SIGMOID, Linear, RMSNorm, gated
 from models.packing import Position
-from models.rotary import RopeScaling, check_dims, frequencies, rope
+from models.rotary import RopeScaling, check_dims, frequencies, rope, rope_flops
 
 TILES = (64, 256, 1024)  # sides of a tile for up to 512 tokens, 2048 to 4096, and from 16384 on
 
@@ -87,11 +87,12 @@ class Attention(MixerConfig):
         per_pair = self.n_heads * self.head_size(d_model) * 4
         tile = self.tile(seq_len)
         pairs = tiled.count(seq_len, tile, self.window) * tile**2
+        softmax = tiled.softmax_flops(seq_len, tile, self.window, self.head_size(d_model))
         weights = self._projections(d_model)
         params = weights + self._vectors(d_model)
         return Cost(
             matmul_flops=2 * weights * seq_len + per_pair * pairs,
-            elementwise_flops=self._elementwise(d_model, seq_len, pairs),
+            elementwise_flops=self._local_flops(d_model, True) * seq_len + self.n_heads * softmax,
             params=params,
             active_params=params,
         )
@@ -99,17 +100,28 @@ class Attention(MixerConfig):
     def step_cost(self, d_model: int, context: int) -> Cost:
         per_pair = self.n_heads * self.head_size(d_model) * 4
         slots = self.slots(context)
+        softmax = 4 * slots + self.head_size(d_model)  # scale, less the maximum, exp, sum; divide
         parallel = self.cost(d_model, 1)
         return Cost(
             matmul_flops=2 * self._projections(d_model) + per_pair * slots,
-            elementwise_flops=self._elementwise(d_model, 1, slots),
+            elementwise_flops=self._local_flops(d_model, False) + self.n_heads * softmax,
             params=parallel.params,
             active_params=parallel.active_params,
         )
 
-    def _elementwise(self, d_model: int, tokens: int, pairs: int) -> int:
-        """Scale, subtract the maximum, exp and sum for each pair; and the gate."""
-        return self.n_heads * (4 * pairs + self.gate * tokens * self.head_size(d_model))
+    def _local_flops(self, d_model: int, known: bool) -> int:
+        """Elementwise, of one token beside its softmax; positions may be `known` in advance."""
+        size, both = self.head_size(d_model), self.n_heads + self.kv_heads
+        normed = {
+            False: (),
+            True: both * (size,),
+            "joint": (self.n_heads * size, self.kv_heads * size),
+        }[self.qk_norm]
+        biases = self.qkv_bias * (both + self.kv_heads) * size + self.out_bias * d_model
+        gates = self.gate * self.n_heads * size * (SIGMOID + 1)
+        dims = (self.rope_dims or size) if self.rope_base is not None else 0
+        turns = rope_flops(dims, both, known)
+        return biases + gates + turns + sum(map(RMSNorm.flops, normed))
 
     def state_size(self, d_model: int, context: int) -> int:
         """Keys and values of every slot, and one position."""

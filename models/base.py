@@ -38,9 +38,13 @@ class Cost:
     """What a forward pass over one sequence takes, in exact integers.
 
     `matmul_flops` is 2·m·n·k for every dot product that is executed, as the jaxpr shows it.
-    `elementwise_flops` counts one for each multiply, add or exponential of gates, decays,
-    recurrences, short convolutions and softmaxes; norms, biases and pointwise activations
-    are left out, as every published convention leaves them out.
+    `elementwise_flops` is one for each floating-point addition, subtraction, multiplication,
+    division, power, root and elementary function that is executed, whatever it is for, and one for
+    each number that goes into a sum. Nothing counts for moving, comparing or choosing numbers, for
+    their sign or format, or for integers; nor what the output does not need, as a router's
+    statistics. The form for CPUs is counted (models/platforms.py). What depends on weights alone is
+    computed once for a whole batch, and counted for each of its sequences. sim/jaxpr.py has the
+    rule by primitives, and tests hold every formula to it.
     """
 
     matmul_flops: int = 0

@@ -30,7 +30,17 @@ from pydantic import PositiveFloat, PositiveInt
 from models import recurrence
 from models.base import Cost, Init, Mixer, MixerConfig, State
 from models.errors import check_multiple
-from models.layers import Linear, RMSNorm, ShortConv, gated, in_rows, lift
+from models.layers import (
+    SIGMOID,
+    SILU,
+    SOFTPLUS,
+    Linear,
+    RMSNorm,
+    ShortConv,
+    gated,
+    in_rows,
+    lift,
+)
 from models.packing import Position, restart
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # initial steps of the scalar gate, as in Mamba-2
@@ -83,6 +93,10 @@ class DeltaNet(MixerConfig):
         self.check(d_model)
         return DeltaRule(self, d_model, init=init)
 
+    def gates(self, d_model: int) -> int:
+        """Log-gates of one head."""
+        return self.heads(d_model)[0] if self.decay == "channel" else 1
+
     def _cost(self, d_model: int, tokens: int, head: tuple[int, int]) -> Cost:
         d_k, d_v = self.heads(d_model)
         h, channels = self.value_heads, self.conv_channels(d_model)
@@ -96,22 +110,26 @@ class DeltaNet(MixerConfig):
         weights = d_model * (channels + h * d_v + h) + gates[self.decay]
         params = weights + gate_params[self.decay] + channels * self.d_conv + d_v
         matmul, elementwise = head
-        local = ShortConv.flops(channels, self.d_conv) + h * d_v * (self.decay != "none")
+        local = ShortConv.flops(channels, self.d_conv, bias=False) + channels * SILU
+        # length of queries and keys; scale of queries; β; bias of the pace, softplus, −rate
+        local += 2 * self.n_heads * (3 * d_k + 2) + h * (d_k + SIGMOID + 1)
+        local += h * self.gates(d_model) * (1 + SOFTPLUS + 1) * (self.decay != "none")
+        gate = {"none": 0, "scalar": SILU + 1, "channel": 1 + SIGMOID + 1}[self.decay]
+        local += h * (RMSNorm.flops(d_v) + d_v * gate)
+        once = h * (self.decay != "none")  # exp of the rate's logarithm
         return Cost(
             matmul_flops=2 * weights * tokens + h * matmul,
-            elementwise_flops=local * tokens + h * elementwise,
+            elementwise_flops=local * tokens + h * elementwise + once,
             params=params,
             active_params=params,
         )
 
     def cost(self, d_model: int, seq_len: int) -> Cost:
-        flops = chunked_flops(
-            seq_len, *self.heads(d_model), self.chunk_size, scalar=self.decay != "channel"
-        )
+        flops = chunked_flops(seq_len, *self.heads(d_model), self.chunk_size, self.gates(d_model))
         return self._cost(d_model, seq_len, flops)
 
     def step_cost(self, d_model: int, context: int) -> Cost:
-        return self._cost(d_model, 1, step_flops(*self.heads(d_model)))
+        return self._cost(d_model, 1, step_flops(*self.heads(d_model), self.gates(d_model)))
 
     def state_size(self, d_model: int, context: int) -> int:
         """The memory and the convolution's last inputs, whatever the context."""
@@ -340,25 +358,25 @@ def _power_of_two(size: int) -> int:
 
 def inverse_flops(chunk: int) -> tuple[int, int]:
     """(matmul, elementwise) FLOPs of one `unit_lower_inverse`: two products for each pair of
-    2^i-blocks, those of up to SMALL rows term by term.
+    2^i-blocks, those of up to SMALL rows term by term; and each time the diagonal of the blocks
+    below it, a sum over all of them.
     """
     size = _power_of_two(chunk)
-    sides = [2**i for i in range(1, size.bit_length() - 1)]
-    work = {side: 2 * size * side**2 for side in sides}
-    terms = sum(work[side] for side in sides if side <= SMALL)
-    return sum(work.values()) - terms, terms
+    sides = [2**i for i in range(size.bit_length() - 1)]
+    matmul = sum(2 * size * side**2 for side in sides if side > SMALL)
+    terms = sum(size * side * (2 * side - 1) for side in sides if 1 < side <= SMALL)
+    return matmul, terms + len(sides) * (size // 2) ** 2
 
 
-def chunked_flops(length: int, d_k: int, d_v: int, chunk: int, *, scalar: bool) -> tuple[int, int]:
-    """(matmul, elementwise) FLOPs of `chunked` for one head, padding included."""
-    chunk = min(chunk, length)
-    padded = length + -length % chunk
-    pairs = recurrence.scores_flops(chunk, d_k, scalar=scalar, uses=2)
-    sums = recurrence.sums_flops(chunk, 1 if scalar else d_k)
-    matmul = sums + pairs[0] + 2 * chunk * (d_k + 2 * d_v) + 6 * d_k * d_v + 2 * d_k**2
-    # β on L, keys and values; three decays on q and k; the corrected values; once per chunk what
-    # remains of S and the sum with what flows in
-    elementwise = pairs[1] + chunk + 6 * d_k + 2 * d_v
+def chunked_flops(length: int, d_k: int, d_v: int, chunk: int, gates: int) -> tuple[int, int]:
+    """(matmul, elementwise) FLOPs of `chunked` for one head of `gates` log-gates, with padding."""
+    chunk, padded = recurrence.in_chunks(length, chunk)
+    decay = recurrence.decay_flops(chunk, gates)
+    pairs = recurrence.scores_flops(chunk, d_k, gates, uses=2)
+    matmul = decay[0] + pairs[0] + 2 * chunk * (d_k + 2 * d_v) + 6 * d_k * d_v + 2 * d_k**2
+    # β on L, keys and values; three decays on q and k; the corrected values, the sum of outputs;
+    # once per chunk what remains of S and the sum with what flows in
+    elementwise = decay[1] + pairs[1] + chunk + 4 * d_k + 3 * d_v
     chunks, inverse = padded // chunk, inverse_flops(chunk)
     once = 2 * d_k**2 + d_k * d_v
     return (
@@ -367,6 +385,6 @@ def chunked_flops(length: int, d_k: int, d_v: int, chunk: int, *, scalar: bool) 
     )
 
 
-def step_flops(d_k: int, d_v: int) -> tuple[int, int]:
+def step_flops(d_k: int, d_v: int, gates: int) -> tuple[int, int]:
     """(matmul, elementwise) FLOPs of `step` for one head."""
-    return 4 * d_k * d_v, 3 * d_k * d_v + 2 * d_v
+    return 4 * d_k * d_v, gates + 3 * d_k * d_v + 2 * d_v

@@ -23,9 +23,9 @@ from pydantic import PositiveInt
 
 from models.base import Cost, Init, Matrix, Mixer, MixerConfig, State
 from models.errors import check_multiple
-from models.layers import Linear, ShortConv, lift
+from models.layers import GELU, SIGMOID, SOFTPLUS, Linear, ShortConv, lift
 from models.packing import Position, restart
-from models.recurrence import diagonal, diagonal_step
+from models.recurrence import diagonal, diagonal_step, in_chunks
 
 GATE_POWER = 8.0
 RING = 0.9, 0.999  # initial a^(1/8) lies between, uniform in area
@@ -57,11 +57,14 @@ class RgLru(MixerConfig):
         weights = 3 * d_model * width + 2 * width * width // self.n_heads
         # biases of the three maps and two gates; Λ; conv taps and bias
         params = weights + (4 * width + d_model) + width + width * (self.d_conv + 1)
-        # log a 2, a 1, √(1 − a²) 3, gated input 2, recurrence 2, product of the branches 1
-        local = 11 * width + ShortConv.flops(width, self.d_conv)
+        # biases 4, gates 2, log a 2, a 1, √(1 − a²) 3, gated input 2, product with gelu
+        local = width * (4 + 2 * SIGMOID + 2 + 1 + 3 + 2 + GELU + 1) + d_model
+        local += ShortConv.flops(width, self.d_conv)
+        _, padded = in_chunks(seq_len, self.chunk)
+        once = width * SOFTPLUS  # of Λ
         return Cost(
             matmul_flops=2 * weights * seq_len,
-            elementwise_flops=local * seq_len,
+            elementwise_flops=local * seq_len + 2 * width * padded + once,
             params=params,
             active_params=params,
         )

@@ -17,6 +17,9 @@ from models.base import Init, Matrix
 from models.packing import Position
 
 BATCH = ("data", "fsdp", "expert")  # axes of a mesh over which a batch lies
+# elementwise FLOPs of jax.nn's activations for one number, as their jaxprs have them
+SIGMOID, SILU, GELU, ELU, SOFTPLUS = 1, 2, 8, 2, 5  # log_sigmoid is a softplus
+SOFTMAX = 4  # subtract the maximum, exp, sum, divide
 
 
 def lift(vector: ArrayLike, x: Array) -> Array:
@@ -144,6 +147,11 @@ class RMSNorm(nnx.Module):
         y = in_rows(lambda x: by_rms(x, self.eps), x)
         return (y if self.scale is None else y * lift(self.scale[...], x)).astype(x.dtype)
 
+    @staticmethod
+    def flops(size: int, learned: bool = True) -> int:
+        """Elementwise FLOPs of one vector: square, sum, scale by the rms; of the rms; scale."""
+        return 3 * size + 3 + size * learned
+
 
 class LayerNorm(nnx.Module):
     """(x − mean) / deviation · scale + bias, in fp32 (Ba et al. 2016, 1607.06450)."""
@@ -156,6 +164,11 @@ class LayerNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         y = in_rows(lambda x: by_rms(centred(x), self.eps), x)
         return (y * lift(self.scale[...], x) + lift(self.bias[...], x)).astype(x.dtype)
+
+    @staticmethod
+    def flops(size: int) -> int:
+        """Elementwise FLOPs of one vector: less the mean, by the rms, scale and bias."""
+        return 2 * size + 1 + RMSNorm.flops(size) + size
 
 
 class ShortConv(nnx.Module):
@@ -202,6 +215,6 @@ class ShortConv(nnx.Module):
         return out if self.bias is None else out + lift(self.bias.astype(padded.dtype)[own], out)
 
     @staticmethod
-    def flops(channels: int, width: int) -> int:
-        """Multiply and add for each tap, per token (elementwise)."""
-        return 2 * channels * width
+    def flops(channels: int, width: int, bias: bool = True) -> int:
+        """Elementwise FLOPs of one token: a product for each tap, their sum, the bias."""
+        return channels * (2 * width - 1 + bias)

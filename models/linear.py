@@ -25,9 +25,9 @@ from pydantic import PositiveFloat, PositiveInt
 from models import recurrence
 from models.base import Cost, Init, Mixer, MixerConfig, State
 from models.errors import check_multiple
-from models.layers import Linear, RMSNorm, gated
+from models.layers import ELU, SILU, SOFTPLUS, Linear, RMSNorm, gated
 from models.packing import Position, restart
-from models.rotary import check_dims, frequencies, rope
+from models.rotary import check_dims, frequencies, rope, rope_flops
 
 TAU = 16.0  # gates start near 1: σ(0)^(1/16) = .96 forgets half in 16 tokens
 GATE_RANK = 16
@@ -81,27 +81,40 @@ class LinearAttention(MixerConfig):
         values = 3 if self.normalizer == "norm" else 2  # v, out, and the output gate
         return d_model * self.n_heads * (2 * d_k + values * d_v) + gates[self.decay]
 
-    def _cost(self, d_model: int, tokens: int, head: tuple[int, int]) -> Cost:
+    def gates(self, d_model: int) -> int:
+        """Log-gates of one head."""
+        return self.heads(d_model)[0] if self.decay == "channel" else 1
+
+    def _cost(self, d_model: int, tokens: int, head: tuple[int, int], known: bool) -> Cost:
         d_k, d_v = self.heads(d_model)
-        gate_bias = {"none": 0, "fixed": 0, "scalar": 1, "channel": d_k}[self.decay]
-        weights = self._projections(d_model)
-        params = weights + self.n_heads * gate_bias + d_v * (self.normalizer == "norm")
+        gates = self.gates(d_model) * (self.decay in ("scalar", "channel"))  # from a map
+        weights, normed = self._projections(d_model), self.normalizer == "norm"
+        params = weights + self.n_heads * gates + d_v * normed
+        # queries' scale; bias, log σ and temperature of gates
+        local = d_k + gates * (1 + SOFTPLUS + 1)
+        if normed:
+            local += RMSNorm.flops(d_v) + d_v * (SILU + 1)
+        else:  # elu + 1 of queries and keys; quotient
+            local += 2 * d_k * (ELU + 1) + d_v + 1
+        turns = rope_flops(d_k, 2 * self.n_heads, known) if self.rope_base is not None else 0
+        once = 3 * self.n_heads * (self.decay == "fixed")  # log(1 − 2^(−5−h))
         matmul, elementwise = head
         return Cost(
             matmul_flops=2 * weights * tokens + self.n_heads * matmul,
-            elementwise_flops=self.n_heads * (elementwise + tokens * d_v),  # gate or quotient
+            elementwise_flops=self.n_heads * (elementwise + tokens * local) + tokens * turns + once,
             params=params,
             active_params=params,
         )
 
     def cost(self, d_model: int, seq_len: int) -> Cost:
         flops = recurrence.chunked_flops(
-            seq_len, *self.memory(d_model), self.chunk_size, scalar=self.decay != "channel"
+            seq_len, *self.memory(d_model), self.chunk_size, self.gates(d_model)
         )
-        return self._cost(d_model, seq_len, flops)
+        return self._cost(d_model, seq_len, flops, known=True)
 
     def step_cost(self, d_model: int, context: int) -> Cost:
-        return self._cost(d_model, 1, recurrence.step_flops(*self.memory(d_model)))
+        flops = recurrence.step_flops(*self.memory(d_model), self.gates(d_model))
+        return self._cost(d_model, 1, flops, known=False)
 
     def state_size(self, d_model: int, context: int) -> int:
         """The memory, and with rotation the position, whatever the context."""

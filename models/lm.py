@@ -102,7 +102,7 @@ class ModelConfig(Sizes):
             for block in self.blocks
             if block.mixer is not None
         ] + [block.channel.cost(self.d_model, tokens) for block in self.blocks if block.channel]
-        return sum(parts, self._ends(tokens))
+        return sum(parts, self.ends(tokens))
 
     def step_cost(self, context: int, batch: int = 1) -> Cost:
         """One decoded token of each of `batch` sequences, against states made for `context`."""
@@ -111,7 +111,7 @@ class ModelConfig(Sizes):
             for block in self.blocks
             if block.mixer is not None
         ] + [block.channel.cost(self.d_model, batch) for block in self.blocks if block.channel]
-        return sum(parts, self._ends(batch))
+        return sum(parts, self.ends(batch))
 
     def state_size(self, context: int) -> int:
         """Elements of one sequence's decoding state, all layers."""
@@ -155,13 +155,19 @@ class ModelConfig(Sizes):
         """Embedding and head: what 'non-embedding' counts leave out."""
         return self.vocab_size * self.d_model * (1 if self.tie_embeddings else 2)
 
-    def _ends(self, tokens: int) -> Cost:
-        """Embedding (a look-up: no FLOPs), norms and head."""
-        norms = 1 + self.embed_norm + sum(len(block.parts) for block in self.blocks)
-        vectors = 2 if self.norm == "layer" else 1
-        params = self.embedding_params + norms * vectors * self.d_model
-        head = 2 * tokens * self.d_model * self.vocab_size
-        return Cost(matmul_flops=head, params=params, active_params=params)
+    def ends(self, tokens: int) -> Cost:
+        """Embedding (a look-up and its scale), norms, residual sums and head."""
+        parts = sum(len(block.parts) for block in self.blocks)
+        norms, d = 1 + self.embed_norm + parts, self.d_model
+        vectors, norm_flops = {"layer": (2, LayerNorm.flops), "rms": (1, RMSNorm.flops)}[self.norm]
+        params = self.embedding_params + norms * vectors * d
+        cap = 3 * self.vocab_size * (self.logit_cap is not None)
+        return Cost(
+            matmul_flops=2 * tokens * d * self.vocab_size,
+            elementwise_flops=tokens * ((1 + parts) * d + norms * norm_flops(d) + cap),
+            params=params,
+            active_params=params,
+        )
 
 
 def _times(cost: Cost, batch: int) -> Cost:

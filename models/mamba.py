@@ -24,10 +24,10 @@ from jaxtyping import Array, Float
 from pydantic import PositiveFloat, PositiveInt
 
 from models.base import Cost, Init, Matrix, Mixer, MixerConfig, State
-from models.layers import Linear, RMSNorm, ShortConv, gated, lift
+from models.layers import SILU, SOFTPLUS, Linear, RMSNorm, ShortConv, gated, lift
 from models.packing import Position, kept
 from models.platforms import by_platform
-from models.recurrence import divisor, prefix
+from models.recurrence import divisor, in_chunks, prefix
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # the released code's range of initial steps
 
@@ -60,10 +60,20 @@ class Mamba(MixerConfig):
         params = projections + d_inner * (self.d_conv + self.conv_bias + 1 + self.d_state + 1)
         params += self.bias * (2 * d_inner + d_model)
         params += (self.select_norm == "learned") * (rank + 2 * self.d_state)
-        recurrence = 7 * d_inner * self.d_state + 4 * d_inner  # 7 per state; Δx, D skip, gate
+        # silu after the convolution; bias of Δ and softplus; D skip; gate
+        local = d_inner * (SILU + 1 + SOFTPLUS + 2 + SILU + 1)
+        local += ShortConv.flops(d_inner, self.d_conv, self.conv_bias)
+        local += self.bias * (2 * d_inner + d_model)
+        if self.select_norm != "none":
+            sizes = (rank, self.d_state, self.d_state)
+            local += sum(RMSNorm.flops(size, self.select_norm == "learned") for size in sizes)
+        # exp(Δ A), decay, inflow, sum and read-out of each state; Δ u
+        scanned = 7 * d_inner * self.d_state + d_inner
+        _, padded = in_chunks(seq_len, self.chunk)
+        once = d_inner * self.d_state  # exp of A's logarithm
         return Cost(
             matmul_flops=2 * projections * seq_len,
-            elementwise_flops=seq_len * (recurrence + ShortConv.flops(d_inner, self.d_conv)),
+            elementwise_flops=seq_len * local + padded * scanned + once,
             params=params,
             active_params=params,
         )

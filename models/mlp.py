@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from pydantic import PositiveInt
 
 from models.base import Aux, Channel, ChannelConfig, Cost, Init
-from models.layers import Linear, again, product
+from models.layers import GELU, SILU, Linear, again, product
 
 
 class SwiGLU(ChannelConfig):
@@ -30,7 +30,13 @@ class SwiGLU(ChannelConfig):
     def cost(self, d_model: int, tokens: int) -> Cost:
         weights = 3 * d_model * self.d_ff
         params = weights + self.bias * (d_model + 2 * self.d_ff)
-        return Cost(matmul_flops=2 * weights * tokens, params=params, active_params=params)
+        hidden = {"silu": SILU, "gelu": GELU}[self.activation] + 1
+        return Cost(
+            matmul_flops=2 * weights * tokens,
+            elementwise_flops=tokens * (self.d_ff * hidden + params - weights),  # and biases
+            params=params,
+            active_params=params,
+        )
 
 
 class GatedMlp(Channel):
@@ -59,7 +65,12 @@ class Gelu(ChannelConfig):
     def cost(self, d_model: int, tokens: int) -> Cost:
         weights = 2 * d_model * self.d_ff
         params = weights + self.bias * (d_model + self.d_ff)
-        return Cost(matmul_flops=2 * weights * tokens, params=params, active_params=params)
+        return Cost(
+            matmul_flops=2 * weights * tokens,
+            elementwise_flops=tokens * (self.d_ff * GELU + params - weights),  # and biases
+            params=params,
+            active_params=params,
+        )
 
 
 class GeluMlp(Channel):

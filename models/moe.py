@@ -30,7 +30,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 
 from models.base import Aux, Channel, ChannelConfig, Cost, Init, Matrix, Steered
 from models.errors import UserError
-from models.layers import Linear, again, lift
+from models.layers import SIGMOID, SILU, SOFTMAX, SOFTPLUS, Linear, again, lift
 from models.mlp import SwiGLU
 
 
@@ -108,9 +108,28 @@ class Moe(ChannelConfig):
         blocks, rows = self.layout(tokens)
         return Cost(
             matmul_flops=2 * tokens * (router + shared) + 2 * blocks * rows * expert,
+            elementwise_flops=self._elementwise(d_model, tokens),
             params=router + bias + shared + self.n_experts * expert,
             active_params=router + bias + shared + self.top_k * expert,
         )
+
+    def _elementwise(self, d_model: int, tokens: int) -> int:
+        """Scores and gates of the tokens, hidden layers of the blocks, gates on what comes back and
+        its sums, shared experts and their sum.
+        """
+        blocks, rows = self.layout(tokens)
+        soft, chosen = self.gate == "softmax", tokens * self.top_k
+        shared_out = self.renormalize and self.causal
+        scored = soft or self.steered or not shared_out  # else by logarithms alone
+        flops = tokens * self.n_experts * (scored * (SOFTMAX if soft else SIGMOID) + self.steered)
+        if shared_out:
+            flops += chosen * (2 if soft else SOFTPLUS + SOFTMAX)
+        flops += blocks * rows * self.d_expert * (SILU + 1)
+        flops += 2 * d_model * (chosen if self.causal else blocks * rows)
+        if self.n_shared:
+            shared = SwiGLU(d_ff=self.n_shared * self.d_expert).cost(d_model, tokens)
+            flops += shared.elementwise_flops + tokens * (2 * d_model + self.shared_gate * SIGMOID)
+        return flops
 
     def touched_params(self, d_model: int, tokens: int) -> float:
         """Tokens touch E·(1 − (1 − k/E)^tokens) of E experts; experts that choose are all busy."""
@@ -135,20 +154,22 @@ class RoutedExperts(Channel):
     def __call__(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], Aux]:
         flat = rearrange(x, "b t d -> (b t) d")
         logits = flat.astype(jnp.float32) @ self.router.kernel[...]
-        soft = self.config.gate == "softmax"
-        scores = jax.nn.softmax(logits) if soft else jax.nn.sigmoid(logits)
         serve = self._tokens_choose if self.config.route == "token" else self._experts_choose
-        y, load, dropped = serve(flat, scores)
+        y, load, dropped = serve(flat, logits)
         y = y.reshape(x.shape)
         if self.shared is not None:
             gate = 1.0 if self.shared_gate is None else jax.nn.sigmoid(self.shared_gate(x))
             y = y + gate * self.shared(x)[0]
         return y, self._aux(logits, load, dropped)
 
-    def _tokens_choose(self, flat: Float[Array, "t d"], scores: Float[Array, "t e"]):
+    def _scores(self, logits: Float[Array, "t e"]) -> Float[Array, "t e"]:
+        soft = self.config.gate == "softmax"
+        return jax.nn.softmax(logits) if soft else jax.nn.sigmoid(logits)
+
+    def _tokens_choose(self, flat: Float[Array, "t d"], logits: Float[Array, "t e"]):
         """Output, share of the choices that each expert got, share of the choices dropped."""
         config = self.config
-        gates, chosen = self._choose(scores)
+        gates, chosen = self._choose(logits)
         blocks, rows = config.layout(flat.shape[0])
         block_expert, row, kept = self._assign(chosen, blocks, rows)
 
@@ -162,26 +183,33 @@ class RoutedExperts(Channel):
         load = jax.nn.one_hot(chosen, config.n_experts).sum((0, 1)) / chosen.size
         return y, load, jnp.mean(~kept, dtype=jnp.float32)
 
-    def _experts_choose(self, flat: Float[Array, "t d"], scores: Float[Array, "t e"]):
+    def _experts_choose(self, flat: Float[Array, "t d"], logits: Float[Array, "t e"]):
         """Output, share of the rows that each expert has, share of the tokens nobody took."""
         experts, rows = self.config.layout(flat.shape[0])
-        gates, token = jax.lax.top_k(scores.T, rows)
+        gates, token = jax.lax.top_k(self._scores(logits).T, rows)
         served = self._experts(flat[token], jnp.arange(experts))
         weighted = served * gates.reshape(-1, 1).astype(flat.dtype)
         y = jnp.zeros_like(flat).at[token.reshape(-1)].add(weighted)
         taken = jnp.zeros(flat.shape[0], jnp.float32).at[token.reshape(-1)].set(1.0)
         return y, jnp.full(experts, 1 / experts), 1 - taken.mean()
 
-    def _choose(self, scores: Float[Array, "t e"]):
-        """Gates and indices of the top_k experts of each token; a bias moves the choice alone."""
-        gates, chosen = jax.lax.top_k(scores, self.config.top_k)
+    def _choose(self, logits: Float[Array, "t e"]):
+        """Gates and indices of the top_k experts of each token; a bias moves the choice alone.
+
+        Sigmoids are ordered and renormalised by their logarithms: far from 0 they would be equal,
+        and below −87 they are 0, and 0 / 0 no share.
+        """
+        config, soft = self.config, self.config.gate == "softmax"
+        scores = self._scores(logits)
+        ranks = scores if soft else logits
         if self.bias is not None:
-            steered = scores + lift(jax.lax.stop_gradient(self.bias[...]), scores)
-            _, chosen = jax.lax.top_k(steered, self.config.top_k)
-            gates = jnp.take_along_axis(scores, chosen, axis=-1)
-        if self.config.renormalize:
-            gates = gates / gates.sum(-1, keepdims=True)
-        return gates, chosen
+            ranks = scores + lift(jax.lax.stop_gradient(self.bias[...]), scores)
+        _, chosen = jax.lax.top_k(ranks, config.top_k)
+        if config.renormalize and not soft:
+            logs = jax.nn.log_sigmoid(jnp.take_along_axis(logits, chosen, axis=-1))
+            return jax.nn.softmax(logs), chosen
+        gates = jnp.take_along_axis(scores, chosen, axis=-1)
+        return gates / gates.sum(-1, keepdims=True) if config.renormalize else gates, chosen
 
     def _assign(self, chosen: Int[Array, "t k"], blocks: int, rows: int):
         """Expert of each block, row of each (token, choice), and which were kept."""

@@ -301,40 +301,45 @@ def _past(log_a) -> Bool[Array, "1 1 c s 1"]:
 
 
 def chunked_flops(
-    length: int, d_k: int, d_v: int, chunk: int, *, scalar: bool, values: int = 1
+    length: int, d_k: int, d_v: int, chunk: int, gates: int, values: int = 1
 ) -> tuple[int, int]:
-    """(matmul, elementwise) FLOPs of `chunked` for one head of keys and its heads of values,
-    padding included.
+    """(matmul, elementwise) FLOPs of `chunked` for one head of keys and its heads of values, each
+    of `gates` log-gates (d_k or 1), padding included.
     """
+    chunk, padded = in_chunks(length, chunk)
+    decay, pairs = decay_flops(chunk, gates), scores_flops(chunk, d_k, gates)
+    matmul = values * (decay[0] + 2 * chunk * d_v + 4 * d_k * d_v) + pairs[0]
+    # two decays beside values, or beside keys and queries; the sum of the two outputs
+    local = (2 * d_v if gates == 1 else 2 * d_k) + d_v
+    elementwise = values * (decay[1] + pairs[1] + local)
+    return padded * matmul, padded * elementwise + padded // chunk * values * 2 * d_k * d_v
+
+
+def in_chunks(length: int, chunk: int) -> tuple[int, int]:
+    """(tokens of a chunk, tokens with the last chunk's padding)."""
     chunk = min(chunk, length)
-    padded = length + -length % chunk
-    matmul = values * (sums_flops(chunk, 1 if scalar else d_k) + 2 * chunk * d_v + 4 * d_k * d_v)
-    # two decays beside values (scalar) or keys and queries, and that of S once per chunk
-    local = values * 4 * (d_v if scalar else d_k)
-    pairs = scores_flops(chunk, d_k, scalar=scalar)
-    return (
-        padded * (matmul + pairs[0]),
-        padded * (local + values * pairs[1]) + padded // chunk * values * 2 * d_k * d_v,
-    )
+    return chunk, length + -length % chunk
 
 
-def sums_flops(chunk: int, gates: int) -> int:
-    """Matmul FLOPs of one token's running sums of `gates` log-gates, coarse and fine."""
-    return 4 * chunk * gates
-
-
-def scores_flops(chunk: int, d_k: int, *, scalar: bool, uses: int = 1) -> tuple[int, int]:
-    """(matmul, elementwise) FLOPs of one token's products with a chunk, `uses` times under the same
-    decays.
+def decay_flops(chunk: int, gates: int) -> tuple[int, int]:
+    """(matmul, elementwise) FLOPs of one token's `decays` of `gates` log-gates: their coarse and
+    fine parts and running sums; decays from the chunk's start, to its end, and between tokens.
     """
-    if scalar:
-        return 2 * uses * chunk * d_k, (2 + uses) * chunk
-    return 0, (2 + 3 * uses) * chunk * d_k
+    return 4 * chunk * gates, (3 + 2 + 2 + 4 * chunk) * gates
 
 
-def step_flops(d_k: int, d_v: int) -> tuple[int, int]:
-    """(matmul, elementwise) FLOPs of `step` for one head: read-out; decay, outer product, add."""
-    return 2 * d_k * d_v, 3 * d_k * d_v
+def scores_flops(chunk: int, d_k: int, gates: int, uses: int = 1) -> tuple[int, int]:
+    """(matmul, elementwise) FLOPs of one token's `scores` with a chunk, of `uses` queries."""
+    if gates == 1:
+        return 2 * uses * chunk * d_k, uses * chunk
+    return 0, 3 * uses * chunk * d_k
+
+
+def step_flops(d_k: int, d_v: int, gates: int) -> tuple[int, int]:
+    """(matmul, elementwise) FLOPs of `step` for one head: read-out; exp of the log-gates, decay,
+    outer product, add.
+    """
+    return 2 * d_k * d_v, gates + 3 * d_k * d_v
 
 
 def diagonal_step(

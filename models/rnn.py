@@ -28,7 +28,7 @@ from pydantic import PositiveInt
 from models.base import Cost, Init, Matrix, Mixer, MixerConfig, State
 from models.layers import Linear, lift
 from models.packing import Position, kept, restart
-from models.recurrence import diagonal, diagonal_step
+from models.recurrence import diagonal, diagonal_step, in_chunks
 
 
 class Lstm(MixerConfig):
@@ -49,14 +49,14 @@ class Lstm(MixerConfig):
         params = outside + inside + 4 * size
         return Cost(
             matmul_flops=2 * (outside * tokens + inside * steps),
-            elementwise_flops=8 * size * steps,  # four gates added, c and h
+            # bias; gates' sum, 3 σ and tanh, c 3, tanh and h
+            elementwise_flops=4 * size * tokens + (4 + 4 + 3 + 2) * size * steps,
             params=params,
             active_params=params,
         )
 
     def cost(self, d_model: int, seq_len: int) -> Cost:
-        chunk = min(self.chunk, seq_len)
-        return self._cost(d_model, seq_len, seq_len + -seq_len % chunk)
+        return self._cost(d_model, seq_len, in_chunks(seq_len, self.chunk)[1])
 
     def step_cost(self, d_model: int, context: int) -> Cost:
         return self._cost(d_model, 1, 1)
@@ -132,9 +132,11 @@ class MinGru(MixerConfig):
     def cost(self, d_model: int, seq_len: int) -> Cost:
         size = self.expand * d_model
         params = 3 * d_model * size
+        _, padded = in_chunks(seq_len, self.chunk)
         return Cost(
             matmul_flops=2 * params * seq_len,
-            elementwise_flops=5 * size * seq_len,  # 1 − z, z·g, decay, multiply, add
+            # z, 1 − z, g 2, z·g; then a·h + u
+            elementwise_flops=5 * size * seq_len + 2 * size * padded,
             params=params,
             active_params=params,
         )

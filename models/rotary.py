@@ -73,6 +73,14 @@ def frequencies(dims: int, base: float, scaling: LinearScaling | Llama3Scaling |
     return turns if scaling is None else scaling.scale(turns)
 
 
+def rope_flops(dims: int, heads: int, known: bool) -> int:
+    """Elementwise FLOPs of one token's queries and keys, `heads` in all, of which `dims` channels
+    turn: two products and a sum each; and once for queries and once for keys the angles and their
+    sines, unless positions are `known` when the program is made.
+    """
+    return 3 * dims * (heads + (not known))
+
+
 def rope(
     x: Float[Array, "b h t k"],
     positions: Int[Array, "*segments t"] | Int[np.ndarray, " t"],

@@ -29,7 +29,7 @@ from models import recurrence
 from models.base import Cost, Init, Left, Mixer, MixerConfig, State
 from models.delta import System, after, inverse_flops, solve
 from models.errors import check_multiple
-from models.layers import Linear, by_rms, centred, in_rows, lift
+from models.layers import SIGMOID, Linear, by_rms, centred, in_rows, lift
 from models.packing import Position, previous, restart
 from models.recurrence import scores
 
@@ -89,11 +89,13 @@ class Rwkv7(MixerConfig):
         # six mixes, two biases, k_k, k_a, r_k, norm scale and bias; the values' bias
         params = weights + (13 + mixes) * d_model
         matmul, elementwise = head
-        # six mixes of 3, κ 1, k 3, bonus 4, gate 1; the values' mix 3
-        local = 27 + 3 * mixes
+        # six mixes of 2 and their difference, log w 3, a 2, κ 4, k 4, a ⊙ κ 1, norm 7, bonus 5,
+        # gate 1; the values' mix 5; for each head, roots of κ and of the norm
+        local = d_model * (13 + 3 + 2 + 4 + 4 + 1 + 7 + 5 + 1 + 5 * mixes) + self.n_heads * (1 + 4)
+        local += ranks[0] + ranks[2] * SIGMOID  # tanh of w's map, σ of the gate's
         return Cost(
             matmul_flops=2 * weights * tokens + self.n_heads * matmul,
-            elementwise_flops=local * d_model * tokens + self.n_heads * elementwise,
+            elementwise_flops=local * tokens + self.n_heads * elementwise,
             params=params,
             active_params=params,
         )
@@ -104,7 +106,7 @@ class Rwkv7(MixerConfig):
 
     def step_cost(self, d_model: int, context: int) -> Cost:
         size = d_model // self.n_heads
-        return self._cost(d_model, 1, (4 * size**2, 5 * size**2))
+        return self._cost(d_model, 1, (4 * size**2, size + 5 * size**2))
 
     def state_size(self, d_model: int, context: int) -> int:
         """The memory and the last token, whatever the context."""
@@ -283,17 +285,18 @@ def _chunk(S: recurrence.Memory, inputs):
 
 def chunked_flops(length: int, size: int, chunk: int) -> tuple[int, int]:
     """(matmul, elementwise) FLOPs of `chunked` for one head, padding included."""
-    chunk = min(chunk, length)
-    padded = length + -length % chunk
+    chunk, padded = recurrence.in_chunks(length, chunk)
     chunks = padded // chunk
-    pairs = recurrence.scores_flops(chunk, size, scalar=False, uses=4)
-    sums = recurrence.sums_flops(chunk, size)
-    matmul = sums + pairs[0] + 10 * chunk * size + 10 * size**2
-    elementwise = pairs[1] + 7 * size
+    decay = recurrence.decay_flops(chunk, size)
+    pairs = recurrence.scores_flops(chunk, size, size, uses=4)
+    matmul = decay[0] + pairs[0] + 10 * chunk * size + 10 * size**2
+    # four decays on r, k and κ; the sums of p and of the outputs
+    elementwise = decay[1] + pairs[1] + 7 * size
     inverse = inverse_flops(chunk)
+    # once per chunk what remains of S, what flows in and its sum with that
     return (
         padded * matmul + chunks * (inverse[0] + 2 * size**3),
-        padded * elementwise + chunks * (inverse[1] + 3 * size**2),
+        padded * elementwise + chunks * (inverse[1] + 4 * size**2),
     )
 
 
@@ -311,7 +314,7 @@ class RwkvChannel(MixerConfig):
         params = weights + d_model
         return Cost(
             matmul_flops=2 * weights * seq_len,
-            elementwise_flops=3 * d_model * seq_len,
+            elementwise_flops=(3 * d_model + self.d_ff) * seq_len,  # mix; square
             params=params,
             active_params=params,
         )

@@ -25,7 +25,17 @@ from pydantic import PositiveFloat, PositiveInt
 from models import recurrence
 from models.base import Cost, Init, Mixer, MixerConfig, State
 from models.errors import check_multiple
-from models.layers import Linear, ShortConv, by_rms, gated, in_rows, lift
+from models.layers import (
+    SILU,
+    SOFTPLUS,
+    Linear,
+    RMSNorm,
+    ShortConv,
+    by_rms,
+    gated,
+    in_rows,
+    lift,
+)
 from models.packing import Position, restart
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # the released code's range of initial steps
@@ -67,10 +77,14 @@ class Mamba2(MixerConfig):
         params = projections + channels * (self.d_conv + self.conv_bias) + 3 * heads + d_inner
         params += self.bias * (d_inner + channels + heads + d_model)
         matmul, elementwise = core
-        local = ShortConv.flops(channels, self.d_conv) + 4 * d_inner  # Δx, D skip, gate
+        local = ShortConv.flops(channels, self.d_conv, self.conv_bias) + channels * SILU
+        local += heads * (1 + SOFTPLUS + 1)  # bias of Δ, softplus, Δ A
+        local += d_inner * (1 + 2 + SILU + 1)  # Δ x, D skip, gate
+        local += self.n_groups * RMSNorm.flops(d_inner // self.n_groups)
+        local += self.bias * (d_inner + channels + heads + d_model)
         return Cost(
             matmul_flops=2 * projections * tokens + matmul,
-            elementwise_flops=tokens * local + elementwise,
+            elementwise_flops=tokens * local + elementwise + heads,  # exp of A's logarithm
             params=params,
             active_params=params,
         )
@@ -78,12 +92,12 @@ class Mamba2(MixerConfig):
     def cost(self, d_model: int, seq_len: int) -> Cost:
         values = self.heads(d_model) // self.n_groups
         matmul, elementwise = recurrence.chunked_flops(
-            seq_len, self.d_state, self.d_head, self.chunk, scalar=True, values=values
+            seq_len, self.d_state, self.d_head, self.chunk, 1, values
         )
         return self._cost(d_model, seq_len, (self.n_groups * matmul, self.n_groups * elementwise))
 
     def step_cost(self, d_model: int, context: int) -> Cost:
-        matmul, elementwise = recurrence.step_flops(self.d_state, self.d_head)
+        matmul, elementwise = recurrence.step_flops(self.d_state, self.d_head, 1)
         heads = self.heads(d_model)
         return self._cost(d_model, 1, (heads * matmul, heads * elementwise))
 

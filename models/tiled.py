@@ -56,6 +56,15 @@ def count(length: int, tile: int, window: int | None) -> int:
     return sum(i + 1 - first for i, first in _rows(length, tile, window))
 
 
+def softmax_flops(length: int, tile: int, window: int | None, size: int) -> int:
+    """Elementwise FLOPs of one head of `size` channels, padding included: for each pair scale,
+    subtract the maximum, exp and sum; for each query the same of what it had before, and its output
+    faded, added to and divided, once or, in a loop over pairs of tiles, in each of its turns.
+    """
+    turns, rows = count(length, tile, window), len(_rows(length, tile, window))
+    return tile * (4 * turns * tile + (turns if rows > UNROLLED else rows) * (4 + 3 * size))
+
+
 def _rows(length: int, tile: int, window: int | None) -> list[tuple[int, int]]:
     """Of each query tile: its own key tile, which is its last, and the first that it sees."""
     reach = window or length

@@ -117,9 +117,11 @@ def shardings(state: Any, mesh: Mesh | None) -> Any:
         return None
 
     def of(node: Any) -> Any:
-        if isinstance(node, nnx.Variable):
-            return node.replace(NamedSharding(mesh, partition(node, mesh.shape)))
-        return NamedSharding(mesh, PartitionSpec())
+        if not isinstance(node, nnx.Variable):
+            return NamedSharding(mesh, PartitionSpec())
+        if not jax.tree.leaves(node):  # a moment that the optimiser leaves out
+            return node
+        return node.replace(NamedSharding(mesh, partition(node, mesh.shape)))
 
     return jax.tree.map(of, state, is_leaf=lambda node: isinstance(node, nnx.Variable))
 

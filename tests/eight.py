@@ -26,22 +26,28 @@ from models.lm import Block, ModelConfig
 from models.mamba import Mamba
 from models.mlp import SwiGLU
 from models.moe import Moe
+from sim.checkpoints import Checkpoints
 from sim.layout import ONE_DEVICE, Layout
 from sim.optim import AdamW
 from sim.program import Program, jitted
-from sim.train import Trunk, _restore, _save
+from sim.train import Trunk
 
 WIDTH, BATCH, LENGTH, STEPS = 32, 8, 16, 3
 MLP = SwiGLU(d_ff=64)
 BLOCKS = {
     "dense": Block(mixer=Attention(n_heads=4, n_kv_heads=2), channel=MLP),
     "moe": Block(mixer=Attention(n_heads=2), channel=Moe(n_experts=4, top_k=2, d_expert=32)),
+    "steered": Block(
+        mixer=Attention(n_heads=2),
+        channel=Moe(n_experts=4, top_k=2, d_expert=32, gate="sigmoid", steered=True),
+    ),
     "mamba": Block(mixer=Mamba(d_state=4), channel=MLP),
     "delta": Block(mixer=DeltaNet(n_heads=2), channel=MLP),
 }
 LAYOUTS = {
     "dense": (Layout(data=2, fsdp=2, tensor=2), Layout(fsdp=8)),
     "moe": (Layout(fsdp=2, tensor=2, expert=2),),
+    "steered": (Layout(fsdp=2, tensor=2, expert=2),),
     "mamba": (Layout(data=2, fsdp=2, tensor=2),),
     "delta": (Layout(data=2, fsdp=2, tensor=2),),
 }
@@ -77,11 +83,12 @@ def restored(program: Program, state: Any) -> bool:
     """On the same devices, and on one."""
     equal = []
     with tempfile.TemporaryDirectory() as folder:
-        _save(Trunk(state, STEPS, losses=[np.zeros(STEPS)]), Path(folder))
+        saved = Checkpoints(Path(folder), "trained", note=print)
+        saved.save("trunk", Trunk(state, STEPS, losses=[np.zeros(STEPS)]).checkpoint())
         for mesh in (program.mesh, None):
             fresh = replace(program, mesh=mesh).init([1])
             trunk = Trunk(fresh)
-            _restore(trunk, Path(folder), STEPS)
+            trunk.restore(saved.newest("trunk", STEPS))
             trees = (jax.tree.leaves(tree) for tree in (trunk.state, fresh, state))
             for new, place, old in zip(*trees, strict=True):
                 equal.append(

@@ -16,7 +16,8 @@ from models.mamba import Mamba
 from models.mlp import Gelu, SwiGLU
 from models.moe import Moe
 from models.rwkv import Rwkv7, RwkvChannel
-from sim.flops import causal_flops, matmul_flops
+from sim.flops import causal_flops
+from sim.jaxpr import matmul_flops
 
 HYBRID = ModelConfig(
     d_model=16,

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from models.attention import Attention
-from models.base import Init, MixerConfig, count
+from models.base import Init, MixerConfig, _import_all, _leaves, count
 from models.delta import DeltaNet
 from models.griffin import RgLru
 from models.linear import LinearAttention
@@ -19,8 +19,9 @@ from models.rnn import Lstm, MinGru
 from models.rotary import Llama3Scaling
 from models.rwkv import Rwkv7, RwkvChannel
 from models.ssd import Mamba2
-from sim.flops import matmul_flops
+from sim.jaxpr import executed_flops, matmul_flops
 
+D_MODEL, LENGTH = 24, 81  # a length that no chunk or block divides
 MIXERS = {
     "attention": Attention(n_heads=4),
     "gqa-window-qk-norm": Attention(n_heads=6, n_kv_heads=2, d_head=8, window=20, qk_norm=True),
@@ -55,8 +56,27 @@ MIXERS = {
     "lstm": Lstm(d_hidden=10, chunk=16),
     "mingru": MinGru(expand=2, chunk=16),
 }
+ONES = {  # sizes of 1, where an axis is easily taken for another: of cost, state and outputs
+    "attention-ones": Attention(n_heads=1, d_head=1, rope_base=None, window=1),
+    "attention-one-group": Attention(n_heads=4, n_kv_heads=1, qk_norm="joint", qkv_bias=True),
+    "mamba-ones": Mamba(d_state=1, expand=1, d_conv=1, dt_rank=1),
+    "mamba-plain-norm": Mamba(d_state=1, select_norm="plain"),
+    "mamba2-ones": Mamba2(d_state=1, d_head=1, expand=1, d_conv=1),
+    "mamba2-one-head": Mamba2(d_state=1, d_head=48),
+    "linear-ones": LinearAttention(n_heads=1, d_key=1, d_value=1, decay="scalar"),
+    "gla-one-key": LinearAttention(n_heads=2, d_key=1, d_value=5, decay="channel"),
+    "gla-keys": LinearAttention(n_heads=2, d_key=1, decay="channel", normalizer="keys"),
+    "delta-ones": DeltaNet(n_heads=1, d_key=1, d_value=1, decay="scalar", d_conv=1),
+    "kda-one-key": DeltaNet(n_heads=2, d_key=1, d_value=3, decay="channel"),
+    "rwkv7-one-channel": Rwkv7(n_heads=D_MODEL, rank_decay=1, rank_rate=1, rank_gate=1),
+    "rwkv7-one-head": Rwkv7(n_heads=1),
+    "rwkv7-channel-one": RwkvChannel(d_ff=1),
+    "rg-lru-ones": RgLru(n_heads=1, d_rnn=1, d_conv=1),
+    "rg-lru-diagonal": RgLru(n_heads=D_MODEL),
+    "lstm-one": Lstm(d_hidden=1),
+    "mingru-chunk-one": MinGru(chunk=1),
+}
 CHUNKED = {name: m for name, m in MIXERS.items() if "chunk" in type(m).model_fields}
-D_MODEL, LENGTH = 24, 81  # a length that no chunk or block divides
 
 # Second rows of a class change one switch; `make test-slow` takes them through every claim.
 VARIANTS = {
@@ -84,6 +104,7 @@ def table(rows: dict[str, MixerConfig], slow: set[str] = VARIANTS):
 
 every_mixer, every_chunked = table(MIXERS), table(CHUNKED)
 every_restart = table(MIXERS, RESTART_ALIKE)
+every_size = table(MIXERS | ONES, set())
 
 
 @cache
@@ -117,28 +138,36 @@ def relative(got, want) -> float:
     return float(np.abs(got - want).max() / np.abs(want).max())
 
 
-@every_mixer
+def test_every_mixer_has_a_row():
+    """Every class of the package, and of the first rows of classes a default run takes all."""
+    _import_all()
+    classes = {cls for cls in _leaves(MixerConfig) if cls.__module__.startswith("models.")}
+    for rows in (MIXERS.keys() - VARIANTS, ONES):
+        assert {type(MIXERS.get(name) or ONES[name]) for name in rows} == classes
+
+
+@every_size
 @pytest.mark.parametrize("length", [1, 64, 81, 200])
 def test_cost_is_what_the_jaxpr_executes(config, length):
     params, apply = build(config)
     x = jax.ShapeDtypeStruct((1, length, D_MODEL), jnp.float32)
-    assert config.cost(D_MODEL, length).matmul_flops == matmul_flops(
-        lambda p, x: apply(p)(x), params, x
-    )
+    cost = config.cost(D_MODEL, length)
+    executed = executed_flops(lambda p, x: apply(p)(x), params, x)
+    assert (cost.matmul_flops, cost.elementwise_flops) == executed
 
 
-@every_mixer
+@every_size
 @pytest.mark.parametrize("context", [1, 7, 50])
 def test_step_cost_is_what_the_jaxpr_executes(config, context):
     params, apply = build(config)
     state = apply(params).init_state(1, context)
     x = jax.ShapeDtypeStruct((1, D_MODEL), jnp.float32)
-    assert config.step_cost(D_MODEL, context).matmul_flops == matmul_flops(
-        lambda p, s, x: apply(p).step(s, x), params, state, x
-    )
+    cost = config.step_cost(D_MODEL, context)
+    executed = executed_flops(lambda p, s, x: apply(p).step(s, x), params, state, x)
+    assert (cost.matmul_flops, cost.elementwise_flops) == executed
 
 
-@every_mixer
+@every_size
 def test_params_and_state_are_the_sizes_of_the_leaves(config):
     params, apply = build(config)
     cost = config.cost(D_MODEL, LENGTH)

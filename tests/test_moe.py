@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models.base import Init, count
+from models.base import ChannelConfig, Init, _import_all, _leaves, count
 from models.lm import Block, ModelConfig
-from models.mlp import SwiGLU
+from models.mlp import Gelu, SwiGLU
 from models.moe import Moe
-from sim.flops import matmul_flops
+from sim.jaxpr import executed_flops
 from sim.optim import AdamW, apply
 
 D_MODEL = 12
@@ -25,6 +25,19 @@ FORMS = {
     "ample-capacity": Moe(n_experts=4, top_k=1, d_expert=5, n_shared=1, capacity_factor=4.0),
     "steered": Moe(n_experts=6, top_k=2, d_expert=3, gate="sigmoid", steered=True, block=4),
     "experts-choose": Moe(n_experts=4, top_k=2, d_expert=7, route="expert"),
+}
+CHANNELS = FORMS | {  # and what costs otherwise
+    "sigmoid-not-renormalized": Moe(
+        n_experts=3, top_k=2, d_expert=5, gate="sigmoid", renormalize=False, n_shared=1
+    ),
+    "experts-choose-by-sigmoid": Moe(
+        n_experts=3, top_k=1, d_expert=5, gate="sigmoid", route="expert", n_shared=1
+    ),
+    "one-expert": Moe(n_experts=1, top_k=1, d_expert=1, renormalize=False),
+    "swiglu": SwiGLU(d_ff=20),
+    "geglu": SwiGLU(d_ff=20, activation="gelu", bias=True),
+    "gelu": Gelu(d_ff=20),
+    "gelu-of-one": Gelu(d_ff=1, bias=False),
 }
 every_form = pytest.mark.parametrize(
     "config",
@@ -180,13 +193,20 @@ def test_what_capacity_drops_is_counted_and_gets_no_output():
     assert_close(y[:, :5], dense_sum(module, x[:, :5]))
 
 
-@every_form
+def test_every_channel_mixer_has_a_row():
+    _import_all()
+    classes = {cls for cls in _leaves(ChannelConfig) if cls.__module__.startswith("models.")}
+    assert {type(config) for config in CHANNELS.values()} == classes
+
+
+@pytest.mark.parametrize("config", CHANNELS.values(), ids=CHANNELS)
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (2, 21), (3, 64)])
 def test_cost_is_what_the_jaxpr_executes(config, batch, length):
     graph, params = nnx.split(nnx.eval_shape(lambda: config.build(D_MODEL, init=Init(None))))
     x = jax.ShapeDtypeStruct((batch, length, D_MODEL), jnp.float32)
-    executed = matmul_flops(lambda p, x: nnx.merge(graph, p)(x)[0], params, x)
-    assert config.cost(D_MODEL, batch * length).matmul_flops == executed
+    cost = config.cost(D_MODEL, batch * length)
+    executed = executed_flops(lambda p, x: nnx.merge(graph, p)(x)[0], params, x)
+    assert (cost.matmul_flops, cost.elementwise_flops) == executed
 
 
 @every_form
@@ -234,6 +254,38 @@ def test_more_choices_than_experts_is_refused():
 def test_experts_that_choose_are_not_steered():
     with pytest.raises(ValueError, match=r"route='expert'.* leave out steered"):
         Moe(n_experts=2, top_k=1, d_expert=4, route="expert", steered=True)
+
+
+@pytest.mark.parametrize("renormalize", [True, False])
+@pytest.mark.parametrize("steered", [True, False])
+def test_sigmoids_far_from_zero_choose_and_share_as_their_logits_say(renormalize, steered):
+    """In fp32 σ(x) is 0 below −87 and 1 above 17."""
+    config = Moe(
+        n_experts=4, top_k=2, d_expert=3, gate="sigmoid", renormalize=renormalize, steered=steered
+    )
+    graph, params = nnx.split(config.build(D_MODEL, init=Init(0)))
+    x = tokens(batch=1, length=3).at[..., 0].set(1.0)
+
+    @jax.jit
+    def step(params, x):
+        def loss(params, x):
+            y, aux = nnx.merge(graph, params)(x)
+            return jnp.sum(y**2) + aux["penalty"]
+
+        return jax.value_and_grad(loss, argnums=(0, 1))(params, x)
+
+    for level in (-1e4, -90.0, 0.0, 90.0):
+        logits = level + np.array([[0.0, 2.0, 1.0, 0.5]])
+        gates, chosen = nnx.merge(graph, params)._choose(jnp.asarray(logits, jnp.float32))
+        assert steered or chosen.tolist() == [[1, 2]]
+        logs = -np.logaddexp(0, -np.take_along_axis(logits, np.asarray(chosen), 1))
+        want = np.exp(logs)
+        if renormalize:
+            want = np.exp(logs - logs.max()) / np.exp(logs - logs.max()).sum()
+        np.testing.assert_allclose(gates, want, rtol=1e-5, atol=1e-37)
+        params["router"]["kernel"].set_value(jnp.zeros((D_MODEL, 4)).at[0].set(logits[0]))
+        for leaf in jax.tree.leaves(step(params, x)):
+            assert np.isfinite(np.asarray(leaf)).all()
 
 
 def test_a_steered_bias_moves_the_choice_and_not_the_gates():
