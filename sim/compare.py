@@ -2,10 +2,11 @@
 
     CEG_{A|B}(C) = L_B⁻¹(L_A(C)) / C
 
-Above one, A is the better architecture at budget C. Each arm becomes one curve of loss over cost,
-L = E + K / C^κ: where N and D are known it is the compute-optimal frontier of a fitted Chinchilla
-surface, else a power law through the arm's runs. The cost is any column: a FLOP convention,
-seconds, dollars, state bytes. Gains are read only where both curves have runs, and never outside.
+Above one, A is the better architecture at budget C. Each arm becomes one curve of loss over cost:
+where N and D are known it is the compute-optimal frontier of a fitted Chinchilla surface along the
+arm's own cost (`sim.cost_model`), else a power law through the arm's runs. The cost is any column:
+a FLOP convention, seconds, dollars, state bytes. Gains are read only where both curves have runs,
+and never outside.
 Exponents of two architectures are not compared: subsets of one family's runs move α more than
 architectures do. Not included: gains at a fixed N or D.
 """
@@ -13,6 +14,7 @@ architectures do. Not included: gains at a fixed N or D.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -22,13 +24,16 @@ from numpy.typing import NDArray
 from scipy.special import fdtri
 
 from models.errors import UserError
+from sim.cost_model import CostModel, fit_cost
 from sim.fitting import Fit, Status
-from sim.identify import ranks
+from sim.frontier import Frontier
 from sim.law import Law
 from sim.laws import Chinchilla, PowerLaw
 from sim.noise import misfit, together
-from sim.resample import Floats, percentile
+from sim.resample import Floats, percentile, ranks
 from sim.tables import Columns, Dropped, Table, clean, describe
+
+Curve = PowerLaw | Frontier
 
 BEATEN, MANY = 0.02, 0.2  # in log loss; and share of an arm's runs: above both, a caveat
 GRID = 65  # points of the window at which crossovers are looked for
@@ -56,11 +61,11 @@ class Arm:
 
     name: str
     fit: Fit
-    curve: PowerLaw | None
-    draws: PowerLaw | None
+    curve: Curve | None
+    draws: Curve | None
     cost: tuple[float, float]  # smallest and largest cost of a run
     cells: Cells  # to see whether two arms can be paired
-    floored: Callable[[Floats], tuple[PowerLaw, Floats]]  # asymptotes ↦ curves and misfits
+    floored: Callable[[Floats], tuple[Curve, Floats]]  # asymptotes ↦ curves and misfits
     spare: int  # runs beyond the law's parameters
     least: float  # loss of a run
     beaten: str = ""  # "k of n runs" that cheaper runs of its own beat, where those are many
@@ -208,17 +213,22 @@ def _fit(rows: Table, surface: bool, **options: Any) -> Fit:
 
 def _arm(name: str, rows: Table, surface: bool, fit: Fit) -> Arm:
     c = rows["cost"]
-    slopes = _cost_model(name, c, rows["N"], rows["D"]) if surface else None
+    priced = _cost_model(name, rows) if surface else None
     law: type[Chinchilla] | type[PowerLaw] = Chinchilla if surface else PowerLaw
     x = [rows["N"], rows["D"]] if surface else [c]
 
-    def floored(floors: Floats) -> tuple[PowerLaw, Floats]:
+    def floored(floors: Floats) -> tuple[Curve, Floats]:
         theta, left = law.floored(x, np.log(rows["loss"]), floors)
-        curves = _curve(law.unpack(theta, x), slopes)
+        curves = _curve(law.unpack(theta, x), priced)
         assert curves is not None
         return curves, misfit(left, fit.trunk)
 
-    curve, many = _curve(fit.law, slopes), _curve(fit.draws, slopes)
+    curve, many = _curve(fit.law, priced), None
+    if fit.draws is not None:
+        # one architecture's misfits are no other's: a stream of its own, whatever the pairing
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
+        count = np.size(fit.draws.params_raw()["E"])
+        many = _curve(fit.draws, priced and priced.draws(count, rng))
     span, beaten = (float(c.min()), float(c.max())), "" if surface else _beaten(c, rows["loss"])
     cells = _cells(x, rows.columns.get("seed"))
     spare, least = len(c) - len(fields(law)), float(rows["loss"].min())
@@ -258,40 +268,23 @@ def caveat(compared: Iterable[Arm]) -> str:
     return "; ".join(told)
 
 
-def _cost_model(name: str, c: Floats, N: Floats, D: Floats) -> tuple[float, float, float]:
-    """log cost = k0 + k1·log N + k2·log D over the arm's runs."""
-    basis = np.stack([np.ones_like(c), np.log(N), np.log(D)], axis=1)
-    k0, k1, k2 = (float(v) for v in np.linalg.lstsq(basis, np.log(c), rcond=None)[0])
-    if min(k1, k2) < 0.05:
-        raise UserError(
-            f"{name}: the cost must grow with N and with D to have an optimum, and goes as "
-            f"N^{k1:.2f}·D^{k2:.2f}; leave n and d out to compare the runs themselves"
-        )
-    return k0, k1, k2
+def _cost_model(name: str, rows: Table) -> CostModel:
+    try:
+        return fit_cost(rows["cost"], rows["N"], rows["D"])
+    except UserError as error:
+        told = "or leave n and d out to compare the runs themselves"
+        raise UserError(f"{name}: {error}, {told}") from None
 
 
-def _curve(law: Law | None, slopes: tuple[float, float, float] | None) -> PowerLaw | None:
-    """The loss over cost of a law: itself, or the optimum of its surface, again a power law.
-
-    At the optimum both terms of the surface fall together: αA·N^−α/k1 = βB·D^−β/k2, so that
-    N* ∝ C^s and L* = E + A·N*^−α·(1 + αk2/βk1).
-    """
+def _curve(law: Law | None, cost: CostModel | None) -> Curve | None:
+    """The loss over cost of a law: itself, or the optimum of its surface."""
     if law is None or isinstance(law, PowerLaw):
         return law
-    assert isinstance(law, Chinchilla)
-    assert slopes is not None
-    k0, k1, k2 = slopes
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        down = law.alpha + law.beta * k1 / k2
-        log_n = (
-            np.log(law.alpha * law.A * k2 / (law.beta * law.B * k1)) - law.beta * k0 / k2
-        ) / down
-        s = law.beta / k2 / down
-        both = 1.0 + law.alpha * k2 / (law.beta * k1)
-        return PowerLaw(A=law.A * np.exp(-law.alpha * log_n) * both, alpha=law.alpha * s, E=law.E)
+    assert cost is not None
+    return Frontier(law, cost)
 
 
-def _gain(a: PowerLaw, b: PowerLaw, budgets: Floats) -> Floats:
+def _gain(a: Curve, b: Curve, budgets: Floats) -> Floats:
     """CEG at each budget, one column per draw."""
     c = np.asarray(budgets, dtype=float)[:, None]
     return np.atleast_2d(b.inverse(a(c)) / c)
@@ -332,7 +325,7 @@ def gain(
             f"{a.name}, and are {', '.join(f'{c:.3g}' for c in at)}; choose others or add runs"
         )
     paired = a.cells.matches(b.cells) and not (a.fit.simulated or b.fit.simulated)
-    other = b.draws if paired else _shuffled(b.draws)
+    other = b.draws if paired else _shuffled(b)
     value, many = _gain(a.curve, b.curve, at)[:, 0], _gain(a.draws, other, at)
     gains = []
     for c, v, row in zip(at, value, many, strict=True):
@@ -365,21 +358,23 @@ def _trend(a: Arm, b: Arm, ends: Floats, span: tuple[float, float], level: float
     return Trend(direction, (first, last), (a.fit.n_points, b.fit.n_points))
 
 
-def _shuffled(law: PowerLaw) -> PowerLaw:
+def _shuffled(arm: Arm) -> Curve:
     """The same draws in another order, so that they are independent of the other arm's."""
-    order = np.random.default_rng(1).permutation(len(law.alpha))
-    return PowerLaw(**{k: np.asarray(v)[order] for k, v in law.params_raw().items()})
+    assert arm.draws is not None
+    assert arm.fit.draws is not None
+    count = np.size(arm.fit.draws.params_raw()["E"])
+    return arm.draws.take(np.random.default_rng(1).permutation(count))
 
 
 def _crossovers(
-    a: PowerLaw, b: PowerLaw, many_a: PowerLaw, many_b: PowerLaw, span: tuple[float, float],
-    level: float,
+    a: Curve, b: Curve, many_a: Curve, many_b: Curve, span: tuple[float, float], level: float,
 ) -> tuple[Crossover, ...]:  # fmt: skip
     grid = np.geomspace(*span, GRID)
     found = _roots(grid, (a(grid) - b(grid))[:, None])
     if not found:
         return ()
-    draws = _roots(grid, many_a(grid[:, None]) - many_b(grid[:, None]))
+    gap = many_a(grid[:, None]) - many_b(grid[:, None])
+    draws = _roots(grid, gap)
     ends = [percentile(row, level) for row in _gain(many_a, many_b, grid[[0, -1]])]
     above, below = [low > 1.0 for low, _ in ends], [high < 1.0 for _, high in ends]
     resolved = (above[0] and below[1]) or (below[0] and above[1])
@@ -390,7 +385,7 @@ def _crossovers(
             if abs(math.log(value / root)) < abs(math.log(nearest.get(draw, math.inf) / root)):
                 nearest[draw] = value
         values = np.array([*nearest.values()] or [math.nan])
-        share = len(nearest) / len(many_a.alpha)
+        share = len(nearest) / gap.shape[1]
         out.append(Crossover(root, *percentile(values, level), share, resolved))
     return tuple(out)
 

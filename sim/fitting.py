@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import UserError
+from sim.cost_model import SIX_ND, fit_cost
 from sim.heldout import HeldOut, leave_largest_out
 from sim.identify import at_bound, drowned, faded, unidentifiable
-from sim.law import FLOPS_PER_ND, Law
+from sim.law import Law
 from sim.noise import Noise, residual_noise, simulate
 from sim.resample import DELTA, STEPS, Floats, cell_weights, minimise, percentile, units
 from sim.tables import Columns, Dropped, Table, clean, describe
@@ -142,8 +143,10 @@ class Fittable(Law):
 
         if budgets is None:
             budgets = [] if cost is None else [cost.max() / 10.0, cost.max()]
-        per_nd = _flops_per_nd(cls, x, cost)
-        estimate = {q: float(v) for q, v in law.quantities(budgets, per_nd).items()}
+        priced = SIX_ND
+        if cls.allocates and cost is not None and "flops" in table.columns:
+            priced = fit_cost(cost, *x)
+        estimate = {q: float(v) for q, v in law.quantities(budgets, priced).items()}
         drawn = units(table.columns, cls.inputs, len(theta), y)
         own = residual_noise(form, y, theta, drawn.trunk)
         common |= {"noise": own, "simulated": drawn.few}
@@ -161,13 +164,15 @@ class Fittable(Law):
             again = minimise(form, y, starts, weights=weights, delta=delta)
             source = f"bootstrap draws of {len(drawn.group)} {drawn.name}"
         spread = cls.unpack(again.theta, x)
-        values = spread.quantities(budgets, per_nd)
+        values = spread.quantities(budgets, priced.draws(draws, rng))
         interval = {q: percentile(v, LEVEL) for q, v in values.items()}
         share = float(again.converged.mean())
         checklist["interval"] = (
             f"{LEVEL:.0%}, percentiles of {draws} {source}, each converged again ({share:.1%} did)"
         )
-        checklist["FLOPs per N·D"] = f"{per_nd:.3g}"
+        if cls.allocates:
+            checklist["cost of N and D"] = priced.words()
+            checklist |= _beyond(cls, x, budgets, estimate)
         held: list[HeldOut] = []
         if cost is not None:
             held = [
@@ -206,11 +211,17 @@ class Fittable(Law):
         return table
 
 
-def _flops_per_nd(cls: type[Law], x: Sequence[Floats], cost: Floats | None) -> float:
-    by = dict(zip(cls.inputs, x, strict=True))
-    if cost is None or not {"N", "D"} <= by.keys():
-        return FLOPS_PER_ND
-    return float(np.exp(np.median(np.log(cost / (by["N"] * by["D"])))))
+def _beyond(
+    cls: type[Law], x: Sequence[Floats], budgets: Sequence[float], estimate: Mapping[str, float]
+) -> dict[str, str]:
+    """Which optima lie outside the runs, and so rest on the law and the cost model alone."""
+    told = []
+    for c in budgets:
+        for name, v in zip(cls.inputs, x, strict=True):
+            best = estimate[f"{name}*({c:.3g})"]
+            if not v.min() <= best <= v.max():
+                told.append(f"{name}*({c:.3g}) = {best:.3g} lies outside the {name} of all runs")
+    return {"extrapolated": "; ".join(told)} if told else {}
 
 
 def _checklist(

@@ -7,24 +7,11 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sim.law import Law
-from sim.resample import Floats, Form
+from sim.resample import Floats, Form, ranks
 
 PLAIN = {"N": "model size", "D": "token count", "C": "budget", "D/N": "D/N value"}
-
-
-def ranks(values: Floats) -> NDArray[np.intp]:
-    """Dense ranks of positive values, those within one per cent of a rank's least being equal."""
-    logs = np.log(values)
-    order = np.sort(logs)
-    heads = [0]
-    while (after := int(np.searchsorted(order, order[heads[-1]] + 0.01, side="right"))) < len(
-        order
-    ):
-        heads.append(after)
-    return np.searchsorted(order[heads], logs, side="right") - 1
 
 
 def distinct(values: Floats) -> int:

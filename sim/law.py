@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from sim.cost_model import CostModel
 from sim.resample import (
     NEVER,
     Floats,
@@ -40,6 +41,7 @@ class Law(ABC):
 
     inputs: ClassVar[tuple[str, ...]]
     levels: ClassVar[dict[str, int]] = {}  # different values of an input that the form needs
+    allocates: ClassVar[bool] = False  # whether it has an optimal N and D along a cost
 
     @abstractmethod
     def __call__(self, *x: Any) -> Any:
@@ -55,8 +57,8 @@ class Law(ABC):
     def unpack(cls, theta: Floats, x: Sequence[Floats]) -> Law:
         """θ (b, p) of `form` to the paper's letters, one entry per row."""
 
-    def quantities(self, budgets: Sequence[float], flops_per_nd: float) -> dict[str, Value]:
-        """What a fit reports with intervals."""
+    def quantities(self, budgets: Sequence[float], cost: CostModel) -> dict[str, Value]:
+        """What a fit reports with intervals; `cost` is what N and D cost, where that matters."""
         return self.params_raw()
 
     @classmethod

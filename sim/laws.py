@@ -22,9 +22,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.errors import UserError
+from sim.cost_model import SIX_ND, CostModel
 from sim.fitting import Fit, Fittable
+from sim.frontier import Frontier
 from sim.law import FLOPS_PER_ND, Value, asymptote_of, boxed, grid, starts_nd, sum_of_powers
 from sim.resample import Floats, Form
 from sim.saturating import Repeated, Routed
@@ -65,8 +68,12 @@ class PowerLaw(Fittable):
         a, e, alpha = theta.T
         return cls(A=np.exp(a + alpha * np.log(x[0]).mean()), alpha=alpha, E=asymptote_of(e))
 
-    def quantities(self, budgets: Sequence[float], flops_per_nd: float) -> dict[str, Value]:
+    def quantities(self, budgets: Sequence[float], cost: CostModel) -> dict[str, Value]:
         return self.params_raw() | {f"L({c:.3g})": self(c) for c in budgets}
+
+    def take(self, order: NDArray[np.intp]) -> PowerLaw:
+        """The draws in another order."""
+        return PowerLaw(**{k: np.asarray(v)[order] for k, v in self.params_raw().items()})
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,7 @@ class Chinchilla(Fittable):
 
     inputs: ClassVar = ("N", "D")
     levels: ClassVar = {"N": 3, "D": 3}
+    allocates: ClassVar = True
 
     def __call__(self, N: Any, D: Any) -> Any:
         N, D = np.asarray(N, dtype=float), np.asarray(D, dtype=float)
@@ -88,17 +96,12 @@ class Chinchilla(Fittable):
 
     @property
     def a(self) -> Value:
-        """N* ∝ C^a (Hoffmann et al. 2022, eq. 4)."""
+        """N* ∝ C^a where C ∝ N·D (Hoffmann et al. 2022, eq. 4)."""
         return self.beta / (self.alpha + self.beta)
 
-    def optimal(self, C: Any, flops_per_nd: float = FLOPS_PER_ND) -> tuple[Any, Any]:
-        """(N, D) of least loss at C = flops_per_nd·N·D FLOPs (Hoffmann et al. 2022, eq. 4)."""
-        total = self.alpha + self.beta
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            log_g = np.log(self.alpha * self.A / (self.beta * self.B)) / total
-            log_nd = np.log(np.asarray(C, dtype=float) / flops_per_nd)
-            log_n = log_g + self.beta / total * log_nd
-            return np.exp(log_n), np.exp(log_nd - log_n)
+    def optimal(self, C: Any, cost: CostModel = SIX_ND) -> tuple[Any, Any]:
+        """(N, D) of least loss among all that cost C (`sim.frontier`)."""
+        return Frontier(self, cost).optimal(C)
 
     @classmethod
     def form(cls, x: Sequence[Floats], y: Floats) -> tuple[Form, Floats]:
@@ -118,11 +121,11 @@ class Chinchilla(Fittable):
             return f"the interval of a is {low:.2f} to {high:.2f}: nearly any allocation fits"
         return ""
 
-    def quantities(self, budgets: Sequence[float], flops_per_nd: float) -> dict[str, Value]:
+    def quantities(self, budgets: Sequence[float], cost: CostModel) -> dict[str, Value]:
         with np.errstate(divide="ignore", invalid="ignore"):
             out = self.params_raw() | {"a": self.a}
         for c in budgets:
-            n, d = self.optimal(c, flops_per_nd)
+            n, d = self.optimal(c, cost)
             out |= {f"N*({c:.3g})": n, f"D*({c:.3g})": d, f"L*({c:.3g})": self(n, d)}
         return out
 

@@ -329,6 +329,18 @@ def cell_weights(
     return chosen[:, cells].astype(float)
 
 
+def ranks(values: Floats) -> NDArray[np.intp]:
+    """Dense ranks of positive values, those within one per cent of a rank's least being equal."""
+    logs = np.log(values)
+    order = np.sort(logs)
+    heads = [0]
+    while (after := int(np.searchsorted(order, order[heads[-1]] + 0.01, side="right"))) < len(
+        order
+    ):
+        heads.append(after)
+    return np.searchsorted(order[heads], logs, side="right") - 1
+
+
 def percentile(draws: Floats, level: float) -> tuple[float, float]:
     """The central `level` interval of draws; infinite ones stay in their tail, nan is in both."""
     tail = (1.0 - level) / 2.0

@@ -10,6 +10,7 @@ from grids import TRUTH, lab
 
 from experiments import fitting
 from models.errors import UserError
+from sim.cost_model import SIX_ND
 from sim.heldout import frontier, seed_noise
 from sim.laws import Chinchilla, fit_table
 from sim.readers import read
@@ -132,7 +133,7 @@ def test_averaging_or_summing_is_the_same_minimum_here():
 
 
 def coverage(repeats, noise, draws, seeds=2):
-    truth = dict(TRUTH.quantities([6 * 3e5 * 6e7], 6.0))
+    truth = dict(TRUTH.quantities([6 * 3e5 * 6e7], SIX_ND))
     keys = [k for k in truth if k == "a" or k.startswith(("N*", "L*"))]
     inside = dict.fromkeys(keys, 0)
     rng = np.random.default_rng(5)

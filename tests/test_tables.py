@@ -16,10 +16,11 @@ from experiments.text import labelled, table
 from figures import report
 from models.errors import UserError
 from sim.compare import arms
-from sim.identify import distinct, ranks
+from sim.identify import distinct
 from sim.laws import Chinchilla, fit_table
 from sim.readers import read
 from sim.records import write_csv
+from sim.resample import ranks
 from sim.tables import clean
 
 LAW = Chinchilla(E=1.7, A=420.0, B=1200.0, alpha=0.34, beta=0.36)
