@@ -24,6 +24,7 @@ import numpy as np
 from experiments.context import tell
 from models.errors import UserError
 from sim.compare import compare
+from sim.cost_model import SIX_ND
 from sim.design import LAB
 from sim.laws import Chinchilla, PowerLaw
 from sim.noise import SHARED
@@ -155,7 +156,7 @@ def _fitted(arms: Arms, runs: dict[str, Any], draws: int) -> dict[str, float]:
         law = LAB
         fit = Chinchilla.fit(runs, draws=draws, budgets=top, held_out=())
         keys = {"exponent": "a", "N*": f"N*({top[0]:.3g})", "L*": f"L*({top[0]:.3g})"}
-    truth = law.quantities(top, 6.0)
+    truth = law.quantities(top, SIX_ND)
     out = {"declined": float(not fit.interval)}
     for name, key in keys.items():
         low, high = fit.interval.get(key, (math.nan, math.nan))
