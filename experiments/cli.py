@@ -339,7 +339,7 @@ FUNCTIONS = {  # verb → module, function, and what help says of it before impo
         "Tell what one architecture's loss costs another, and where they cross.",
     ),
     "plan": (
-        "fit",
+        "plan",
         "plan",
         "Choose sizes and amounts of data for a compute budget, before training.",
     ),

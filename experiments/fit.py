@@ -1,4 +1,4 @@
-"""`isoflop fit`, `compare` and `plan`: laws of any table of runs, gains in it, and the next grid.
+"""`isoflop fit` and `compare`: laws of any table of runs, and gains in it.
 
 Question: what do these runs say, and how surely? Command: `isoflop fit runs.csv --n N --d D --loss
 loss`. Duration: seconds. Expected: a law with intervals, or the reason why there is none.
@@ -6,24 +6,22 @@ loss`. Duration: seconds. Expected: a law with intervals, or the reason why ther
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table as Grid
 
-from experiments.text import console, grid
+from experiments.text import console, grid, write_json
 from models.errors import UserError, listed, quoted
 from sim.compare import Comparison, arms, caveat, gain, ranking
-from sim.design import Plan, propose, surface
 from sim.fitting import Fit
 from sim.laws import fit_table
-from sim.readers import finite, read
-from sim.tables import Columns, Dropped, called, describe, groups, label
+from sim.readers import read
+from sim.tables import LEAST, MOST, Columns, Dropped, called, describe, groups, label
 
 JsonOut = Annotated[Path | None, tyro.conf.arg(name="json")]
 DRAWS_MIN, DRAWS_MAX = 20, 100_000
@@ -82,7 +80,7 @@ def fit(
         _say_dropped(screen, result.dropped)
     if json_out is not None:
         out = {name: result.json() for name, result in fits.items()}
-        _write(json_out, out if group else next(iter(out.values())))
+        write_json(json_out, out if group else next(iter(out.values())))
     return fits
 
 
@@ -95,6 +93,7 @@ def compare(
     n: str | None = None,
     d: str | None = None,
     seed: str = "seed",
+    budgets: tuple[float, ...] = (),
     draws: int = 1000,
     json_out: JsonOut = None,
 ) -> tuple[Comparison, ...]:
@@ -110,10 +109,15 @@ def compare(
         n: column of parameters; with it and d, compute-optimal frontiers are compared.
         d: column of training tokens.
         seed: column of seeds, for pairing.
+        budgets: where to read gains, in the cost's unit; by default at three costs inside the
+            window that both arms share, and never outside it.
         draws: bootstrap draws behind the intervals.
         json_out: write the result there as JSON.
     """
     _enough(draws)
+    for budget in budgets:
+        if not LEAST <= budget <= MOST:
+            raise UserError(f"--budgets must be costs above zero, and one is {budget:g}")
     columns = read(file)
     arch, flops = called(columns, "arch", arch), called(columns, "flops", flops)
     fitted, dropped = arms(
@@ -128,7 +132,11 @@ def compare(
     base = names[0] if baseline is None else label(baseline, "--baseline")
     if base not in fitted:
         raise UserError(f"baseline must be one of {listed(names)}, and is {quoted(base)}")
-    found = tuple(gain(fitted[name], fitted[base], flops) for name in names if name != base)
+    found = tuple(
+        gain(fitted[name], fitted[base], flops, budgets=budgets or None)
+        for name in names
+        if name != base
+    )
     screen = console()
     rows = sum(len(arm.fit.residuals) for arm in fitted.values())
     screen.print(_gain_table(found, flops, f"{rows} of {rows + len(dropped)} rows"))
@@ -161,7 +169,7 @@ def compare(
             for one in found
             for gain_ in one.json()["ceg"]
         ]
-        _write(
+        write_json(
             json_out,
             {
                 "cost": flops,
@@ -175,64 +183,11 @@ def compare(
     return found
 
 
-def plan(
-    flops: float | None = None,
-    seconds: float | None = None,
-    flops_per_second: float | None = None,
-    families: int = 2,
-    noise: float = 0.005,
-    gain: float = 1.2,
-    target: float | None = None,
-    law: str = "lab",
-    smallest: float = 1e4,
-    json_out: JsonOut = None,
-) -> Plan:
-    """Propose a grid for a budget and say how wide the answers will be, before it is spent.
-
-    Args:
-        flops: training FLOPs for all families together.
-        seconds: the budget in device seconds instead.
-        flops_per_second: what the device sustains, measured, not its peak.
-        families: how many architectures share the budget.
-        noise: standard deviation of log loss between seeds; .005 is half a per cent.
-        gain: the compute-equivalent gain that must be told from 1.
-        target: FLOPs at which the answer is wanted; at most 10 × the largest run.
-        law: the surface planned with: lab, or a published Chinchilla fit.
-        smallest: parameters of the smallest model.
-        json_out: write the plan there as JSON.
-    """
-    if flops is None:
-        if seconds is None or flops_per_second is None:
-            raise UserError(
-                "a plan needs a budget: --flops, or --seconds with --flops-per-second, and got "
-                f"flops={flops}, seconds={seconds}, flops_per_second={flops_per_second}"
-            )
-        flops = seconds * flops_per_second
-    result = propose(
-        flops, families=families, noise=noise, gain=gain, target=target, law=surface(law),
-        smallest=smallest,
-    )  # fmt: skip
-    screen = console()
-    if result.design is not None:
-        sizes = ", ".join(f"{v:,.0f}" for v in result.design.sizes)
-        ratios = ", ".join(f"{v:.0f}" for v in result.design.tokens_per_param)
-        screen.print(f"sizes: {sizes} parameters")
-        screen.print(f"tokens per parameter: {ratios}; seeds: {result.design.seeds}")
-        screen.print(f"{result.runs} runs, {result.flops:.3g} FLOPs in all")
-    for method, widths in (("delta method", result.delta), ("simulation", result.simulated)):
-        for w in widths:
-            screen.print(f"at {w.budget:.3g} FLOPs, {method}: {w.words()}")
-    screen.print(f"{result.status}: {result.reason}")
-    if json_out is not None:
-        _write(json_out, result.json())
-    return result
-
-
 def _enough(draws: int) -> None:
     if not DRAWS_MIN <= draws <= DRAWS_MAX:
         raise UserError(
-            f"--draws must be {DRAWS_MIN} to {DRAWS_MAX:,}, and is {draws:.6g}: the ends of a 90 % "
-            f"interval are the draws' 5th and 95th hundredth"
+            f"--draws must be {DRAWS_MIN} to {DRAWS_MAX:,}, and is {quoted(draws)}: the ends of a "
+            f"90 % interval are the draws' 5th and 95th hundredth"
         )
 
 
@@ -272,14 +227,3 @@ def _gain_table(found: tuple[Comparison, ...], cost: str, rows: str) -> Grid:
 def _say_dropped(screen: Console, dropped: tuple[Dropped, ...]) -> None:
     if dropped:
         screen.print(f"dropped: {describe(dropped)}")
-
-
-def _write(path: Path, value: Any) -> None:
-    text = json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise UserError(
-            f"--json {path} cannot be written: {error.strerror or error}; name another file"
-        ) from None

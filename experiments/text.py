@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.errors import printable
+from models.errors import UserError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +31,20 @@ def grid(title: str, *columns: str) -> Table:
     for name in columns:
         out.add_column(name, overflow="fold")
     return out
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A command's result in a file. UserError if that cannot be written."""
+    from sim.readers import finite
+
+    text = json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise UserError(
+            f"--json {path} cannot be written: {error.strerror or error}; name another file"
+        ) from None
 
 
 def table(rows: Sequence[Mapping[str, Any]], left: Iterable[str] = ()) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any, Literal
 
@@ -21,16 +21,27 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from models.errors import UserError
+from models.errors import UserError, quoted
 from sim.identify import unidentifiable
 from sim.law import FLOPS_PER_ND
 from sim.laws import Chinchilla
 from sim.noise import SHARED
 from sim.published import PUBLISHED
 from sim.resample import DELTA, Floats, minimise
+from sim.tables import LEAST, MOST
 
 Z90 = 1.6448536269514722  # half of a central 90 % normal interval, in standard deviations
 COOLDOWN = 0.2  # share of a branch that is its own cooldown (Hägele et al. 2024, arXiv 2405.18392)
+SEARCHED = range(4, 9), range(3, 7), range(1, 6)  # numbers of sizes, of ratios D/N, of seeds
+NARROW, SPAN = 4.0, 30.0  # least and, unless told, greatest ratio of the sizes
+SPENT = 0.9  # of the budget, from which on it counts as used
+RANGES = {  # of what is not just any number above zero: least, greatest, in words
+    "noise": (1e-8, 0.5, "the seed spread of log loss, .01 for 1 %"),
+    "gain": (1.0 + 1e-6, 1e6, "above 1, the ratio to be resolved"),
+    "families": (1, 1000, "how many architectures share the budget"),
+    "smallest": (1, 1e15, "a number of parameters"),
+    "largest": (1, 1e15, "a number of parameters"),
+}
 LAB = Chinchilla(E=1.0, A=30.0, B=600.0, alpha=0.35, beta=0.42)  # bytes, 1e4 to 1e6 parameters
 
 
@@ -59,6 +70,22 @@ class Design:
         """FLOPs of the largest run."""
         return FLOPS_PER_ND * max(self.sizes) ** 2 * max(self.tokens_per_param)
 
+    @property
+    def smallest(self) -> float:
+        """FLOPs of the smallest run."""
+        return FLOPS_PER_ND * min(self.sizes) ** 2 * min(self.tokens_per_param)
+
+    def window(self, gain: float = 1.0) -> tuple[float, float]:
+        """The budgets at which `sim.compare` reads the gain of two arms on this grid, if one needs
+        up to `gain` times the other's compute: losses that both arms reach, at the arm's own cost.
+        """
+        return self.smallest * gain, self.largest / gain
+
+    @property
+    def target(self) -> float:
+        """The highest of the three budgets that `sim.compare.gain` reads when none are named."""
+        return float(np.geomspace(*self.window(), 5)[3])
+
     def flops(self, branches: bool = True) -> float:
         """Training FLOPs of one family; with branches, one trunk per size and its cooldowns."""
         ratios = np.sort(self.tokens_per_param)
@@ -85,13 +112,16 @@ class Widths:
 class Plan:
     """A proposed design, what it will resolve, and whether that answers the question."""
 
-    design: Design | None
+    design: Design
     status: Literal["answers", "refused"]
     reason: str
-    delta: tuple[Widths, ...] = ()  # delta method: at the largest run and at the target
-    simulated: tuple[Widths, ...] = ()
-    flops: float = 0.0  # of all families
-    runs: int = 0
+    target: float  # FLOPs of one run, where the widths are promised and `compare` will read
+    window: tuple[float, float]  # where `compare` will read a gain as large as was asked for
+    flops: float  # of all families
+    runs: int
+    delta: Widths | None = None  # at the target, by the delta method; None where it is refused
+    simulated: Widths | None = None  # there, by simulation
+    unused: str = ""  # how much of the budget this leaves, and why
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
@@ -220,36 +250,49 @@ def check(
     law: Chinchilla = LAB,
     branches: bool = True,
     repeats: int = 400,
+    budget: float | None = None,
 ) -> Plan:
-    """Can this design tell a compute-equivalent gain of `gain` from 1, at the target budget?"""
-    if not 0.0 < noise < 1.0:
-        raise UserError(f"noise is the seed spread of log loss, .01 for 1 %, and is {noise}")
-    if gain <= 1.0:
-        raise UserError(f"gain must be above 1, the ratio to be resolved, and is {gain}")
-    runs = families * len(design.points()[0])
-    cost = families * design.flops(branches)
-    if reason := refuse(design, law):
-        return Plan(design, "refused", reason, flops=cost, runs=runs)
-    at = [design.largest] + ([target] if target else [])
-    if at[-1] > 10.0 * design.largest:
-        beyond = at[-1] / design.largest
-        reason = f"the target is {beyond:.0f} × the largest run: beyond 10 × is speculation"
-        return Plan(design, "refused", reason, flops=cost, runs=runs)
+    """Can this design tell a compute-equivalent gain of `gain` from 1, at the target?
+
+    `target` defaults to the design's own; with the `budget` in FLOPs the remedies know what is
+    left of it.
+    """
+    _validate(noise=noise, gain=gain, target=target, families=families, budget=budget)
+    runs, flops = families * len(design.points()[0]), families * design.flops(branches)
+    at = design.target if target is None else target
+    low, high = design.window(gain)
+    plan = Plan(design, "refused", refuse(design, law), at, (low, high), flops, runs)
+    if plan.reason:
+        return plan
+    if not low <= at <= high:
+        reach = f"it is {low:.3g} to {high:.3g} FLOPs; choose a target inside or other sizes"
+        if low > high:
+            reach = f"this grid has none for a gain of {gain:g}; widen its sizes or data"
+        outside = f"the target, {at:.3g} FLOPs, is outside the window that compare will read"
+        return replace(plan, reason=f"{outside}: {reach}")
     shared = SHARED if branches else 0.0
-    by_delta = delta_widths(law, design, noise, at, shared=shared)
-    by_simulation = (
-        simulated_widths(law, design, noise, at, repeats, shared=shared) if repeats else ()
+    (delta,) = delta_widths(law, design, noise, [at], shared=shared)
+    simulated = (
+        simulated_widths(law, design, noise, [at], repeats, shared=shared)[0] if repeats else None
     )
-    worst = max((by_delta[-1].gain, *(w.gain for w in by_simulation[-1:])))
-    status: Literal["answers", "refused"] = "answers"
-    reason = f"CEG ± {math.expm1(worst):.1%} against a question of {gain - 1:.1%}"
-    if math.exp(worst) > gain:
-        status = "refused"
-        reason = (
-            f"a gain of {gain:g} × is inside the interval: CEG is known to ± "
-            f"{math.expm1(worst):.1%}; spend more, lower the noise, or ask for a larger gain"
-        )
-    return Plan(design, status, reason, by_delta, by_simulation, cost, runs)
+    worst = max(delta.gain, simulated.gain if simulated else 0.0)
+    plan = replace(plan, delta=delta, simulated=simulated)
+    if worst <= math.log(gain):
+        reason = f"CEG ± {math.expm1(worst):.1%} at the target, and the question is {gain - 1:.1%}"
+        return replace(plan, status="answers", reason=reason)
+    # widths go with the noise, and with the number of runs as 1/√
+    remedies = [
+        f"lower the noise to {noise * math.log(gain) / worst:.2g}",
+        f"ask for a gain of {math.exp(worst):.3g}",
+    ]
+    if budget is None or flops > SPENT * budget:
+        more = (worst / math.log(gain)) ** 2 * flops
+        remedies.insert(0, f"spend about {more:.2g} FLOPs on more seeds")
+    reason = (
+        f"a gain of {gain:g} × is inside the interval: CEG is known to ± {math.expm1(worst):.1%}; "
+        f"{', or '.join(remedies)}"
+    )
+    return replace(plan, reason=reason)
 
 
 def propose(
@@ -261,53 +304,101 @@ def propose(
     target: float | None = None,
     law: Chinchilla = LAB,
     smallest: float = 1e4,
-    span: float = 30.0,
+    largest: float | None = None,
     ratios: tuple[float, float] = (10.0, 320.0),
     branches: bool = True,
     repeats: int = 400,
 ) -> Plan:
     """The grid within `budget` FLOPs, all families together, that knows CEG best at the target.
 
-    Sizes run over a factor of up to `span` from `smallest`, tokens per parameter over `ratios`;
-    the numbers of sizes (4-8), ratios (3-6) and seeds (1-5) are searched by the delta method, the
-    largest size is what the budget then affords, and the winner is checked by simulation.
-    `target` defaults to the largest run of the cheapest candidate grid, so that all are judged at
-    one budget.
+    Sizes run from `smallest` to `largest`, by default as far as the budget affords and no further
+    than `SPAN` times, tokens per parameter over `ratios`; the numbers of sizes (4-8), ratios (3-6)
+    and seeds (1-5) are searched by the delta method, and the winner is checked by simulation.
+    `target` defaults to the least of the candidates' own, so that all are judged at one budget.
     """
+    _validate(
+        budget=budget, noise=noise, gain=gain, target=target, families=families,
+        smallest=smallest, largest=largest,
+    )  # fmt: skip
+    if largest is not None and largest < NARROW * smallest:
+        raise UserError(
+            f"largest must be at least {NARROW:g} × smallest, or sizes tell too little, and they "
+            f"are {largest:.6g} and {smallest:.6g}; raise largest or lower smallest"
+        )
+    tried = [
+        (k, tuple(float(r) for r in np.geomspace(*ratios, m)), seeds)
+        for k, m, seeds in product(*SEARCHED)
+    ]
     candidates = []
-    for k, m, seeds in product(range(4, 9), range(3, 7), range(1, 6)):
-        ratio = tuple(float(r) for r in np.geomspace(*ratios, m))
-        unit = Design((1.0,), ratio, seeds).flops(branches)
-        top = _affordable(budget / families / unit, smallest, span, k)
+    for k, ratio, seeds in tried:
+        unit = families * Design((1.0,), ratio, seeds).flops(branches)
+        top = _affordable(budget / unit, smallest, largest, k)
         if top is not None:
             sizes = tuple(float(v) for v in np.geomspace(smallest, top, k))
             candidates.append(Design(sizes, ratio, seeds))
     if not candidates:
+        k, ratio, seeds = tried[0]
+        sizes = tuple(np.geomspace(smallest, largest or NARROW * smallest, k))
+        least = families * Design(sizes, ratio, seeds).flops(branches)
         raise UserError(
-            f"{budget:.3g} FLOPs for {families} families do not pay for 4 sizes from "
-            f"{smallest:.3g} parameters over a factor of 4; raise the budget or lower smallest"
+            f"{budget:.3g} FLOPs do not pay for {k} sizes from {smallest:,.6g} to "
+            f"{sizes[-1]:,.6g} parameters in {families} families, which take {least:.3g}; raise "
+            f"the budget or choose smaller models"
         )
-    at = target or min(d.largest for d in candidates)
-    reach = [d for d in candidates if d.largest * 10.0 >= at] or candidates
+    at = min(d.target for d in candidates) if target is None else target
+    reach = [d for d in candidates if d.window(gain)[0] <= at <= d.window(gain)[1]]
     shared = SHARED if branches else 0.0
-    best = min(reach, key=lambda d: delta_widths(law, d, noise, [at], shared=shared)[0].gain)
-    return check(
+    best = min(
+        reach or [max(candidates, key=lambda d: d.largest)],
+        key=lambda d: delta_widths(law, d, noise, [at], shared=shared)[0].gain if reach else 0.0,
+    )
+    plan = check(
         best, noise=noise, gain=gain, target=at, families=families, law=law, branches=branches,
-        repeats=repeats,
+        repeats=repeats, budget=budget,
     )  # fmt: skip
+    return replace(plan, unused=_unused(plan, budget, max(d.sizes[-1] for d in candidates)))
 
 
-def _affordable(squares: float, smallest: float, span: float, k: int) -> float | None:
-    """The largest top size with Σ N² ≤ squares over k geometric sizes; None below a factor of 4."""
+def _unused(plan: Plan, budget: float, largest: float) -> str:
+    """How much of the budget a plan leaves and why; empty where that is little."""
+    if plan.flops > SPENT * budget or plan.delta is None:
+        return ""
+    sizes, ratios, seeds = (f"{r[0]} to {r[-1]}" for r in SEARCHED)
+    return (
+        f"{budget - plan.flops:.3g} of {budget:.3g} FLOPs: of the grids searched ({sizes} sizes up "
+        f"to {largest:,.0f} parameters, {ratios} amounts of data, {seeds} seeds) this one is the "
+        f"surest at the target; larger models (largest) use more"
+    )
+
+
+def _validate(**values: float | None) -> None:
+    """Refuse what is no number of its kind."""
+    for name, value in values.items():
+        if value is None:
+            continue
+        low, high, words = RANGES.get(name, (LEAST, MOST, "a number above zero"))
+        if not low <= value <= high:
+            raise UserError(
+                f"{name} must be {words}, from {low:g} to {high:g}, and is {quoted(value)}; "
+                f"choose another"
+            )
+
+
+def _affordable(squares: float, smallest: float, largest: float | None, k: int) -> float | None:
+    """The largest top size with Σ N² ≤ squares over k geometric sizes; None where it is less than
+    `NARROW` × the smallest, or than `largest`, which then is the only one wanted.
+    """
 
     def total(factor: float) -> float:
         return float(np.sum(np.geomspace(smallest, smallest * factor, k) ** 2))
 
-    if total(4.0) > squares:
+    low, high = NARROW, SPAN
+    if largest is not None:
+        low = high = largest / smallest
+    if total(low) > squares:
         return None
-    low, high = 4.0, span
     if total(high) <= squares:
-        return smallest * span
+        return smallest * high
     for _ in range(60):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if total(middle) <= squares else (low, middle)

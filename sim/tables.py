@@ -115,7 +115,7 @@ def clean(
             if key in seen:
                 raise BadCell("the run", "is given before", f"row {seen[key]}")
         except BadCell as bad:
-            dropped.append(Dropped(i + 1, *bad.args))
+            dropped.append(Dropped(i + 1, *bad.why))
             continue
         seen[key] = i + 1
         for name, value in row.items():
@@ -125,11 +125,12 @@ def clean(
     return Table(out, tuple(dropped))
 
 
-class BadCell(ValueError):
-    """Why a row is left out: `args` are the rule, with what broke it at its head, and the value."""
+class BadCell(UserError):
+    """Why a row is left out: the rule, with what broke it at its head, and the value."""
 
     def __init__(self, what: str, rule: str, value: str = "") -> None:
-        super().__init__(f"{quoted(what)[1:-1]} {rule}", value)
+        self.why = f"{quoted(what)[1:-1]} {rule}", value
+        super().__init__(": ".join(filter(None, self.why)))
 
 
 def _check_row(cells: Mapping[str, Any]) -> None:
@@ -184,7 +185,7 @@ def groups(
         try:
             found.setdefault(label(cell, name), []).append(i)
         except BadCell as bad:
-            dropped.append(Dropped(i + 1, *bad.args))
+            dropped.append(Dropped(i + 1, *bad.why))
     return found, tuple(dropped)
 
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from experiments import readme
-from experiments.fit import plan as plan_command
+from experiments.cli import main
+from experiments.plan import plan as plan_command
 from models.errors import UserError
+from sim.compare import compare
 from sim.design import (
     LAB,
     SHARED,
@@ -128,16 +130,21 @@ def test_a_gain_inside_the_interval_is_refused_and_a_larger_one_is_answered():
     assert large.status == "answers"
 
 
-def test_a_target_more_than_ten_times_out_is_refused_as_speculation():
+@pytest.mark.parametrize("share", [1.1, 30])
+def test_a_target_where_compare_will_not_read_is_refused(share):
     design = square(5, 2)
-    found = check(design, noise=0.001, gain=2.0, target=30 * design.largest)
+    found = check(design, noise=0.001, gain=2.0, target=share * design.largest / 2.0)
     assert found.status == "refused"
-    assert "beyond 10 × is speculation" in found.reason
+    assert found.delta is None
+    low, high = design.smallest * 2, design.largest / 2
+    assert f"it is {low:.3g} to {high:.3g} FLOPs" in found.reason
+    assert check(design, noise=0.001, gain=2.0, target=0.99 * high).status == "answers"
+    wide = check(design, noise=0.001, gain=1e3)
+    assert "this grid has none for a gain of 1000" in wide.reason
 
 
 def test_a_proposal_stays_within_its_budget_and_uses_it():
     found = propose(1e15, families=4, noise=0.005, repeats=50)
-    assert found.design is not None
     assert found.flops <= 1e15 * (1 + 1e-9)
     assert found.flops > 0.5e15
     assert refuse(found.design) == ""
@@ -145,9 +152,9 @@ def test_a_proposal_stays_within_its_budget_and_uses_it():
 
 
 def test_more_budget_never_resolves_less():
-    gains = [propose(b, families=2, noise=0.005, target=1e13, repeats=0).delta[-1].gain
-             for b in (3e14, 3e15)]  # fmt: skip
-    assert gains[1] < gains[0]
+    plans = [propose(b, families=2, noise=0.005, target=1e13, repeats=0) for b in (3e14, 3e15)]
+    few, many = (plan.delta.gain for plan in plans if plan.delta)
+    assert many < few
 
 
 def test_branches_cost_one_trunk_and_their_cooldowns():
@@ -159,7 +166,7 @@ def test_branches_cost_one_trunk_and_their_cooldowns():
 def test_impossible_requests_are_told_in_one_line():
     with pytest.raises(UserError, match="do not pay for 4 sizes"):
         propose(1e9, families=8, noise=0.005)
-    with pytest.raises(UserError, match="noise is the seed spread"):
+    with pytest.raises(UserError, match="noise must be the seed spread"):
         check(square(4, 1), noise=5.0, gain=1.2)
     with pytest.raises(UserError, match="gain must be above 1"):
         check(square(4, 1), noise=0.01, gain=0.9)
@@ -174,5 +181,153 @@ def test_plan_command_prints_and_writes_the_widths(tmp_path, capsys):
     plan_command(seconds=7200.0, flops_per_second=2e11, families=8, json_out=out)
     data = json.loads(out.read_text())
     assert data["status"] in ("answers", "refused")
-    assert data["simulated"][0]["gain"] > 0
-    assert "CEG ±" in capsys.readouterr().out
+    assert data["simulated"]["gain"] > 0
+    told = capsys.readouterr().out.splitlines()
+    names = [line.partition(": ")[0] for line in told]
+    assert all(line.partition(": ")[2] for line in told)
+    assert len(set(names)) == len(names)
+    assert "there, by simulation" in names
+    assert sum("CEG ±" in line for line in told) == 3  # two methods and the verdict
+    for name in ("cost", "window", "target"):
+        assert name in names
+
+
+REFUSED_FLAGS = [
+    ["--flops", "nan"],
+    ["--flops", "inf"],
+    ["--flops", "0"],
+    ["--flops", "-1e15"],
+    ["--flops", "1e300"],
+    [],
+    ["--seconds", "60"],
+    ["--flops", "1e15", "--seconds", "60"],
+    ["--flops", "1e15", "--flops-per-second", "1e11"],
+    ["--seconds", "nan", "--flops-per-second", "1e11"],
+    ["--seconds", "1e39", "--flops-per-second", "1e39"],
+    *(["--flops", "1e15", "--families", n] for n in ("0", "-2", "1" * 400)),
+    *(["--flops", "1e15", "--noise", n] for n in ("0", "nan", "-1", "inf", "1e-300")),
+    *(["--flops", "1e15", "--gain", n] for n in ("1", "nan", "inf", "0", "-2")),
+    *(["--flops", "1e15", "--target", n] for n in ("nan", "0", "-1", "inf")),
+    *(["--flops", "1e15", "--smallest", n] for n in ("0", "nan", "-1", "1e300", "1e9")),
+    *(["--flops", "1e15", "--largest", n] for n in ("0", "nan", "1e4", "1e9", "inf")),
+    ["--flops", "1e15", "--law", "[/b]"],
+]
+
+
+@pytest.mark.parametrize("flags", REFUSED_FLAGS, ids=" ".join)
+def test_what_is_no_budget_number_or_size_is_one_line_and_exit_code_2(flags, capsys, tmp_path):
+    assert main(["plan", *flags, "--json", str(tmp_path / "plan.json")]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("error: ")
+    assert len(err) < 400
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_plan_leaves_of_its_budget_is_said_and_larger_models_use_it(capsys):
+    plan_command(flops=1e20, families=3)
+    assert "up to 300,000 parameters" in capsys.readouterr().out
+    small = propose(1e20, families=3, noise=0.005, repeats=0)
+    large = propose(1e20, families=3, noise=0.005, repeats=0, largest=3e7)
+    assert small.unused.startswith("1e+20 of 1e+20 FLOPs: of the grids searched (4 to 8 sizes")
+    assert large.design.sizes[-1] == pytest.approx(3e7)
+    assert large.flops > 1000 * small.flops
+    assert propose(1e15, families=2, noise=0.005, repeats=0).unused == ""
+
+
+def test_a_refusal_asks_for_more_only_where_the_budget_is_spent():
+    spent = propose(1e14, families=2, noise=0.1, repeats=0)
+    left = propose(1e18, families=2, noise=0.4, repeats=0, gain=1.05)
+    assert (spent.status, left.status) == ("refused", "refused")
+    assert spent.flops > 0.9e14
+    assert "spend about" in spent.reason
+    assert left.flops < 0.1e18
+    assert "spend" not in left.reason
+    for plan, noise, gain in ((spent, 0.1, 1.2), (left, 0.4, 1.05)):
+        assert plan.delta is not None
+        lower = noise * math.log(gain) / plan.delta.gain
+        assert f"lower the noise to {lower:.2g}, or ask" in plan.reason
+
+
+@pytest.mark.parametrize("target", [1e10, 3e12, 1e13])
+def test_a_target_stays_where_it_was_asked_for(target):
+    found = propose(1e15, families=2, noise=0.005, target=target, repeats=0)
+    assert found.target == target
+    assert found.delta is not None
+    assert found.delta.budget == target
+
+
+def study(design, noise, factor, seed):
+    """Rows of two arms on the planned grid; b needs `factor` times a's compute. Branches of a trunk
+    share noise as the committed ladders' do.
+    """
+    rng = np.random.default_rng(seed)
+    (n, d), trunk = design.points(), design.trunks()
+    rows = []
+    for arch, more in (("a", 1.0), ("b", factor)):
+        own, common = rng.standard_normal(len(n)), rng.standard_normal(trunk.max() + 1)[trunk]
+        loss = LAB(n / math.sqrt(more), d / math.sqrt(more))
+        loss *= np.exp(noise * (math.sqrt(1 - SHARED) * own + math.sqrt(SHARED) * common))
+        rows += [
+            {
+                **{"arch": arch, "N": n[i], "D": d[i], "flops": 6 * n[i] * d[i], "loss": loss[i]},
+                **{"run": f"{arch} {trunk[i] // design.seeds}", "seed": trunk[i] % design.seeds},
+            }
+            for i in range(len(n))
+        ]
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def kept(plan, noise, factor, seed, draws):
+    """Whether `compare` reads a gain at the plan's target, within 1.6 × the width promised."""
+    try:
+        (found,) = compare(
+            study(plan.design, noise, factor, seed), baseline="a", n="N", d="D", draws=draws,
+            budgets=[plan.target],
+        )  # fmt: skip
+    except UserError:
+        return False
+    return bool(found.ceg) and (
+        math.log(found.ceg[0].high / found.ceg[0].low) / 2 < 1.6 * plan.delta.gain
+    )
+
+
+@pytest.mark.parametrize("factor", [1 / 1.2, 1.2])
+def test_compare_reads_what_plan_promised(factor):
+    plan = propose(3e13, families=2, noise=0.005, repeats=0)
+    assert plan.status == "answers"
+    assert kept(plan, 0.005, factor, seed=1, draws=100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("factor", [1.0, 1.2])
+@pytest.mark.parametrize(
+    "asked",
+    [{"budget": 3e13}, {"budget": 1e15}, {"budget": 1e15, "target": 3.5e13}],
+    ids=["small", "large", "at the window's edge"],
+)
+def test_compare_reads_what_plan_promised_in_35_of_40_studies(asked, factor):
+    plan = propose(**asked, families=2, noise=0.005, repeats=0)
+    assert sum(kept(plan, 0.005, factor, seed, draws=200) for seed in range(40)) >= 35
+
+
+def test_planned_then_compared_by_the_commands(tmp_path, capsys):
+    plan_command(flops=3e13, json_out=tmp_path / "plan.json")
+    promised = json.loads((tmp_path / "plan.json").read_text())
+    sizes, ratios, seeds = promised["design"].values()
+    columns = study(Design(tuple(sizes), tuple(ratios), seeds), 0.005, 1.2, seed=3)
+    lines = [
+        ",".join(columns),
+        *(",".join(map(str, row)) for row in zip(*columns.values(), strict=True)),
+    ]
+    (tmp_path / "runs.csv").write_text("\n".join(lines))
+    capsys.readouterr()
+    flags = ["--n", "N", "--d", "D", "--draws", "50", "--json", str(tmp_path / "gain.json")]
+    budgets = ["--budgets", str(promised["target"])]
+    assert main(["compare", str(tmp_path / "runs.csv"), *flags, *budgets]) == 0
+    (gain,) = json.loads((tmp_path / "gain.json").read_text())["ceg"]
+    assert gain["budget"] == promised["target"]
+    capsys.readouterr()
+    for bad, words in (("nan", "must be costs above zero"), ("1e20", "inside the window")):
+        assert main(["compare", str(tmp_path / "runs.csv"), *flags, "--budgets", bad]) == 2
+        assert words in capsys.readouterr().err

@@ -239,7 +239,7 @@ def test_the_headline_says_how_many_rows_were_dropped(written, command):
     assert "56 of 64 rows" in out.split("┏")[0]
 
 
-@pytest.mark.parametrize("draws", [0, -3, 19, 10**30])
+@pytest.mark.parametrize("draws", [0, -3, 19, 10**400])
 @pytest.mark.parametrize("verb", ["fit", "compare"])
 def test_draws_that_give_no_interval_are_refused(verb, draws, written, command):
     file = written(".csv", csv_text(runs()))
