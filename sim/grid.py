@@ -158,10 +158,12 @@ def execute(
     store.check(need_bytes)
     every = jobs(cells, shard)
     missing = functools.partial(_missing, store, retrain_changed=retrain_changed)
-    finished = sum(len(job.runs) - len(missing(job.runs)) for job in every)
+    asked = {job.trunk: missing(job.runs) for job in every}
+    finished = sum(len(job.runs) - len(asked[job.trunk]) for job in every)
     token, others = secrets.token_hex(16), leases.Watch()
     trained: list[Record] = []
     leased: list[str] = []
+    met: list[Job] = []  # jobs that others had
     mistakes: list[str] = []
 
     def tell(message: Any) -> None:
@@ -182,7 +184,7 @@ def execute(
         tell(Ended(job.trunk))
 
     work = functools.partial(train_job, root, trainer, token, retrain_changed)
-    ready = [job for job in every if missing(job.runs)]
+    ready = [job for job in every if asked[job.trunk]]
     waiting: list[Job] = []
     try:
         while ready or waiting:
@@ -191,6 +193,7 @@ def execute(
             else:
                 executor.spawn(work, ready, workers, tell, lost)
             waiting += [job for job in ready if job.trunk in leased]
+            met += waiting
             leased.clear()
             ready = [job for job in waiting if others.expired(_lease(root, job.trunk))]
             waiting = [job for job in waiting if job not in ready]
@@ -199,9 +202,9 @@ def execute(
     finally:
         for job in every:  # of workers that were ended with their grid
             leases.release(_lease(root, job.trunk), token)
-    final = sum(len(job.runs) - len(missing(job.runs)) for job in every)
-    own = sum(record.final for record in {record.key: record for record in trained}.values())
-    return Outcome(finished, tuple(trained), final - finished - own, tuple(mistakes))
+    own = {record.key for record in trained if record.final}
+    done = {key for job in met for key in asked[job.trunk].keys() - missing(job.runs).keys()}
+    return Outcome(finished, tuple(trained), len(done - own), tuple(mistakes))
 
 
 def train_job(

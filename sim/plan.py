@@ -96,8 +96,9 @@ def plan(
     mine = {run.key for job in work for run in job.runs}
     cells = [cell for cell in cells if cell.run.key in mine]
     train_tokens = _open(cells)
-    finished = {cell.run.key for cell in cells if store.done(cell.run.key)}
-    changed = code_changes(store, cells)
+    there = map(store.load, dict.fromkeys(cell.run.key for cell in cells))
+    final = [record for record in there if record and record.final]
+    finished, changed = {record.key for record in final}, code_changes(final)
     if retrain_changed:
         finished -= changed.keys()
     records, left_out = store.all()

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from models.base import Config, Tagged
-from sim.records import Record, Store
-from sim.spec import Cell, Run
+from sim.records import Record
+from sim.spec import Run
 
 TRAINING = ("sim.train", "sim.program", "sim.layout")
 OURS = ("models", "sim")
@@ -54,10 +54,9 @@ def changed(record: Record) -> tuple[str, ...]:
     return tuple(name for name in names if now.get(name) != record.sources.get(name))
 
 
-def code_changes(store: Store, cells: Iterable[Cell]) -> dict[str, tuple[str, ...]]:
-    """Finished run → the modules whose code has changed since it was trained, where any has."""
-    records = map(store.load, dict.fromkeys(cell.run.key for cell in cells))
-    found = {record.key: changed(record) for record in records if record and record.final}
+def code_changes(records: Iterable[Record]) -> dict[str, tuple[str, ...]]:
+    """Run → the modules whose code has changed since it was trained, where any has."""
+    found = {record.key: changed(record) for record in records}
     return {key: modules for key, modules in found.items() if modules}
 
 

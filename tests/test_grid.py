@@ -1,15 +1,18 @@
 """Grids are trained once, survive kills and failures, and are shared by processes without harm."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import fakes
 import pytest
+import real
 
 from models.errors import UserError
 from sim import grid as grids
@@ -307,3 +310,32 @@ def test_an_exception_in_a_job_keeps_its_checkpoints(tmp_path):
     assert execute(grid, tmp_path, breaks).count("failed") == 4
     assert execute(grid, tmp_path, goes_on).count("ok") == 4
     assert not list(tmp_path.glob("jobs/*/work"))
+
+
+@pytest.mark.slow
+def test_a_grid_of_two_processes_killed_again_and_again_ends_with_the_same_bits(tmp_path):
+    """At random steps, in its trunks and its branches; what was saved is not trained again."""
+    script = Path(fakes.__file__).with_name("real.py")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def train(root, *fatal):
+        command = [sys.executable, str(script), str(root), *map(str, fatal)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+        steps = dict(line.split() for line in done.stdout.splitlines())  # the last of each job
+        return done.returncode, sum(map(int, steps.values()))
+
+    code, whole = train(tmp_path / "whole")
+    assert (code, whole) == (0, 2 * (48 + 6 + 12))  # both jobs' trunk and branches
+    rng = random.Random(0)
+    assert train(tmp_path / "cut", rng.randrange(8, 40))[0] == -signal.SIGKILL
+    assert train(tmp_path / "cut", rng.randrange(8, 16))[0] == -signal.SIGKILL
+    code, rest = train(tmp_path / "cut")
+    assert code == 0
+    grid = real.cells()
+    assert losses(tmp_path / "cut", grid) == losses(tmp_path / "whole", grid)
+    curves = [
+        [Store(tmp_path / name).load(cell.run.key).curve for cell in grid]
+        for name in ("cut", "whole")
+    ]
+    assert curves[0] == curves[1]
+    assert rest < whole - 8

@@ -92,10 +92,11 @@ def test_what_other_code_trained_is_trained_again_only_when_asked(tmp_path, edit
     execute(grid, tmp_path, fakes.train)
     unknown = store.load(grid[0].run.key).model_copy(update={"sources": {}})
     store.save(unknown, {})
-    assert provenance.code_changes(store, grid) == {}
+    records = [store.load(cell.run.key) for cell in grid]
+    assert provenance.code_changes(records) == {}
     edited("models.attention", lambda code: code + "\nEXTRA = 1\n")
     others = [cell.run.key for cell in grid[1:]]
-    assert provenance.code_changes(store, grid) == dict.fromkeys(others, ("models.attention",))
+    assert provenance.code_changes(records) == dict.fromkeys(others, ("models.attention",))
     assert execute(grid, tmp_path, fakes.never).finished == 4
     again = execute(grid, tmp_path, fakes.train, retrain_changed=True)
     assert (again.finished, again.count("ok")) == (1, 3)

@@ -1,0 +1,59 @@
+"""A grid of two small jobs that train in earnest, and the command that trains it in two processes.
+
+python real.py ROOT [STEP]    with a checkpoint at every dispatch; kill -9 itself at that step
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from models import zoo
+from sim import checkpoints, grid, leases, train
+from sim.data import ZipfFacts
+from sim.optim import AdamW
+from sim.spec import Budget, Cell, Run
+
+STEPS = (30, 60)
+
+
+def cells() -> list[Cell]:
+    data = ZipfFacts(facts=100, symbols=16, alpha=0.5)
+    return [
+        Cell(
+            labels={"width": width, "steps": steps, "seed": seed},
+            run=Run(
+                model=zoo.dense(width, 1, data.vocab_size),
+                data=data,
+                optim=AdamW(lr=0.01, warmup_steps=5),
+                budget=Budget(steps=steps, batch=2, seq_len=16, eval_tokens=256),
+                seed=seed,
+            ),
+        )
+        for width in (16, 32)
+        for steps in STEPS
+        for seed in (0, 1)
+    ]
+
+
+def often(*args, **kwargs):
+    """The trainer, which saves after every few steps."""
+    checkpoints.CHECKPOINT_SECONDS, train.DISPATCH = -1.0, 4
+    return train.train(*args, **kwargs)
+
+
+def main(root: Path, fatal: int | None = None) -> None:
+    leases.EXPIRY_SECONDS, leases.RENEW_SECONDS, grid.POLL_SECONDS = 3.0, 0.2, 0.1
+
+    def watch(message) -> None:
+        step = getattr(message, "step", 0)
+        if step:
+            print(message.job, step, flush=True)
+        if fatal is not None and step >= fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    grid.execute(cells(), root, often, workers=2, watch=watch)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
