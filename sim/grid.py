@@ -163,7 +163,6 @@ def execute(
     token, others = secrets.token_hex(16), leases.Watch()
     trained: list[Record] = []
     leased: list[str] = []
-    met: list[Job] = []  # jobs that others had
     mistakes: list[str] = []
 
     def tell(message: Any) -> None:
@@ -193,7 +192,6 @@ def execute(
             else:
                 executor.spawn(work, ready, workers, tell, lost)
             waiting += [job for job in ready if job.trunk in leased]
-            met += waiting
             leased.clear()
             ready = [job for job in waiting if others.expired(_lease(root, job.trunk))]
             waiting = [job for job in waiting if job not in ready]
@@ -203,8 +201,8 @@ def execute(
         for job in every:  # of workers that were ended with their grid
             leases.release(_lease(root, job.trunk), token)
     own = {record.key for record in trained if record.final}
-    done = {key for job in met for key in asked[job.trunk].keys() - missing(job.runs).keys()}
-    return Outcome(finished, tuple(trained), len(done - own), tuple(mistakes))
+    rest = [run for runs in asked.values() for run in runs.values() if run.key not in own]
+    return Outcome(finished, tuple(trained), len(rest) - len(missing(rest)), tuple(mistakes))
 
 
 def train_job(
