@@ -41,8 +41,9 @@ def fit(
 ) -> dict[str, Fit]:
     """Fit a scaling law to the runs in a CSV, JSON lines or Parquet file.
 
-    Cooldown branches that share a trunk, and so a part of their noise, are drawn together if a
-    column `run` names the trunk, as in a table that `isoflop records` wrote.
+    Cooldown branches of one trunk share a part of their noise. A column `run` names the trunk, as
+    in a table that `isoflop records` wrote; without it runs of one N and seed are taken for
+    branches, which the output says.
 
     Args:
         file: one run per row.
@@ -98,6 +99,9 @@ def compare(
     json_out: JsonOut = None,
 ) -> tuple[Comparison, ...]:
     """Compute-equivalent gain of every architecture in a file over a baseline.
+
+    Few runs have wide intervals, with the noise of all architectures together. A direction of the
+    gain is told only where every asymptote that the runs of both allow agrees.
 
     Args:
         file: one run per row.

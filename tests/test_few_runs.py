@@ -13,7 +13,7 @@ from scipy import stats
 from experiments import coverage
 from experiments.fit import compare as compare_command
 from experiments.fit import fit as fit_command
-from sim.compare import arms, compare
+from sim.compare import arms, compare, gain
 from sim.laws import Chinchilla, PowerLaw
 from sim.noise import SHARED, Noise, misfit, pooled, residual_noise, shared, together
 from sim.readers import read
@@ -216,6 +216,20 @@ def test_a_pinned_floor_gives_no_direction_that_other_floors_deny():
     found = compare(runs, baseline="dense", asymptote=False, draws=200)[0]
     first, last = found.ceg[0], found.ceg[-1]
     assert first.value > 4.3 > 4.1 > last.value  # with E = 0 it falls
+    assert found.trend.floors[1].end > found.trend.floors[1].start
+    assert found.trend.direction == "not identifiable"
+
+
+def test_a_pinned_floor_gives_no_direction_however_many_seeds_agree_on_it():
+    """Four runs of each published one: with E = 0 every draw falls, and other floors fit better."""
+    runs = {key: np.repeat(column, 4) for key, column in read(CASES / "moe_fast_track.csv").items()}
+    noise = 0.002 * np.random.default_rng(0).standard_normal(32)
+    runs |= {"loss": runs["loss"].astype(float) * np.exp(noise), "seed": np.tile(np.arange(4), 8)}
+    runs["flops"] = runs["flops"].astype(float)
+    pinned, _ = arms(runs, asymptote=False, draws=200)
+    found = gain(pinned["moe"], pinned["dense"], "flops")
+    ends = [pinned["dense"].draws.inverse(pinned["moe"].draws(c)) / c for c in found.window]
+    assert (ends[1] < ends[0]).mean() > 0.95
     assert found.trend.floors[1].end > found.trend.floors[1].start
     assert found.trend.direction == "not identifiable"
 
