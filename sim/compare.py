@@ -153,6 +153,9 @@ class Comparison:
         out = asdict(self) | {"note": self.crossover_note, "window": list(map(_plain, self.window))}
         for key in ("ceg", "crossovers"):
             out[key] = [{k: _plain(v) for k, v in item.items()} for item in out[key]]
+        if self.trend:
+            floors = out["trend"]["floors"]
+            out["trend"]["floors"] = [{k: _plain(v) for k, v in at.items()} for at in floors]
         return out
 
 

@@ -13,7 +13,7 @@ from scipy import stats
 from experiments import coverage
 from experiments.fit import compare as compare_command
 from experiments.fit import fit as fit_command
-from sim.compare import arms, compare, gain
+from sim.compare import Comparison, Floored, Trend, arms, compare, gain
 from sim.laws import Chinchilla, PowerLaw
 from sim.noise import SHARED, Noise, misfit, pooled, residual_noise, shared, together
 from sim.readers import read
@@ -232,6 +232,17 @@ def test_a_pinned_floor_gives_no_direction_however_many_seeds_agree_on_it():
     assert (ends[1] < ends[0]).mean() > 0.95
     assert found.trend.floors[1].end > found.trend.floors[1].start
     assert found.trend.direction == "not identifiable"
+
+
+def test_a_trend_that_ends_where_the_baseline_never_comes_is_plain_json():
+    floors = Floored(0.5, 2.0, math.inf), Floored(1.0, math.nan, 3.0)
+    trend = Trend("not identifiable", floors, (4, 5))
+    told = Comparison("a", "b", "flops", "converged", "", trend=trend)
+    assert json.loads(json.dumps(told.json(), allow_nan=False))["trend"]["floors"] == [
+        {"E": 0.5, "start": 2.0, "end": None},
+        {"E": 1.0, "start": None, "end": 3.0},
+    ]
+    assert "4 and 5 runs an arm" in told.trend_note
 
 
 FEW = {"power 4": ("exponent", "L*"), "power 6": ("exponent", "L*"), "n/d 6": ("N*", "L*")}
