@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from jaxtyping import Array, Bool, Int
 from models import interop
 from models.base import Init
 from models.errors import UserError
+from models.fields import escaped
 from models.lm import ModelConfig
 from sim.program import cross_entropy
 
@@ -65,13 +67,11 @@ class Checkpoint:
         if path.exists():
             from tokenizers import Tokenizer
 
-            try:
+            with _telling(f"cannot read {path}", "copy that file again"):
                 tokenizer = Tokenizer.from_file(str(path))
                 tokenizer.no_truncation()
                 tokenizer.no_padding()
-            except Exception as error:  # tokenizers raises nothing more precise
-                raise UserError(f"cannot read {path}: {error}; copy that file again") from None
-            return tokenizer
+                return tokenizer
         if self.model.vocab_size != BYTES:
             raise UserError(
                 f"{self.folder} has no tokenizer.json, and vocab_size={self.model.vocab_size} is "
@@ -93,12 +93,8 @@ class Checkpoint:
         check_utf8(text)
         if self._tokenizer is None:
             return np.zeros(0, np.int32), np.frombuffer(text.encode(), np.uint8).astype(np.int32)
-        try:
+        with _telling("tokenizer.json cannot encode the text", "use the model's own"):
             encoded = self._tokenizer.encode(text)
-        except Exception as error:  # tokenizers raises nothing more precise
-            raise UserError(
-                f"tokenizer.json cannot encode the text: {error}; use the model's own"
-            ) from None
         ids, special = (np.array(x, np.int32) for x in (encoded.ids, encoded.special_tokens_mask))
         if ids.size and ids.max() >= self.model.vocab_size:
             raise UserError(
@@ -204,6 +200,17 @@ class Checkpoint:
             return jax.lax.scan(step, start, fed)[1]
 
         return decode
+
+
+@contextmanager
+def _telling(what: str, remedy: str) -> Iterator[None]:
+    """Whatever the tokenizers package raises as one line: a bare Exception, or Rust's panics."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise UserError(f"{what}: {escaped(str(error))}; {remedy}") from None
 
 
 def check_sampling(temperature: float, seed: int) -> None:

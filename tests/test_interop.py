@@ -173,6 +173,11 @@ def test_published_configs_have_their_published_parameters(fields, total, active
             "partial_rotary_factor=0.5 is not supported, only 1.0 is",
         ),
         ("bamba", {"partial_rotary_factor": 1.0}, "partial_rotary_factor=1.0 is not supported"),
+        (
+            "recurrent_gemma",
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+            "rope_type=linear is not supported, only default is",
+        ),
         ("bamba", {"attn_rotary_emb": 4}, "attn_rotary_emb=4 is not the 2 channels"),
         ("mistral", {"rope_theta": None}, "rope_theta=None is not possible"),
         ("mistral", {"rope_parameters": {"rope_theta": None}}, "rope_theta=None is not possible"),
@@ -550,6 +555,29 @@ def test_windows_predict_every_token_of_a_text_once(tmp_path):
     loss = one.loss(text, 16)
     assert (loss.tokens, loss.window) == (len(ids) - 1, 16)
     np.testing.assert_allclose(loss.nats_per_token, np.concatenate(each).mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"version":"1.0"', r'"version":"\u001b[31m\n"', "cannot read .*tokenizer.json"),
+        (
+            '"single":[{"SpecialToken":{"id":"<s>"',
+            '"single":[{"SpecialToken":{"id":"<x>"',
+            "<x>|no entry",
+        ),
+    ],
+)
+def test_a_damaged_tokenizer_is_refused_in_one_line(old, new, message, tmp_path, capfd):
+    byte_tokenizer(tmp_path, "<s> $A </s>")
+    path = tmp_path / "tokenizer.json"
+    text = json.dumps(json.loads(path.read_text()), separators=(",", ":"))
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    model = ModelConfig(d_model=8, vocab_size=258, blocks=(Block(mixer=Attention(n_heads=2)),))
+    with pytest.raises(UserError, match=message) as error:
+        Checkpoint(tmp_path, model, None).encode("a")
+    assert str(error.value).isprintable()
 
 
 def test_a_sample_follows_the_beginning_token_and_no_ending_one(tmp_path):

@@ -14,9 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from pydantic import ValidationError
 
-from models import interop
+from models import interop, zoo
+from models.attention import Attention
 from models.base import Init
+from models.delta import DeltaNet
+from models.errors import UserError
+from models.griffin import RgLru
+from models.lm import Block, ModelConfig
+from models.mamba import Mamba
+from models.mlp import SwiGLU
+from models.moe import Moe
+from models.rotary import LinearScaling, Llama3Scaling
+from models.ssd import Mamba2
 from models.translation import essence
 
 torch = pytest.importorskip("torch")
@@ -338,8 +349,190 @@ def test_what_we_write_they_read_with_the_same_logits(case, tmp_path):
 def test_fields_left_out_mean_what_they_mean_to_transformers(model_type):
     theirs = transformers.AutoConfig.for_model(model_type).to_dict()
     layout = interop.LAYOUTS[model_type]
-    required = {name: value for name, value in theirs.items() if name not in layout.defaults}
+    declared = layout.schema.model_fields
+    must = {name for name, field in declared.items() if field.is_required()} | {"head_dim"}
+    required = {name: value for name, value in theirs.items() if name in must}
     assert essence(layout.read(required)) == essence(layout.read(theirs))
+
+
+@pytest.mark.parametrize("model_type", sorted(set(interop.LAYOUTS) - {"rwkv7"}))
+def test_every_field_of_theirs_is_known(model_type):
+    """A field that transformers adds must be looked at."""
+    theirs = set(transformers.AutoConfig.for_model(model_type).to_dict())
+    schema = interop.LAYOUTS[model_type].schema
+    assert theirs <= {*schema.model_fields, *schema.without_effect.split(), "architectures"}
+
+
+# Other values of every option of every part.
+OPTIONS = {
+    Attention: {
+        "n_heads": [4, 3],
+        "n_kv_heads": [1, 6],
+        "d_head": [10],
+        "window": [None, 5],
+        "rope_base": [None, 5e4],
+        "rope_dims": [None, 4],
+        "rope_scaling": [
+            LinearScaling(factor=3.0),
+            Llama3Scaling(factor=8.0, low=1.0, high=4.0, original=32),
+        ],
+        "qk_norm": [False, True, "joint"],
+        "norm_eps": [1e-2],
+        "qkv_bias": [False, True],
+        "out_bias": [False, True],
+        "gate": [False, True],
+    },
+    SwiGLU: {"d_ff": [20], "activation": ["silu", "gelu"], "bias": [False, True]},
+    Moe: {
+        "n_experts": [7],
+        "top_k": [1, 3],
+        "d_expert": [20],
+        "n_shared": [0, 2],
+        "shared_gate": [False, True],
+        "capacity_factor": [2.0],
+        "gate": ["sigmoid"],
+        "renormalize": [False, True],
+        "steered": [True],
+        "route": ["expert"],
+    },
+    Mamba: {
+        "d_state": [5],
+        "expand": [3],
+        "d_conv": [3],
+        "dt_rank": [5],
+        "conv_bias": [False],
+        "bias": [True],
+        "select_norm": ["none", "plain", "learned"],
+        "norm_eps": [1e-2],
+    },
+    Mamba2: {
+        "d_state": [5],
+        "d_head": [8],
+        "expand": [4],
+        "d_conv": [3],
+        "n_groups": [1, 2],
+        "conv_bias": [False],
+        "bias": [True],
+        "norm_eps": [1e-2],
+    },
+    DeltaNet: {
+        "n_heads": [1],
+        "d_key": [5],
+        "d_value": [5],
+        "n_value_heads": [4],
+        "decay": ["none", "scalar", "channel"],
+        "negative_eigenvalues": [True],
+        "d_conv": [3],
+        "norm_eps": [1e-2],
+    },
+    RgLru: {"n_heads": [3], "d_rnn": [24], "d_conv": [3]},
+    ModelConfig: {
+        "tie_embeddings": [False, True],
+        "norm": ["layer"],
+        "norm_eps": [1e-2],
+        "embed_norm": [True],
+        "embed_scale": [2.0],
+        "branch_scale": [0.5],
+        "logit_cap": [None, 5.0],
+    },
+}
+HOW = {"kind", "chunk", "block", "balance_weight", "z_weight"}  # no logit depends on them
+BASES = {
+    model_type: next(case for case, (kind, _) in CASES.items() if kind == model_type)
+    for model_type in sorted(set(interop.LAYOUTS) - {"rwkv7"})
+}
+
+
+def changed(model: ModelConfig, kind, name: str, value) -> ModelConfig | None:
+    """The model with an option of all its parts of a kind; None if it is so, or cannot be."""
+    if kind is ModelConfig:
+        told = [model]
+    else:
+        parts = [part for block in model.blocks for part in block.parts]
+        told = [part for part in parts if type(part) is kind]
+    if not told or all(
+        getattr(one.resolved(48) if one is not model else one, name) == value for one in told
+    ):
+        return None
+
+    def of(part):
+        return type(part)(**dict(part) | {name: value}) if type(part) is kind else part
+
+    try:
+        if kind is ModelConfig:
+            return of(model)
+        blocks = tuple(Block(mixer=of(b.mixer), channel=of(b.channel)) for b in model.blocks)
+        return ModelConfig(**dict(model) | {"blocks": blocks})
+    except ValidationError:
+        return None
+
+
+@pytest.mark.parametrize("model_type", BASES)
+def test_every_option_is_refused_or_means_the_same_to_them(model_type, tmp_path):
+    base, written = imported(BASES[model_type])[0], []
+    for kind, options in OPTIONS.items():
+        fields = (
+            set(kind.model_fields) - HOW - {"d_model", "vocab_size", "blocks", "dtype", "remat"}
+        )
+        assert set(options) == fields
+        for name, value in ((name, value) for name, values in options.items() for value in values):
+            model = changed(base, kind, name, value)
+            if model is None:
+                continue
+            try:
+                interop.fitting(model, model_type)
+            except UserError:
+                continue
+            folder = tmp_path / str(len(written))
+            written.append(f"{kind.__name__}.{name}={value}")
+            assert_read_alike(folder, model, model_type, written[-1])
+    assert len(written) >= 4
+
+
+HYBRIDS = {
+    "jamba": {"attn_layer_period": 9, "attn_layer_offset": 8},
+    "bamba": {"attn_layer_indices": []},
+    "recurrent_gemma": {"block_types": ["recurrent"]},
+    "qwen3_next": {"layer_types": ["linear_attention"] * 3},
+}
+ATTENTION = {
+    "jamba": {"attn_layer_period": 1, "attn_layer_offset": 0},
+    "bamba": {"attn_layer_indices": [0, 1, 2]},
+    "recurrent_gemma": {"block_types": ["attention"]},
+    "qwen3_next": {"layer_types": ["full_attention"] * 3},
+}
+
+
+@pytest.mark.parametrize("layers", [HYBRIDS, ATTENTION], ids=["none", "all"])
+@pytest.mark.parametrize("model_type", HYBRIDS)
+def test_hybrids_with_attention_nowhere_or_everywhere_are_written_back(
+    model_type, layers, tmp_path
+):
+    fields = CASES[BASES[model_type]][1] | layers[model_type]
+    config = transformers.AutoConfig.for_model(model_type, **fields)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "theirs")
+    model = interop.load(tmp_path / "theirs")[0]
+    assert_read_alike(tmp_path / "ours", model, model_type, str(layers[model_type]))
+
+
+@pytest.mark.parametrize("family", ["dense", "moe"])
+def test_what_our_families_are_written_as_means_the_same_to_them(family, tmp_path):
+    model = zoo.FAMILIES[family](64).model_copy(update={"vocab_size": 97})
+    model_type = interop.fitting(model)[0].model_type
+    assert_read_alike(tmp_path, model, model_type, family)
+
+
+def assert_read_alike(folder: Path, model: ModelConfig, model_type: str, what: str):
+    """Random weights of ours give the same logits where transformers reads what we wrote."""
+    rng = np.random.default_rng(0)
+    graph, params = nnx.split(model.build(init=Init(0)))
+    params = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32), params)
+    weights = {key: np.asarray(leaf[...]) for key, leaf in interop.names(params).items()}
+    interop.save(folder, model, weights, model_type)
+    ids = tokens(29, 1)
+    ours = jax.jit(lambda p, x: nnx.merge(graph, p)(x)[0])(params, jnp.asarray(ids, jnp.int32))
+    want = their_logits(read(model_type, folder), ids)
+    assert np.abs(np.asarray(ours) - want).max() < 1e-4 * np.abs(want).max(), what
 
 
 FULL_SIZE = {

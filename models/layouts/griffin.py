@@ -6,7 +6,7 @@ import math
 from typing import Annotated, Any
 
 import ml_dtypes
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from models.attention import Attention
 from models.fields import MOST, Positive, Share, Size, only
@@ -50,6 +50,16 @@ class RecurrentGemmaFields(PartlyRotary):
         PartlyRotary.without_effect
         + " _block_types final_w_init_variance_scale w_init_variance_scale"
     )
+
+    @model_validator(mode="after")
+    def _rope_is_not_scaled(self) -> RecurrentGemmaFields:
+        for parameters in (self.rope_scaling, self.rope_parameters):
+            if parameters and parameters.kind != "default":
+                raise ValueError(
+                    f"rope_type={parameters.kind} is not supported, only default is in the "
+                    "published code"
+                )
+        return self
 
 
 def plain_griffin(fields: Fields) -> Fields:
