@@ -24,7 +24,7 @@ import numpy as np
 from flax import nnx
 
 from experiments.context import tell
-from experiments.families import BASE_WIDTH, STUDIED, model, optim
+from experiments.families import BASE_WIDTH, STUDIED, model, optim, seeds_of
 from models.errors import UserError
 from models.platforms import full_precision
 from sim.context import power
@@ -83,7 +83,7 @@ def changes(
     )
     source = Corpus(name="kjv").open()
     probe = jnp.asarray(source.held_out(BATCH * SEQ_LEN, SEQ_LEN)[:, :-1])
-    lanes = range(seeds)
+    lanes = seeds_of(seeds)
     batches = np.array(
         [[source.batch(i, seed, BATCH, SEQ_LEN) for seed in lanes] for i in range(steps)], np.int32
     )

@@ -24,6 +24,7 @@ RATES = {  # optimiser → the rates tuned for it
     "muon": RESULTS / "learning_rates_muon.json",
 }
 OPTIMISERS: dict[str, type[AdamW] | type[Muon]] = {"adamw": AdamW, "muon": Muon}
+SEEDS_MAX = 1000  # of a cell
 BASE_WIDTH, BASE_DEPTH = 64, 2
 STUDIED = ("dense", "moe", "mamba", "mamba2", "linear", "gated_deltanet", "hybrid", "lstm")
 
@@ -71,6 +72,13 @@ def optim(family: str, width: int, warmup_steps: int, kind: str = "adamw") -> Op
     return OPTIMISERS[kind](lr=rate, base_width=BASE_WIDTH, warmup_steps=warmup_steps)
 
 
+def seeds_of(count: int) -> range:
+    """0, 1, … Raises UserError for more than anybody trains."""
+    if count > SEEDS_MAX:
+        raise UserError(f"seeds={count} must be at most {SEEDS_MAX}; ask for fewer")
+    return range(count)
+
+
 def grid(
     families: tuple[str, ...],
     shapes: tuple[tuple[int, int], ...],
@@ -97,7 +105,7 @@ def grid(
         for family in families
         for width, depth in shapes
         for length in steps
-        for seed in range(seeds)
+        for seed in seeds_of(seeds)
     ]
 
 

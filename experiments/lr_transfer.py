@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from experiments.families import BASE_DEPTH, BASE_WIDTH, OPTIMISERS, STUDIED, model, named
+from experiments.families import BASE_DEPTH, BASE_WIDTH, OPTIMISERS, STUDIED, model, named, seeds_of
 from sim.data import Corpus
 from sim.spec import Budget, Cell, Run
 
@@ -74,5 +74,5 @@ def cells(
         for width in widths
         for depth in depths
         for rate in RATES[optim]
-        for seed in range(seeds)
+        for seed in seeds_of(seeds)
     ]

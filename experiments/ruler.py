@@ -14,7 +14,7 @@ Expected:  every loss above the entropy; the 90 % interval of E covers it. With 
 
 from __future__ import annotations
 
-from experiments.families import BASE_WIDTH
+from experiments.families import BASE_WIDTH, seeds_of
 from models import zoo
 from sim.data import ZipfFacts
 from sim.optim import AdamW
@@ -48,5 +48,5 @@ def cells(
             ),
         )
         for length in steps
-        for seed in range(seeds)
+        for seed in seeds_of(seeds)
     ]

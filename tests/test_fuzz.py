@@ -5,13 +5,19 @@ A failing case is repeated by its seed: `fuzz.mutated(spec, random.Random(seed))
 
 from __future__ import annotations
 
+import functools
+import os
 import random
+from pathlib import Path
 
 import fakes
 import fuzz
 import pytest
 from pydantic import ValidationError
 
+import experiments
+import sim.train
+from experiments.cli import main
 from models import zoo
 from models.attention import Attention
 from models.errors import UserError
@@ -131,3 +137,35 @@ def test_absurd_values_are_refused_at_validation_in_one_line(path, value, told):
     assert told in brief(caught.value)
     assert "\n" not in brief(caught.value)
     assert len(brief(caught.value)) < 600
+
+
+COMMANDS = 300
+
+
+def test_a_command_line_with_something_wrong_is_told_in_one_line(
+    tmp_path, own_cache, monkeypatch, capsys
+):
+    """By the entry function itself, in this process; nothing is trained or measured."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sim.train, "train", None)
+    monkeypatch.setattr(experiments, "discover", functools.cache(experiments.discover))
+    for name in ("XLA_FLAGS", "JAX_PLATFORMS"):  # which commands set for the process
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    Path("small.csv").write_text("N,D,loss\n1,2,3\n")
+    Path("records.jsonl").write_text("{}\n")
+    codes = []
+    for seed in range(COMMANDS):
+        args = fuzz.command(random.Random(seed))
+        try:
+            with fuzz.seconds(20):
+                codes.append(main(args))
+        except SystemExit as end:  # of --help
+            codes.append(end.code)
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: isoflop {args!r:.500}") from error
+        told = capsys.readouterr().err
+        if codes[-1] == 2:
+            assert (told.count("\n"), told[:7]) == (1, "error: "), (seed, args, told[:500])
+        assert len(told) < 2100
+    assert set(codes) == {0, 2}
+    assert codes.count(0) > COMMANDS / 30
