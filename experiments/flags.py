@@ -91,6 +91,7 @@ def parse(
         names = [name for maker in makers for name in inspect.signature(maker).parameters]
         flags = [f"--{name.replace('_', '-')}" for name in names]
         pick(unknown[0].split("=")[0], flags, f"option of isoflop {command} called")
+        raise Usage(f"{unknown[0]} cannot stand where it does; see isoflop {command} --help")
     return values
 
 

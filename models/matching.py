@@ -34,6 +34,8 @@ def heads(width: int) -> int:
 
 def spare(width: int, mixer: MixerConfig) -> int:
     """Parameters that the mixer leaves of a layer's."""
+    if width < 1:
+        raise UserError(f"width={width} must be at least 1; choose a width of at least 32")
     return 12 * width**2 - mixer.cost(width, 1).params
 
 

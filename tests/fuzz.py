@@ -98,7 +98,7 @@ def command(chance: random.Random) -> list[str]:
     if chance.random() < 0.1:
         args.insert(chance.randrange(len(args) + 1), chance.choice(WORDS))
     if chance.random() < 0.05:
-        args.remove(chance.choice(args))
+        args.remove(chance.choice([arg for arg in args if arg != "--dry-run"] or args))
     return [verb if chance.random() < 0.95 else chance.choice(WORDS), *args]
 
 

@@ -225,6 +225,7 @@ MISTAKES = {
     "name the experiment first": ["run", "--seeds", "2", "toy"],
     "called --sedes; perhaps you meant --seeds": ["run", "toy", "--sedes", "2"],
     "called --worker; perhaps you meant --workers": ["run", "toy", "--worker=2"],
+    "--dry-run cannot stand where it does; see isoflop run": ["run", "toy", "--", "--dry-run"],
     "called --jsno; perhaps you meant --json": ["list", "--jsno"],
     "--shard 2/2 must be i/n with 0 ≤ i < n": ["run", "toy", "--shard", "2/2"],
     "--workers 0 must be at least 1": ["run", "toy", "--workers", "0"],

@@ -139,6 +139,24 @@ def test_absurd_values_are_refused_at_validation_in_one_line(path, value, told):
     assert len(brief(caught.value)) < 600
 
 
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["report", "ruler", "--seeds", str(2**31)], "seeds=2147483648 must be at most 1000"),
+        (["run", "ruler", "--dry-run", "--width", "0"], "width=0 must be at least 1"),
+        (
+            ["run", "ruler", "--dry-run", "--facts", "1" + "0" * 400],
+            "facts=an integer of 1329 bits",
+        ),
+        (["compile", "dense", "--depth", "1000000000"], "depth=1000000000 (of width=768) must be"),
+    ],
+)
+def test_what_the_fuzz_found_is_refused_in_time(args, told, capsys):
+    with fuzz.seconds(20):
+        assert main(args) == 2
+    assert told in capsys.readouterr().err
+
+
 COMMANDS = 300
 
 
