@@ -28,7 +28,7 @@ def loss_vs_flops(cells: Sequence[Point], fits: Sequence[FamilyFit], fitted: str
         for f in families
         for cell in envelope(groups[f], name)
     ]
-    bands = [
+    bands: list[dict[str, Any]] = [
         {"convention": fitted, "family": item.family, "x": point["flops"], **point}
         for item in fits
         for point in item.curve(*_span(cells, item.family, fitted))
