@@ -101,7 +101,9 @@ def mamba(width: int, depth: int | None = None, vocab_size: int = 256) -> ModelC
 
 
 def linear(width: int, depth: int | None = None, vocab_size: int = 256) -> ModelConfig:
-    """Linear attention with a data-dependent scalar decay per head, and SwiGLU."""
+    """Linear attention (Katharopoulos et al. 2020, 2006.16236) with a data-dependent scalar decay
+    per head, and SwiGLU.
+    """
     block = with_mlp(width, LinearAttention(n_heads=heads(width), decay="scalar"))
     return uniform(width, depth, vocab_size, block)
 

@@ -43,8 +43,16 @@ def test_every_quantity_has_a_row_for_every_length_in_order(rows):
     ]
 
 
-def test_a_value_lies_in_its_positive_range(rows):
-    assert all(0 < row["low"] <= row["value"] <= row["high"] for row in rows)
+def test_a_value_is_the_median_of_its_turns_and_its_range_their_ends(monkeypatch):
+    turns = {8: (3.0, 1.0, 2.0), 16: (6.0, 5.0, 4.0)}
+    for name in context.PROGRAMS:
+        monkeypatch.setitem(context.PROGRAMS, name, lambda *_: fake())
+    monkeypatch.setattr(
+        context, "interleave", lambda probes, repeats, tell: {key: turns[key[2]] for key in probes}
+    )
+    for row in experiment.measure(("linear",), LENGTHS, context.TIMED, width=32, depth=1):
+        low, middle, high = sorted(turns[row["seq_len"]])
+        assert (row["low"], row["value"], row["high"]) == (low, middle, high)
 
 
 def test_the_first_length_has_no_slope_and_every_later_one_has(rows):

@@ -178,11 +178,12 @@ def test_impossible_requests_are_told_in_one_line():
 
 def test_plan_command_prints_and_writes_the_widths(tmp_path, capsys):
     out = tmp_path / "plan.json"
-    plan_command(seconds=7200.0, flops_per_second=2e11, families=8, json_out=out)
-    data = json.loads(out.read_text())
-    assert data["status"] in ("answers", "refused")
-    assert data["simulated"]["gain"] > 0
-    told = capsys.readouterr().out.splitlines()
+    for gain, status in ((1.0001, "refused"), (3.0, "answers")):
+        plan_command(seconds=7200.0, flops_per_second=2e11, families=8, gain=gain, json_out=out)
+        data = json.loads(out.read_text())
+        assert data["status"] == status
+        assert 1.0001 < 1 + data["simulated"]["gain"] < 3
+        told = capsys.readouterr().out.splitlines()
     names = [line.partition(": ")[0] for line in told]
     assert all(line.partition(": ")[2] for line in told)
     assert len(set(names)) == len(names)

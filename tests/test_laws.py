@@ -1,11 +1,13 @@
 """Laws give back what was put in, have the optimum they claim, and say what their papers say."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 from grids import TRUTH, lab
 
+from experiments.fit import LawName
 from models.errors import UserError
 from sim.approaches import envelope, isoflop, variable_projection
 from sim.laws import LAWS, Chinchilla, Coupled, Overtrained, PowerLaw
@@ -36,6 +38,10 @@ def example_columns(name):
         x = np.meshgrid(n, d)
     x = [v.ravel() for v in x]
     return dict(zip(law.inputs, x, strict=True)) | {"loss": law(*x)}, x
+
+
+def test_the_command_offers_every_law_and_no_other():
+    assert get_args(LawName) == tuple(LAWS)
 
 
 @pytest.mark.parametrize("name", list(LAWS))

@@ -254,7 +254,10 @@ def packed():
     return positions(jnp.asarray(ids, jnp.int32))
 
 
-@every_mixer
+ONE_FORM = {"lstm", "rwkv7-channel"}  # for all platforms
+
+
+@table({name: m for name, m in MIXERS.items() if name not in ONE_FORM})
 def test_the_form_for_accelerators_equals_the_one_for_cpus(config, monkeypatch):
     params, apply = build(config)
     x, weight, place = tokens(), tokens(seed=2), packed()
@@ -263,19 +266,30 @@ def test_the_form_for_accelerators_equals_the_one_for_cpus(config, monkeypatch):
         y = apply(params)(x, place)
         return jnp.sum(y * weight), y
 
-    if "platform_index" not in str(jax.make_jaxpr(value)(params, x)):
-        pytest.skip("one form for all")
-
     def measured():
         step = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)
         return matmul_flops(value, params, x), jax.jit(step)(params, x)
 
+    chosen = []
+
+    def for_accelerators(*args, default, **_):
+        chosen.append(default)
+        return default(*args)
+
     flops, cpu = measured()
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, **_: default(*args))
+    monkeypatch.setattr(jax.lax, "platform_dependent", for_accelerators)
     executed, accelerator = measured()
+    assert chosen
     assert executed == flops
     for got, want in zip(*map(jax.tree.leaves, (accelerator, cpu)), strict=True):
         assert relative(np.asarray(got), np.asarray(want)) < 1e-5
+
+
+@pytest.mark.parametrize("name", sorted(ONE_FORM))
+def test_a_mixer_of_one_form_asks_for_no_platform(name, monkeypatch):
+    monkeypatch.setattr(jax.lax, "platform_dependent", None)
+    params, apply = build(MIXERS[name])
+    jax.eval_shape(lambda p, x: apply(p)(x, packed()), params, tokens())
 
 
 def unpack(x, places):
@@ -389,4 +403,5 @@ def test_bf16_leaves_a_first_token_only_where_its_query_and_key_are_orthogonal()
 
 @every_mixer
 def test_outputs_are_of_order_one(config):
-    assert 0.01 < np.sqrt(np.mean(np.asarray(mixed(config)(tokens())) ** 2)) < 10
+    """Measured: .26 (attention with all options) to 1.47 (RWKV's channel mixing)."""
+    assert 0.2 < np.sqrt(np.mean(np.asarray(mixed(config)(tokens())) ** 2)) < 2

@@ -1,5 +1,7 @@
 """The families are comparable: matched size, matched depth, one dial."""
 
+import re
+
 import pytest
 
 from models import zoo
@@ -26,9 +28,19 @@ def test_depth_follows_width_unless_told(family):
     assert zoo.FAMILIES[family](64, vocab_size=300).vocab_size == 300
 
 
+def sources(family: str) -> list[str]:
+    """Years of publications in its docstring, or in those of the families that it names."""
+    said = zoo.FAMILIES[family].__doc__ or ""
+    named = [name for name in re.findall(r"`(\w+)`", said) if name in zoo.FAMILIES]
+    return [
+        *re.findall(r"\([A-Z][^()]*? ((?:19|20)\d\d)\b", said),
+        *(year for name in named if name != family for year in sources(name)),
+    ]
+
+
 @every_family
 def test_a_family_cites_its_source(family):
-    assert zoo.FAMILIES[family].__doc__
+    assert sources(family)
 
 
 def test_experts_add_parameters_that_a_token_does_not_touch():

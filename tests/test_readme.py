@@ -1,0 +1,163 @@
+"""The README's prose has the numbers of the committed records: both are read, none is here."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from experiments import quickstart, readme
+from sim.flops import param_counts
+from sim.records import Row, read_rows, read_table
+
+TEXT = " ".join((readme.ROOT / "README.md").read_text(encoding="utf-8").split())
+RESULTS = readme.ROOT / "experiments" / "results"
+WORDS = {"two": 2, "three": 3, "four": 4, "eight": 8}
+N = r"(\d*\.?\d+)"  # a number as it is written
+
+
+def told(sentence: str) -> list[str]:
+    """The numbers of a sentence, in which each N stands for one; it has to be there, once."""
+    found = re.findall(N.join(map(re.escape, sentence.split("N#"))), TEXT)
+    assert len(found) == 1, f"{len(found)} sentences of the README read: {sentence}"
+    return [found[0]] if isinstance(found[0], str) else list(found[0])
+
+
+def agree(written: list[str], values: list[float]) -> None:
+    """To half of the last digit written."""
+    assert len(written) == len(values)
+    for text, value in zip(written, values, strict=True):
+        digits = len(text.partition(".")[2])
+        assert abs(float(text) - value) <= 0.5001 * 10**-digits, (text, value)
+
+
+def gains(study: str, convention: str) -> dict[str, float]:
+    """Each family's gain at the far end of the shared window."""
+    path = {"laptop": readme.LAPTOP, "gpu": readme.GPU}[study]
+    items = json.loads(path.read_text(encoding="utf-8"))["gains"][convention]
+    return {item["arm"]: item["ceg"][-1]["value"] for item in items if item["ceg"]}
+
+
+def spans(name: str) -> tuple[list[Row], list[int], list[float]]:
+    """Runs of committed records, the ends of their sizes and of their millions of tokens."""
+    rows = read_rows(RESULTS / f"{name}.jsonl")
+    sizes = {param_counts(row.record.run.model)["active_non_embedding"] for row in rows}
+    tokens = {row.record.tokens / 1e6 for row in rows}
+    return rows, [min(sizes), max(sizes)], [min(tokens), max(tokens)]
+
+
+def test_the_demo_is_as_large_as_it_says():
+    cells = quickstart.cells()
+    agree(told("make demo # trains N# small models on real text"), [len(cells)])
+    (axes,) = re.findall(r"(\w+) families × (\w+) sizes × (\w+) lengths × (\w+) seeds", TEXT)
+    runs = [cell.run for cell in cells]
+    assert [WORDS[word] for word in axes] == [
+        len({cell.labels["family"] for cell in cells}),
+        len({(cell.labels["width"], cell.labels["depth"]) for cell in cells}),
+        len({run.budget.steps for run in runs}),
+        len({run.seed for run in runs}),
+    ]
+
+
+def test_the_ladder_s_runs_sizes_and_tokens():
+    rows, sizes, tokens = spans("ladder")
+    agree(
+        told(
+            "(`isoflop run ladder`, N# runs of N#k to N#k active non-embedding parameters and "
+            "N# to N# million tokens, three seeds"
+        ),
+        [len(rows), *(size / 1e3 for size in sizes), *tokens],
+    )
+    assert len({row.record.run.seed for row in rows}) == WORDS["three"]
+
+
+def test_the_gpu_s_runs_sizes_and_tokens():
+    rows, (small, large), tokens = spans("ladder_gpu")
+    agree(
+        told(
+            "N# of its runs: N#k to N# million active non-embedding parameters, N# to N# million "
+            "tokens in contexts of N#, two seeds"
+        ),
+        [len(rows), small / 1e3, large / 1e6, *tokens, rows[0].record.run.budget.seq_len],
+    )
+    assert len({row.record.run.seed for row in rows}) == WORDS["two"]
+
+
+def test_gains_of_both_studies():
+    before, after = (gains(study, "executed") for study in ("laptop", "gpu"))
+    written = told(
+        "Mamba's gain goes from N# to N#, the hybrid's from N# to N#, Gated DeltaNet's and "
+        "Mamba-2's from N# to N#,"
+    )
+    for family, ends in zip(
+        ("mamba", "hybrid", "gated_deltanet", "mamba2"), (0, 2, 4, 4), strict=True
+    ):
+        agree(written[ends : ends + 2], [before[family], after[family]])
+
+
+def test_gains_in_seconds():
+    seconds = gains("laptop", "seconds")
+    written = told(
+        "the hybrid leads (N#), then LSTM (N#), Mamba (N#), experts and Mamba-2 (N#); Gated"
+    )
+    families = ("hybrid", "lstm", "mamba", "moe")
+    agree(written, [seconds[family] for family in families])
+    agree(written[-1:], [seconds["mamba2"]])
+
+
+def peers(gpu: bool) -> list[dict]:
+    return [
+        row
+        for row in read_table(RESULTS / "peers.jsonl")
+        if gpu == ("H100" in row["device"]) and not row["compiled"]
+    ]
+
+
+def ends(rows: list[dict], program: str) -> list[float]:
+    ratios = [row["ratio"] for row in rows if row["program"] == program]
+    return [min(ratios), max(ratios)]
+
+
+def test_times_beside_pytorch_on_an_h100():
+    rows = peers(gpu=True)
+    agree(
+        told(
+            "On an H100 every family trains N# to N# times as fast as its peer, reads prompts "
+            "N# to N# times and decodes N# to N# times as fast"
+        ),
+        [*ends(rows, "train_step"), *ends(rows, "prefill"), *ends(rows, "decode")],
+    )
+    large = [row for row in rows if row["width"] == 512 and row["program"] == "train_step"]
+    memory = [row["peer_memory_bytes"] / row["memory_bytes"] for row in large]
+    agree(
+        told("At d 512 a training step needs N# to N# times less memory than theirs"),
+        [min(memory), max(memory)],
+    )
+
+
+def test_times_beside_pytorch_on_two_cores():
+    rows = peers(gpu=False)
+    recurrences = [row for row in rows if row["family"] not in ("dense", "moe")]
+    agree(
+        told("On two CPU cores the recurrences train N# to N# times as fast as eager PyTorch's"),
+        ends(recurrences, "train_step"),
+    )
+    (least,) = told("and every family decodes at least N# times as fast")
+    decoded = ends(rows, "decode")[0]
+    assert float(least) <= decoded < float(least) + 0.1
+
+
+def test_shares_of_the_best_matrix_products():
+    table = read_table(RESULTS / "bench.jsonl")
+    steps = [row for row in table if row["program"] == "train_step" and row["width"] == 256]
+    shares = {row["family"]: row["matmul_share"] for row in steps}
+    both, experts, mamba = map(
+        float,
+        told(
+            "training steps at width 256 run at N# of that rate for dense and linear attention, at "
+            "N# for experts and at N# for Mamba"
+        ),
+    )
+    written = {"dense": both, "linear": both, "moe": experts, "mamba": mamba}
+    assert shares == pytest.approx(written, abs=0.03)
