@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -298,6 +299,8 @@ def test_compare_reads_what_plan_promised(factor):
     plan = propose(3e13, families=2, noise=0.005, repeats=0)
     assert plan.status == "answers"
     assert kept(plan, 0.005, factor, seed=1, draws=100)
+    beyond = replace(plan, target=1.25 * plan.design.largest)  # the old promise reached 10 ×
+    assert not kept(beyond, 0.005, factor, seed=1, draws=100)
 
 
 @pytest.mark.slow
