@@ -124,8 +124,12 @@ def measure(
             f"repeats={repeats} and draws={draws} must be at least 1, and noise={noise} between 0 "
             "and 1"
         )
+    designs = [arms for arms in DESIGNS if only in arms.name]
+    if not designs:
+        known = ", ".join(arms.name for arms in DESIGNS)
+        raise UserError(f"only={only!r} must be part of a design's name, and they are: {known}")
     rows = []
-    for arms in (one for one in DESIGNS if only in one.name):
+    for arms in designs:
         tell(arms.name)
         rng = np.random.default_rng(seed)
         seen: dict[str, list[float]] = {}

@@ -13,6 +13,7 @@ from scipy import stats
 from experiments import coverage
 from experiments.fit import compare as compare_command
 from experiments.fit import fit as fit_command
+from models.errors import UserError
 from sim.compare import Comparison, Floored, Trend, arms, compare, gain
 from sim.laws import Chinchilla, PowerLaw
 from sim.noise import SHARED, Noise, misfit, pooled, residual_noise, shared, together
@@ -255,6 +256,13 @@ def test_intervals_of_few_runs_hold_the_truth_most_of_the_time(design):
     assert min(told.values()) >= 0.75, told  # 16 tables: the slow test has the sharp bounds
     assert row["false crossings"] <= 0.1
     assert row["declined"] == 0
+
+
+def test_coverage_of_a_design_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match="part of a design's name, and they are: power 4"):
+        coverage.measure(only="cubic")
+    with pytest.raises(UserError, match="repeats=0"):
+        coverage.measure(repeats=0)
 
 
 @pytest.mark.slow
