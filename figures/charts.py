@@ -259,7 +259,8 @@ def _marks(cells: Sequence[Point]) -> list[dict[str, Any]]:
 
 
 def _flops(cells: Sequence[Point]) -> alt.X:
-    values = [cell.flops[name] for cell in cells for name in conventions(cells)]
+    names = conventions(cells)
+    values = [cell.flops[name] for cell in cells for name in names]
     return vega.log_x("x", "training FLOPs", values, vega.POWER_LABEL)
 
 

@@ -70,6 +70,7 @@ def _values(
     name: str, rows: list[Row], measured: list[dict], company: dict[str, float], draws: int
 ) -> dict[str, Any]:
     cells = points(rows)
+    draws = sampling.draws(cells, draws)
     ways = conventions(cells)
     rankings = [ranking for way in ways if (ranking := rank(cells, way))]
     laws = fits.chinchilla(cells, draws) if ways else []
@@ -105,6 +106,7 @@ def _values(
         "bands": any(item.fit.ok for item in lines),
         "headline": headline(rankings[0] if rankings else None),
         "total": len(rows),
+        "draws": draws,
         "window": tuple(map(style.tokens, context.window(slopes))),
         "half_widths": any(s and s.half is not None for by in slopes.values() for s in by.values()),
         "measured_on": context.measured_on(measured),

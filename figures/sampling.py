@@ -11,9 +11,11 @@ from typing import TypeVar
 from figures.points import Point, conventions, envelope, usable
 from sim.records import Row
 
-CELLS = 1000  # marks of a chart
+CELLS = 600  # marks of a chart
 CURVES = 150  # loss curves
-LINES = 1000  # of the table of runs
+LINES = 500  # of the table of runs
+
+DRAWN = 100_000  # runs of a family × bootstrap draws behind a page's fits
 
 Item = TypeVar("Item")
 
@@ -49,6 +51,14 @@ def curves(every: Sequence[Point], largest: Iterable[Point], most: int = CURVES)
     seeds = max((len(cell.losses) for cell in every), default=1)
     kept |= {id(cell) for cell in even(rest, max(2, most // seeds - len(kept)))}
     return [cell for cell in every if id(cell) in kept]
+
+
+def draws(every: Iterable[Point], most: int) -> int:
+    """Bootstrap draws: `most`, and fewer, at least 100, for a family of very many runs."""
+    runs: dict[str, int] = {}
+    for cell in every:
+        runs[cell.family] = runs.get(cell.family, 0) + len(cell.losses)
+    return min(most, max(100, DRAWN // max(runs.values(), default=1)))
 
 
 def lines(rows: Sequence[Row], most: int = LINES) -> list[Row]:

@@ -199,6 +199,9 @@ def test_of_very_many_runs_a_part_is_drawn_and_the_page_says_so(
     assert "65 runs, 1 of them failed" in page
     assert "The table has 20: those that" in page
     assert "65 runs train dense" in page  # words are of all
+    assert "(20 draws)" in page
+    assert [sampling.draws(cells, most) for most in (20, 1000, 10**6)] == [20, 1000, 3125]
+    assert sampling.draws(cells * 1000, 1000) == 100
     assert "cells are drawn" not in whole.read_text(encoding="utf-8")
 
 
