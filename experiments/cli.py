@@ -338,6 +338,11 @@ FUNCTIONS = {  # verb → module, function, and what help says of it before impo
         "compare",
         "Tell what one architecture's loss costs another, and where they cross.",
     ),
+    "selftest": (
+        "selftest",
+        "selftest",
+        "Compare an architecture with itself: what intervals of such runs are worth.",
+    ),
     "plan": (
         "plan",
         "plan",

@@ -329,12 +329,12 @@ def cell_weights(
     return chosen[:, cells].astype(float)
 
 
-def ranks(values: Floats) -> NDArray[np.intp]:
-    """Dense ranks of positive values, those within one per cent of a rank's least being equal."""
+def ranks(values: Floats, within: float = 0.01) -> NDArray[np.intp]:
+    """Dense ranks of positive values, those whose logs lie `within` a rank's least being equal."""
     logs = np.log(values)
     order = np.sort(logs)
     heads = [0]
-    while (after := int(np.searchsorted(order, order[heads[-1]] + 0.01, side="right"))) < len(
+    while (after := int(np.searchsorted(order, order[heads[-1]] + within, side="right"))) < len(
         order
     ):
         heads.append(after)
