@@ -7,7 +7,7 @@ all of them reach, too small to trust an exponent, and it says so.
 
 Command:   isoflop run quickstart && isoflop report quickstart
 Duration:  about 3 minutes on 2 idle cores, less than half of it compiling
-Expected:  every family's loss falls with FLOPs; at 1.8 × 10¹¹ of them Mamba's is the lowest by
+Expected:  every family's loss falls with FLOPs; at 1.9 × 10¹¹ of them Mamba's is the lowest by
            about .2 nats, with an interval over seeds that excludes 0
 """
 
