@@ -128,7 +128,8 @@ def fit(
         screen.print(table)
     for name, result in fits.items():
         _say_dropped(screen, result.dropped, f"{name}: " if group else "")
-    screen.print(_legend(fits.values()))
+    if legend := _legend(fits.values()):
+        screen.print(legend)
     if group is None:
         (result,) = fits.values()
         left = {x.row for x in result.dropped}

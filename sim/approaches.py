@@ -116,7 +116,11 @@ def envelope(C: Any, N: Any, loss: Any) -> Allocation:
     C, N, loss = (np.asarray(v, dtype=float) for v in (C, N, loss))
     rows = frontier(C, loss)
     sizes = distinct(N[rows]) if len(rows) else 0
-    warning = [f"the envelope visits only {sizes} sizes: a staircase"] if sizes < 5 else []
+    warning = (
+        [f"the envelope visits only {sizes} size{'s' * (sizes != 1)}: a staircase"]
+        if sizes < 5
+        else []
+    )
     return _allocate(C[rows].tolist(), N[rows].tolist(), warning)
 
 
@@ -182,7 +186,7 @@ def _valley(c: float, N: Floats, loss: Floats, method: str, window: float) -> Va
     n, y = np.log(N), np.log(loss)
     sizes = distinct(N) if len(N) else 0
     if sizes < 3:
-        return Valley(c, N, loss, why=f"{sizes} sizes, and a minimum needs 3")
+        return Valley(c, N, loss, why=f"{sizes} size{'s' * (sizes != 1)}, and a minimum needs 3")
     i = int(np.argmin(y))
     if N[i] in (N[0], N[-1]):
         return Valley(c, N, loss, why=f"the best of {sizes} sizes is at the edge")

@@ -120,7 +120,7 @@ def fit_cost(C: Floats, N: Floats, D: Floats) -> CostModel:
     if min(slope, free) < SLOWEST:
         raise UserError(
             f"the cost must grow with N and with D to have an optimum, and goes as "
-            f"N^{slope:.2f}·D^{free:.2f}; name a cost of training"
+            f"N^{round(slope, 2) + 0.0:.2g}·D^{round(free, 2) + 0.0:.2g}; name a cost of training"
         )
     least, chosen = math.inf, None
     for tokens in (1.0, free):
