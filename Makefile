@@ -26,14 +26,14 @@ parity: $(PARITY_STAMP)
 # every committed figure and every table of the README, from the committed records
 RECORDS := experiments/results
 results: $(STAMP)
-	$(BIN)/python -m experiments.readme README.md
+	$(BIN)/python -m isoflop.experiments.cli.readme README.md
 	for name in quickstart context bench peers lr_transfer ladder; do \
 		$(BIN)/isoflop figures $$name --records $(RECORDS)/$$name.jsonl --out figures/out || exit 1; done
 	for name in lr_transfer ladder; do \
 		$(BIN)/isoflop figures $$name --records $(RECORDS)/$${name}_gpu.jsonl --out figures/out/gpu \
 		|| exit 1; done
 	cp figures/out/lr_transfer/lr_transfer.json $(RECORDS)/learning_rates.json
-	$(BIN)/python -m experiments.readme README.md
+	$(BIN)/python -m isoflop.experiments.cli.readme README.md
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

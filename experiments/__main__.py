@@ -1,12 +1,12 @@
 """`python -m experiments` is the `isoflop` command."""
 
-from experiments import interrupts
+from isoflop.experiments.cli import interrupts
 
 
 def main() -> int:
     """The installed command. What it imports takes longer than a hand on Ctrl-C."""
     interrupts.end_at_once()
-    from experiments import cli
+    from isoflop.experiments.cli import main as cli
 
     return cli.main()
 

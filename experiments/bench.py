@@ -23,13 +23,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import pick
-from experiments.context import tell
-from experiments.families import model
-from models.errors import UserError
-from models.lm import ModelConfig
-from models.platforms import full_precision
-from sim.context import PROGRAMS, Probe, interleave, probe
+from isoflop.experiments import pick
+from isoflop.experiments.cli.text import tell
+from isoflop.experiments.families import model
+from isoflop.models.errors import UserError
+from isoflop.models.kernels.platforms import full_precision
+from isoflop.models.lm import ModelConfig
+from isoflop.sim.evaluate.context import PROGRAMS, Probe, interleave, probe
 
 MATMULS = (512, 1024, 2048)  # sides of the square products
 

@@ -14,12 +14,12 @@ Expected:  from 1k to 8k tokens the training step of Mamba and linear attention 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from experiments.families import model
-from models import interop
-from sim import context
+from isoflop.experiments.cli.text import tell
+from isoflop.experiments.families import model
+from isoflop.models.checkpoints import huggingface as interop
+from isoflop.sim.evaluate import context
 
 
 def measure(
@@ -49,9 +49,3 @@ def measure(
     rows = context.measure(models, lengths, quantities, repeats, tell=tell)
     tell("")
     return rows
-
-
-def tell(text: str) -> None:
-    """Show what is happening on one line of the terminal; nothing where there is none."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

@@ -23,14 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.context import tell
-from experiments.families import BASE_WIDTH, STUDIED, model, optim, seeds_of
-from models.errors import UserError
-from models.platforms import full_precision
-from sim.context import power
-from sim.data import Corpus
-from sim.optim import Optim
-from sim.program import Program, jitted
+from isoflop.experiments.cli.text import tell
+from isoflop.experiments.families import BASE_WIDTH, STUDIED, model, optim, seeds_of
+from isoflop.models.errors import UserError
+from isoflop.models.kernels.platforms import full_precision
+from isoflop.sim.data import Corpus
+from isoflop.sim.evaluate.context import power
+from isoflop.sim.optim import Optim
+from isoflop.sim.train.program import Program, jitted
 
 BATCH, SEQ_LEN = 8, 128
 QUANTITIES = ("activations", "logits")

@@ -3,7 +3,7 @@
 Exact, from the configs: parameters, training FLOPs per token at several lengths under every
 convention, and for one decoded token its FLOPs, the bytes it reads and the state it needs, at 2
 bytes for a weight or an element of the state. The README's table is made of these rows by
-`python -m experiments.readme README.md`.
+`python -m isoflop.experiments.cli.readme README.md`.
 
 Command:   isoflop run costs --conventions executed causal
 Duration:  seconds; nothing is trained or timed
@@ -16,11 +16,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from experiments import pick
-from experiments.families import model
-from models import zoo
-from sim.flops import CONVENTIONS, param_counts, step_flops
-from sim.hardware import decode
+from isoflop.experiments import pick
+from isoflop.experiments.families import model
+from isoflop.models.families import zoo
+from isoflop.sim.cost.flops import CONVENTIONS, param_counts, step_flops
+from isoflop.sim.cost.hardware import decode
 
 STATE_BYTES = 2
 

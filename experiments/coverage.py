@@ -21,14 +21,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.context import tell
-from models.errors import UserError
-from sim.compare import compare
-from sim.cost_model import SIX_ND
-from sim.design import LAB
-from sim.laws import Chinchilla, PowerLaw
-from sim.noise import SHARED
-from sim.resample import Floats
+from isoflop.experiments.cli.text import tell
+from isoflop.models.errors import UserError
+from isoflop.sim.compare.design import LAB
+from isoflop.sim.compare.gains import compare
+from isoflop.sim.laws.cost_model import SIX_ND
+from isoflop.sim.laws.forms import Chinchilla, PowerLaw
+from isoflop.sim.laws.noise import SHARED
+from isoflop.sim.laws.resample import Floats
 
 Tails = Literal["normal", "t3", "outliers"]
 LINE = PowerLaw(A=300.0, alpha=0.2, E=1.0)

@@ -11,12 +11,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from models import zoo
-from models.errors import UserError
-from models.lm import ModelConfig
-from sim.data import AnyData
-from sim.optim import AdamW, Muon, Optim
-from sim.spec import Budget, Cell, Run
+from isoflop.models.errors import UserError
+from isoflop.models.families import zoo
+from isoflop.models.lm import ModelConfig
+from isoflop.sim.data import AnyData
+from isoflop.sim.optim import AdamW, Muon, Optim
+from isoflop.sim.spec import Budget, Cell, Run
 
 RESULTS = Path(__file__).parent / "results"
 RATES = {  # optimiser → the rates tuned for it

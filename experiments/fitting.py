@@ -2,7 +2,7 @@
 
 Chinchilla's law on runs of a known surface, sizes × lengths × seeds with 1 % of noise: the best of
 all starts, and bootstrap draws that converge again from there. Ours is a batched Newton method
-(sim/resample.py). The other is the recipe of the literature (Hoffmann et al. 2022, 2203.15556,
+(sim/laws/resample.py). The other is the recipe of the literature (Hoffmann et al. 2022, 2203.15556,
 appendix D.2; Besiroglu et al. 2024, 2404.10102): scipy's L-BFGS-B on the same summed Huber loss,
 given its exact gradient, from 3⁵ starts, and from the best for every draw. The two take turns.
 `ratio` is the other's seconds over ours in the same turn; `excess` is how far our objective is
@@ -23,12 +23,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.optimize import minimize
 
-from experiments.context import tell
-from models.errors import UserError
-from sim.context import interleave
-from sim.design import LAB
-from sim.laws import Chinchilla
-from sim.resample import DELTA, Floats, Form, cell_weights, huber, minimise
+from isoflop.experiments.cli.text import tell
+from isoflop.models.errors import UserError
+from isoflop.sim.compare.design import LAB
+from isoflop.sim.evaluate.context import interleave
+from isoflop.sim.laws.forms import Chinchilla
+from isoflop.sim.laws.resample import DELTA, Floats, Form, cell_weights, huber, minimise
 
 NOISE = 0.01  # of log loss, between seeds
 STARTS = ((-2.0, -1.0, 0.0), (-2.0, -1.0, 0.0), (-1.0, -0.5, 0.0), (0.1, 0.5, 1.0), (0.1, 0.5, 1.0))

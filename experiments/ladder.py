@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from experiments.families import STUDIED, grid
-from models.errors import UserError
-from sim.data import Corpus
-from sim.spec import Cell
+from isoflop.experiments.families import STUDIED, grid
+from isoflop.models.errors import UserError
+from isoflop.sim.data import Corpus
+from isoflop.sim.spec import Cell
 
 
 class Scale(NamedTuple):

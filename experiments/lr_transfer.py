@@ -16,9 +16,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from experiments.families import BASE_DEPTH, BASE_WIDTH, OPTIMISERS, STUDIED, model, named, seeds_of
-from sim.data import Corpus
-from sim.spec import Budget, Cell, Run
+from isoflop.experiments.families import (
+    BASE_DEPTH,
+    BASE_WIDTH,
+    OPTIMISERS,
+    STUDIED,
+    model,
+    named,
+    seeds_of,
+)
+from isoflop.sim.data import Corpus
+from isoflop.sim.spec import Budget, Cell, Run
 
 RATES = {
     "adamw": (0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04),

@@ -32,15 +32,15 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from experiments import pick
-from experiments.bench import Shape, read
-from experiments.context import tell
-from experiments.families import model
-from models import interop
-from models.errors import UserError
-from models.lm import Block, ModelConfig, tile
-from models.moe import Moe
-from sim.context import DECODED, PROGRAMS, STEPS, Timed, interleave
+from isoflop.experiments import pick
+from isoflop.experiments.bench import Shape, read
+from isoflop.experiments.cli.text import tell
+from isoflop.experiments.families import model
+from isoflop.models.checkpoints import huggingface as interop
+from isoflop.models.errors import UserError
+from isoflop.models.lm import Block, ModelConfig, tile
+from isoflop.models.mixers.moe import Moe
+from isoflop.sim.evaluate.context import DECODED, PROGRAMS, STEPS, Timed, interleave
 
 TYPES = {  # of transformers
     "dense": "llama",

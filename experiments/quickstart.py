@@ -13,9 +13,9 @@ Expected:  every family's loss falls with FLOPs; at 1.9 × 10¹¹ of them Mamba'
 
 from __future__ import annotations
 
-from experiments.families import grid
-from sim.data import Corpus
-from sim.spec import Cell
+from isoflop.experiments.families import grid
+from isoflop.sim.data import Corpus
+from isoflop.sim.spec import Cell
 
 SHAPES = ((32, 1), (32, 2), (48, 2), (64, 2))  # (width, depth)
 

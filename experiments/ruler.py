@@ -14,11 +14,11 @@ Expected:  every loss above the entropy; the 90 % interval of E covers it. With 
 
 from __future__ import annotations
 
-from experiments.families import BASE_WIDTH, seeds_of
-from models import zoo
-from sim.data import ZipfFacts
-from sim.optim import AdamW
-from sim.spec import Budget, Cell, Run
+from isoflop.experiments.families import BASE_WIDTH, seeds_of
+from isoflop.models.families import zoo
+from isoflop.sim.data import ZipfFacts
+from isoflop.sim.optim import AdamW
+from isoflop.sim.spec import Budget, Cell, Run
 
 
 def cells(

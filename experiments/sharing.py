@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from experiments.context import tell
-from models.errors import UserError
-from sim import cache
+from isoflop.experiments.cli.text import tell
+from isoflop.models.errors import UserError
+from isoflop.sim.data import cache
 
 
 def measure(
@@ -100,7 +100,16 @@ class Way:
 
     def _train(self, grid: tuple[tuple[str, ...], tuple[int, ...]], runs: Path) -> None:
         families, steps = grid
-        command = [sys.executable, "-m", "experiments", "run", "ladder", "--quiet", "--seeds", "1"]
+        command = [
+            sys.executable,
+            "-m",
+            "isoflop.experiments",
+            "run",
+            "ladder",
+            "--quiet",
+            "--seeds",
+            "1",
+        ]
         command += ["--families", *families, "--steps", *map(str, steps), "--sizes", "1"]
         command += ["--workers", str(self.workers), "--runs", str(runs)]
         env = os.environ | {"ISOFLOP_CACHE": str(self.cache)}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 
-from figures import palette, style
+from isoflop.figures import palette, style
 
 ENDS = ("low", "high")
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import altair as alt
 
-from figures import context, sampling, scaling, style, vega
-from figures.fits import FamilyFit
-from figures.points import Point, conventions, counts, envelope
+from isoflop.figures import context, scaling, style
+from isoflop.figures.fits import FamilyFit
+from isoflop.figures.points import Point, conventions, counts, envelope
+from isoflop.figures.report import sampling, vega
 
 KEPT = 60  # points of a loss curve that the page keeps
 FLOPS = "datum.flops[convention]"

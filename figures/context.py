@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from scipy.special import stdtrit
 
-from figures import style
+from isoflop.figures import style
 
 WINDOW = (1024, 8192)  # tokens, over which slopes are fitted
 

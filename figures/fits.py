@@ -1,4 +1,4 @@
-"""The laws of every family, as `sim.laws` fits them, with the words for what the data cannot say.
+"""The laws of every family, as `sim.laws.forms` fits them, and words for what data cannot say.
 
 Two per family: the Chinchilla surface over all runs, and a straight log-log line through the lower
 envelope in FLOPs, which describes the window and promises nothing outside it. A fit that did not
@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from figures.points import Point, conventions, envelope
-from figures.style import named
-from sim.fitting import Fit
-from sim.laws import Chinchilla, PowerLaw
+from isoflop.figures.points import Point, conventions, envelope
+from isoflop.figures.style import named
+from isoflop.sim.laws.fit import Fit
+from isoflop.sim.laws.forms import Chinchilla, PowerLaw
 
 COUNT = "active"  # the N of the fits: parameters that one token touches, embeddings included
 FORMULA = {

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from figures import budget, quickstart, scaling, study, style, summary
-from figures.points import Point, conventions, points
-from sim.records import Row
+from isoflop.figures import quickstart, scaling, study, style
+from isoflop.figures.points import Point, conventions, points
+from isoflop.figures.report import budget, summary
+from isoflop.sim.records.store import Row
 
 
 def draw(rows: list[Row], out: Path, draws: int = study.DRAWS) -> list[Path]:

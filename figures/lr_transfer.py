@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from figures import style
-from sim.records import Row
+from isoflop.figures import style
+from isoflop.sim.records.store import Row
 
 HOLDS = 1.0  # factors of two: one step of the sweep
 Sweep = dict[str, dict[int, dict[float, float]]]  # family → width or depth → rate → mean loss

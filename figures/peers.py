@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from figures.bench import Panel, picture, size
+from isoflop.figures.bench import Panel, picture, size
 
 TIMES = "peer's seconds / ours"
 PANELS = (

@@ -18,8 +18,8 @@ from typing import Any
 
 from scipy.special import stdtrit
 
-from figures.style import looks
-from sim.records import Row
+from isoflop.figures.style import looks
+from isoflop.sim.records.store import Row
 
 
 @dataclass(frozen=True)

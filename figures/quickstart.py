@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from figures import budget, fits, scaling, style, summary
-from figures.points import Point, conventions, counts, points
-from sim.records import Row
+from isoflop.figures import fits, scaling, style
+from isoflop.figures.points import Point, conventions, counts, points
+from isoflop.figures.report import budget, summary
+from isoflop.sim.records.store import Row
 
 DRAWS = 300  # of the bootstrap behind the bands
 LENGTHS = 3  # numbers of training tokens that have a panel

@@ -9,9 +9,9 @@ from statistics import fmean
 
 from matplotlib.axes import Axes
 
-from figures import style
-from figures.fits import FamilyFit
-from figures.points import Point, envelope
+from isoflop.figures import style
+from isoflop.figures.fits import FamilyFit
+from isoflop.figures.points import Point, envelope
 
 LOSS = "held-out loss (nats per token)"
 PER_OCTAVE = 4  # points of a drawn loss curve for every doubling of its tokens

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from figures import fits
-from figures.points import Point, conventions, points, seed_noise, usable
-from models.errors import UserError
-from sim.compare import Comparison, arms, gain
-from sim.fitting import Fit
-from sim.records import Row
+from isoflop.figures import fits
+from isoflop.figures.points import Point, conventions, points, seed_noise, usable
+from isoflop.models.errors import UserError
+from isoflop.sim.compare.gains import Comparison, arms, gain
+from isoflop.sim.laws.fit import Fit
+from isoflop.sim.records.store import Row
 
 BASELINE = "dense"
 COUNT = fits.COUNT

@@ -27,8 +27,8 @@ from matplotlib.ticker import (
     NullLocator,
 )
 
-from figures.palette import Look as Look
-from figures.palette import looks as looks
+from isoflop.figures.palette import Look as Look
+from isoflop.figures.palette import looks as looks
 
 NAMES = {  # how a cost or a count is written for people
     "executed": "executed",

@@ -9,9 +9,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from figures import style
-from models.errors import UserError
-from sim.approaches import Allocation, Valley
+from isoflop.figures import style
+from isoflop.models.errors import UserError
+from isoflop.sim.laws.isoflop import Allocation, Valley
 
 SUFFIXES = (".svg", ".png")
 

@@ -25,8 +25,8 @@ from jaxtyping import Array, Float, Int
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, field_validator
 from pydantic_core import PydanticKnownError
 
-from models.errors import UserError
-from models.packing import Position
+from isoflop.models.errors import UserError
+from isoflop.models.packing import Position
 
 State = Any  # a pytree of arrays whose leading axis is the batch
 Aux = dict[str, Array]  # scalars a channel mixer reports beside its output
@@ -42,9 +42,9 @@ class Cost:
     division, power, root and elementary function that is executed, whatever it is for, and one for
     each number that goes into a sum. Nothing counts for moving, comparing or choosing numbers, for
     their sign or format, or for integers; nor what the output does not need, as a router's
-    statistics. The form for CPUs is counted (models/platforms.py). What depends on weights alone is
-    computed once for a whole batch, and counted for each of its sequences. sim/jaxpr.py has the
-    rule by primitives, and tests hold every formula to it.
+    statistics. The form for CPUs is counted (models/kernels/platforms.py). What depends on weights
+    alone is computed once for a whole batch, and counted for each of its sequences.
+    sim/cost/jaxpr.py has the rule by primitives, and tests hold every formula to it.
     """
 
     matmul_flops: int = 0
@@ -104,8 +104,8 @@ T = TypeVar("T", bound=Tagged)
 def _import_all() -> None:
     """Import every file of this package: a mixer is known by being there, without a registry."""
     package = importlib.import_module(__package__)
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{__package__}.{module.name}")
+    for module in pkgutil.walk_packages(package.__path__, f"{__package__}."):
+        importlib.import_module(module.name)
 
 
 def _leaves(cls: type[T]) -> Iterator[type[T]]:

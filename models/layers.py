@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float
 
-from models.base import Init, Matrix
-from models.packing import Position
+from isoflop.models.base import Init, Matrix
+from isoflop.models.packing import Position
 
 BATCH = ("data", "fsdp", "expert")  # axes of a mesh over which a batch lies
 # elementwise FLOPs of jax.nn's activations for one number, as their jaxprs have them

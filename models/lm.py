@@ -17,11 +17,22 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from models.base import AnyChannel, AnyMixer, Aux, Config, Cost, Embedding, Init, Left, Sizes, State
-from models.errors import UserError
-from models.layers import BATCH, LayerNorm, Linear, RMSNorm, place
-from models.packing import Position, positions
-from models.platforms import full_precision
+from isoflop.models.base import (
+    AnyChannel,
+    AnyMixer,
+    Aux,
+    Config,
+    Cost,
+    Embedding,
+    Init,
+    Left,
+    Sizes,
+    State,
+)
+from isoflop.models.errors import UserError
+from isoflop.models.kernels.platforms import full_precision
+from isoflop.models.layers import BATCH, LayerNorm, Linear, RMSNorm, place
+from isoflop.models.packing import Position, positions
 
 LAYERS_MAX = 4096  # of a model, each traced on its own
 PARAMS_MAX = 2**43  # of a model: several times the largest there is

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from models.base import Sizes, Tagged
-from models.errors import UserError
-from models.layers import lift
+from isoflop.models.base import Sizes, Tagged
+from isoflop.models.errors import UserError
+from isoflop.models.layers import lift
 
 Turns = Float[np.ndarray, " p"]  # radians per token of each channel pair
 

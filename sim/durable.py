@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from models.errors import UserError
+from isoflop.models.errors import UserError
 
 
 @contextlib.contextmanager

@@ -18,10 +18,10 @@ from pydantic import (
     model_validator,
 )
 
-from models.base import Config, Sizes, Tagged
-from models.lm import ModelConfig
-from sim.data import AnyData
-from sim.optim import AnyOptim
+from isoflop.models.base import Config, Sizes, Tagged
+from isoflop.models.lm import ModelConfig
+from isoflop.sim.data import AnyData
+from isoflop.sim.optim import AnyOptim
 
 STEP_TOKENS_MAX = 2**28  # a step's tokens are made on the host, and this many take 1 GiB
 

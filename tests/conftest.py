@@ -11,7 +11,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_opti
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # in processes that tests start
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-install_import_hook(["models", "sim", "figures", "experiments"], "typecheck.checked")
+install_import_hook(["isoflop"], "typecheck.checked")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def prose(tmp_path_factory, shared_cache):
     """The path of 150 kB of English."""
-    from sim.data import Corpus
+    from isoflop.sim.data import Corpus
 
     path = tmp_path_factory.mktemp("prose") / "prose.txt"
     path.write_bytes(Corpus(name="kjv").open().train.array[:150_000].tobytes())

@@ -20,17 +20,17 @@ if __name__ == "__main__":  # the tests import the names alone, and have one dev
 import jax
 import numpy as np
 
-from models.attention import Attention
-from models.delta import DeltaNet
-from models.lm import Block, ModelConfig
-from models.mamba import Mamba
-from models.mlp import SwiGLU
-from models.moe import Moe
-from sim.checkpoints import Checkpoints
-from sim.layout import ONE_DEVICE, Layout
-from sim.optim import AdamW
-from sim.program import Program, jitted
-from sim.train import Trunk
+from isoflop.models.lm import Block, ModelConfig
+from isoflop.models.mixers.attention import Attention
+from isoflop.models.mixers.delta import DeltaNet
+from isoflop.models.mixers.mamba import Mamba
+from isoflop.models.mixers.mlp import SwiGLU
+from isoflop.models.mixers.moe import Moe
+from isoflop.sim.optim import AdamW
+from isoflop.sim.train.checkpoints import Checkpoints
+from isoflop.sim.train.loop import Trunk
+from isoflop.sim.train.program import Program, jitted
+from isoflop.sim.train.sharding import ONE_DEVICE, Layout
 
 WIDTH, BATCH, LENGTH, STEPS = 32, 8, 16, 3
 MLP = SwiGLU(d_ff=64)

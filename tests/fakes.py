@@ -9,21 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
-from models.attention import Attention
-from models.errors import UserError
-from models.lm import Block, ModelConfig
-from models.mlp import SwiGLU
-from sim.data import ZipfFacts
-from sim.grid import product
-from sim.optim import AdamW
-from sim.provenance import sources
-from sim.records import Record
-from sim.spec import Budget, Cell, Run
+from isoflop.models.errors import UserError
+from isoflop.models.lm import Block, ModelConfig
+from isoflop.models.mixers.attention import Attention
+from isoflop.models.mixers.mlp import SwiGLU
+from isoflop.sim.data import ZipfFacts
+from isoflop.sim.grid.grid import product
+from isoflop.sim.optim import AdamW
+from isoflop.sim.records.provenance import sources
+from isoflop.sim.records.store import Record
+from isoflop.sim.spec import Budget, Cell, Run
 
 
 @dataclass(frozen=True)
 class Event:
-    """The fields of sim.train.Event, without what sim.train imports."""
+    """The fields of isoflop.sim.train.loop.Event, without what isoflop.sim.train.loop imports."""
 
     job: str
     step: int

@@ -9,7 +9,7 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
-from sim.spec import Run
+from isoflop.sim.spec import Run
 
 # what a field may hold by mistake: of every JSON type, at every edge
 VALUES: tuple[Any, ...] = (

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sim.laws import Chinchilla
+from isoflop.sim.laws.forms import Chinchilla
 
 TRUTH = Chinchilla(E=1.0, A=30.0, B=600.0, alpha=0.35, beta=0.42)
 

@@ -8,11 +8,13 @@ import signal
 import sys
 from pathlib import Path
 
-from models import zoo
-from sim import checkpoints, grid, leases, train
-from sim.data import ZipfFacts
-from sim.optim import AdamW
-from sim.spec import Budget, Cell, Run
+from isoflop.models.families import zoo
+from isoflop.sim.data import ZipfFacts
+from isoflop.sim.grid import grid, leases
+from isoflop.sim.optim import AdamW
+from isoflop.sim.spec import Budget, Cell, Run
+from isoflop.sim.train import checkpoints
+from isoflop.sim.train import loop as train
 
 STEPS = (30, 60)
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from models.errors import UserError
-from sim.data import HierarchyGrammar, Markov, ZipfFacts
+from isoflop.models.errors import UserError
+from isoflop.sim.data import HierarchyGrammar, Markov, ZipfFacts
 
 LANGUAGES = [
     ZipfFacts(facts=300, symbols=16, alpha=0.5),

@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 import random
 
-from models.attention import Attention
-from models.base import MixerConfig
-from models.linear import LinearAttention
-from models.lm import Block, ModelConfig, tile
-from models.mamba import Mamba
-from models.mlp import SwiGLU
-from models.moe import Moe
-from sim.data import DataConfig
-from sim.flops import param_counts, training_flops
-from sim.optim import AdamW
-from sim.records import Record, Row
-from sim.spec import Budget, Run
+from isoflop.models.base import MixerConfig
+from isoflop.models.lm import Block, ModelConfig, tile
+from isoflop.models.mixers.attention import Attention
+from isoflop.models.mixers.linear import LinearAttention
+from isoflop.models.mixers.mamba import Mamba
+from isoflop.models.mixers.mlp import SwiGLU
+from isoflop.models.mixers.moe import Moe
+from isoflop.sim.cost.flops import param_counts, training_flops
+from isoflop.sim.data import DataConfig
+from isoflop.sim.optim import AdamW
+from isoflop.sim.records.store import Record, Row
+from isoflop.sim.spec import Budget, Run
 
 OFFSET = {"dense": 1.0, "moe": 0.93, "mamba": 0.96, "linear": 1.05, "hybrid": 0.97}
 LR = {"dense": 0.01, "moe": 0.01, "mamba": 0.02, "linear": 0.014, "hybrid": 0.014}

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-import sim.ahead
-from experiments.cli import main
-from sim.ahead import Compiled, beyond, largest
+from isoflop.experiments.cli.main import main
+from isoflop.sim.train import ahead
+from isoflop.sim.train.ahead import Compiled, beyond, largest
 
-ROOT = Path(sim.ahead.__file__).parent.parent
+ROOT = Path(ahead.__file__).resolve().parents[2]
 CAPACITY = 1000
 needs_libtpu = pytest.mark.skipif(find_spec("libtpu") is None, reason="needs isoflop[tpu-aot]")
 
@@ -61,12 +61,12 @@ def test_a_refusal_says_by_how_much():
 @pytest.fixture
 def isoflop(capsys, monkeypatch):
     """The command with a compiler that knows every topology and what 4 sequences take."""
-    monkeypatch.setattr(sim.ahead, "topology", lambda name: [name] * 16)
+    monkeypatch.setattr(ahead, "topology", lambda name: [name] * 16)
 
     def compiled(model, seq_len, batch, layout, devices):
         return Compiled(batch, 300 * batch, max(0, 300 * batch - CAPACITY), 1, 2, 3)
 
-    monkeypatch.setattr(sim.ahead, "compiled", compiled)
+    monkeypatch.setattr(ahead, "compiled", compiled)
     return lambda *args: (main(["compile", *args]), *capsys.readouterr())
 
 
@@ -122,7 +122,7 @@ def test_without_the_compiler_one_line_says_how_to_get_it(capsys):
 @pytest.mark.slow
 def test_a_tpu_program_is_weighed_without_a_tpu():
     shape = "--width 96 --depth 1 --vocab-size 256 --seq-len 64 --layout fsdp=4 --json"
-    command = [sys.executable, "-m", "experiments", "compile", "mingru", *shape.split()]
+    command = [sys.executable, "-m", "isoflop.experiments", "compile", "mingru", *shape.split()]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True)
     (row,) = json.loads(done.stdout)
     assert row["excess"] == 0

@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from models import tiled
-from models.attention import Attention
-from models.base import Init
+from isoflop.models.base import Init
+from isoflop.models.kernels import attention as tiled
+from isoflop.models.mixers.attention import Attention
 
 
 def arrays(jaxpr: Jaxpr) -> Iterator[int]:

@@ -2,12 +2,12 @@
 
 import pytest
 
-import experiments
-from experiments import bench
-from experiments.families import model
-from models.errors import UserError
-from sim import context
-from sim.context import probe
+from isoflop import experiments
+from isoflop.experiments import bench
+from isoflop.experiments.families import model
+from isoflop.models.errors import UserError
+from isoflop.sim.evaluate import context
+from isoflop.sim.evaluate.context import probe
 
 SHAPE = bench.Shape(width=32, depth=1, seq_len=16, batch=2)
 

@@ -7,8 +7,8 @@ import struct
 import pytest
 from test_interop import FIXTURES, folder
 
-from models import interop
-from models.errors import UserError
+from isoflop.models.checkpoints import huggingface as interop
+from isoflop.models.errors import UserError
 
 CASES = 1040
 NUMBERS = [0, 1, 2, 3, -1, -16, 7, 100_000, 10**9, 2**31, 2**64, 10**400, 0.0, 0.5, 1.0, -1.5]

@@ -12,19 +12,19 @@ import fakes
 import pytest
 from flax import nnx
 
-import experiments
-import sim.train
-from experiments.cli import main
-from experiments.progress import Progress
-from experiments.text import duration, labelled, si, table
-from models.base import Init
-from sim.flops import param_counts, training_flops
-from sim.grid import Ended, Landed, Leased, Started, jobs
-from sim.plan import plan
-from sim.records import Store, read_rows, read_table, write_table
-from sim.train import names
+from isoflop import experiments
+from isoflop.experiments.cli.main import main
+from isoflop.experiments.cli.progress import Progress
+from isoflop.experiments.cli.text import duration, labelled, si, table
+from isoflop.models.base import Init
+from isoflop.sim.cost.flops import param_counts, training_flops
+from isoflop.sim.grid.estimate import plan
+from isoflop.sim.grid.grid import Ended, Landed, Leased, Started, jobs
+from isoflop.sim.records.store import Store, read_rows, read_table, write_table
+from isoflop.sim.train import loop
+from isoflop.sim.train.loop import names
 
-ROOT = Path(experiments.__file__).parent.parent
+ROOT = Path(experiments.__file__).resolve().parents[1]
 TOY = '''
 """Does a toy
 train?
@@ -67,11 +67,11 @@ def isoflop(tmp_path, monkeypatch, capsys):
     (package / "gauge.py").write_text(RULER)
     (package / "kit.py").write_text("def cello(): ...")
     monkeypatch.setattr(experiments, "__path__", [str(package)])
-    monkeypatch.setattr(sim.train, "train", fakes.train)
+    monkeypatch.setattr(loop, "train", fakes.train)
     monkeypatch.chdir(tmp_path)
     yield lambda *args: (main(args), *capsys.readouterr())
     for name in ("toy", "gauge", "prose"):
-        sys.modules.pop(f"experiments.{name}", None)
+        sys.modules.pop(f"isoflop.experiments.{name}", None)
 
 
 def the_error(result) -> str:
@@ -85,7 +85,8 @@ def the_error(result) -> str:
 
 def test_help_and_list_import_neither_jax_nor_what_is_slow():
     check = (
-        "import sys; from experiments.cli import main; main(['--help']); main(['list']); "
+        "import sys; from isoflop.experiments.cli.main import main; "
+        "main(['--help']); main(['list']); "
         "print(sorted({'jax', 'flax', 'pydantic', 'rich', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=ROOT)
@@ -169,7 +170,7 @@ def test_a_layout_reaches_the_trainer_and_a_dry_run_needs_no_devices(isoflop, mo
         asked.append(layout.split)
         return fakes.train(*args)
 
-    monkeypatch.setattr(sim.train, "train", spy)
+    monkeypatch.setattr(loop, "train", spy)
     assert isoflop("run", "toy", "--layout", "data=2,tensor=2", "--dry-run")[0] == 0
     assert isoflop("run", "toy", "--layout", "micro_batches=2", "--quiet")[0] == 0
     assert asked == [{"micro_batches": 2}] * 2
@@ -263,7 +264,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(isoflop, words, tmp_path):
 
 def test_a_reader_that_goes_away_causes_no_traceback():
     done = subprocess.run(
-        f"{sys.executable} -c 'from experiments.cli import main; exit(main([\"list\"]))' | true; "
+        f"{sys.executable} -m isoflop.experiments list | true; "
         "exit ${PIPESTATUS[0]}",
         shell=True, executable="/bin/bash", capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
@@ -282,10 +283,10 @@ def test_a_damaged_record_is_one_line_and_nothing_is_lost(isoflop, tmp_path):
 
 
 def test_failed_runs_give_code_1_for_a_bug_and_2_for_a_mistake(isoflop, monkeypatch):
-    monkeypatch.setattr(sim.train, "train", fakes.mistaken_at_16)
+    monkeypatch.setattr(loop, "train", fakes.mistaken_at_16)
     error = the_error(isoflop("run", "toy", "--quiet"))
     assert error == "error: width=16 is unlucky; use 8 (4 runs failed so)\n"
-    monkeypatch.setattr(sim.train, "train", fakes.breaks_at_16)
+    monkeypatch.setattr(loop, "train", fakes.breaks_at_16)
     code, out, err = isoflop("run", "toy", "--quiet")
     assert code == 1
     assert out == "1 of 8 runs trained, 4 finished before, 3 failed\n"
@@ -293,16 +294,16 @@ def test_failed_runs_give_code_1_for_a_bug_and_2_for_a_mistake(isoflop, monkeypa
 
 
 def test_ctrl_c_gives_130_and_keeps_what_was_finished(isoflop, monkeypatch):
-    monkeypatch.setattr(sim.train, "train", fakes.interrupted)
+    monkeypatch.setattr(loop, "train", fakes.interrupted)
     code, _, err = isoflop("run", "toy", "--quiet")
     assert code == 130
     assert err == "stopped; the same command goes on from what is finished\n"
-    monkeypatch.setattr(sim.train, "train", fakes.train)
+    monkeypatch.setattr(loop, "train", fakes.train)
     assert isoflop("run", "toy", "--quiet")[1] == "7 of 8 runs trained, 1 finished before\n"
 
 
 def test_a_bug_outside_the_jobs_keeps_its_traceback(isoflop, monkeypatch):
-    monkeypatch.setattr("sim.grid.jobs", lambda *args: [][0])
+    monkeypatch.setattr("isoflop.sim.grid.grid.jobs", lambda *args: [][0])
     with pytest.raises(IndexError):
         isoflop("run", "toy", "--quiet")
 
@@ -406,7 +407,9 @@ def test_runs_that_other_code_trained_are_said_and_trained_again_when_asked(isof
     code, out, err = isoflop("run", "toy")
     assert code == 0
     assert out == "0 of 8 runs trained, 8 finished before (1 by code that they do not name)\n"
-    assert err.startswith("warning: 2 of 8 runs were trained by other code than today's (models, ")
+    assert err.startswith(
+        "warning: 2 of 8 runs were trained by other code than today's (isoflop.models."
+    )
     assert err.endswith(" more changed since); --retrain-changed trains them again\n")
     dry = isoflop("run", "toy", "--retrain-changed", "--dry-run")
     assert "8 runs, 6 of them finished" in dry[1]
@@ -420,7 +423,7 @@ def test_a_note_of_a_job_is_a_warning_even_when_quiet(tmp_path):
     cells = fakes.cells()
     with (tmp_path / "lines").open("w") as stream:
         progress = Progress(cells, plan(cells, Store(tmp_path)), stream, quiet=True)
-        progress.watch(sim.train.Note(cells[0].run.trunk, "the disk is full"))
+        progress.watch(loop.Note(cells[0].run.trunk, "the disk is full"))
     assert (tmp_path / "lines").read_text() == "warning: dense, width 8: the disk is full\n"
 
 
@@ -460,7 +463,7 @@ def test_what_cannot_be_read_or_written_is_one_line_and_exit_code_2(
 
 
 TEXT = """
-    from sim.data import Corpus
+    from isoflop.sim.data import Corpus
     cell = fakes.cells()[0]
     data = {"data": Corpus(name="kjv")}
     return [cell.model_copy(update={"run": cell.run.model_copy(update=data)})]
@@ -468,7 +471,7 @@ TEXT = """
 
 
 OWN_TEXT = """
-    from sim.data import File
+    from isoflop.sim.data import File
     cell = fakes.cells()[0]
     data = {"data": File(path="own.txt")}
     return [cell.model_copy(update={"run": cell.run.model_copy(update=data)})]
@@ -489,7 +492,7 @@ def test_with_its_file_gone_a_run_is_still_reported_listed_and_exported(
             weights = names(nnx.state(run.model.build(init=Init(0))))
             yield fakes.record(run, params=counts, flops=flops, bits_per_byte=3.6), weights
 
-    monkeypatch.setattr(sim.train, "train", trained)
+    monkeypatch.setattr(loop, "train", trained)
     assert isoflop("run", "prose", "--quiet")[0] == 0
     (key,) = [path.parent.name for path in (tmp_path / "runs").glob("*/result.json")]
     (tmp_path / "own.txt").unlink()

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.fit import compare as compare_command
-from experiments.fit import fit as fit_command
-from models.errors import UserError
-from sim.compare import Comparison, arms, compare, gain, ranking
-from sim.laws import Chinchilla, PowerLaw
-from sim.selftest import null_test, power_test
+from isoflop.experiments.cli.fit import compare as compare_command
+from isoflop.experiments.cli.fit import fit as fit_command
+from isoflop.models.errors import UserError
+from isoflop.sim.compare.gains import Comparison, arms, compare, gain, ranking
+from isoflop.sim.compare.null_test import null_test, power_test
+from isoflop.sim.laws.forms import Chinchilla, PowerLaw
 
 SURFACE = Chinchilla(E=1.0, A=30.0, B=600.0, alpha=0.35, beta=0.42)
 A = PowerLaw(A=300.0, alpha=0.2, E=1.0)

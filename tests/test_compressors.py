@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sources import LANGUAGES, refusal
 
-from sim.data import Corpus, File, compressed_bits_per_byte
+from isoflop.sim.data import Corpus, File, compressed_bits_per_byte
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import context as experiment
-from experiments.families import model
-from figures import context as figure
-from models import zoo
-from models.base import Init
-from models.errors import UserError
-from models.lm import ModelConfig
-from sim import context
+from isoflop.experiments import context as experiment
+from isoflop.experiments.families import model
+from isoflop.figures import context as figure
+from isoflop.models.base import Init
+from isoflop.models.errors import UserError
+from isoflop.models.families import zoo
+from isoflop.models.lm import ModelConfig
+from isoflop.sim.evaluate import context
 
 LENGTHS = (16, 8)  # any order
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import coordinates
-from experiments.families import STUDIED
-from models.errors import UserError
-from sim.records import read_table
+from isoflop.experiments import coordinates
+from isoflop.experiments.families import STUDIED
+from isoflop.models.errors import UserError
+from isoflop.sim.records.store import read_table
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from sources import refusal
 
-from models.errors import UserError
-from sim import cache, corpora, source
-from sim.data import Corpus
+from isoflop.models.errors import UserError
+from isoflop.sim.data import Corpus, cache, corpora, source
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 

@@ -2,13 +2,14 @@
 
 import pytest
 
-from experiments import costs, readme
-from models import zoo
-from models.attention import Attention
-from models.lm import Block, ModelConfig
-from models.mamba import Mamba
-from models.moe import Moe
-from sim.flops import CONVENTIONS, causal_flops
+from isoflop.experiments import costs
+from isoflop.experiments.cli import readme
+from isoflop.models.families import zoo
+from isoflop.models.lm import Block, ModelConfig
+from isoflop.models.mixers.attention import Attention
+from isoflop.models.mixers.mamba import Mamba
+from isoflop.models.mixers.moe import Moe
+from isoflop.sim.cost.flops import CONVENTIONS, causal_flops
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def test_the_readmes_generated_parts_are_what_is_generated(measured, monkeypatch
 
     monkeypatch.setattr(costs, "measure", asked)
     text = (readme.ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.insert(text) == text, "run: python -m experiments.readme README.md"
+    assert readme.insert(text) == text, "run: python -m isoflop.experiments.cli.readme README.md"
 
 
 def test_a_family_has_a_row_for_each_convention():

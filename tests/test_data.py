@@ -9,7 +9,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 from sources import LANGUAGES
 
-from sim.data import AnyData, Corpus, File, HierarchyGrammar, HuggingFace, Markov, ZipfFacts
+from isoflop.sim.data import AnyData, Corpus, File, HierarchyGrammar, HuggingFace, Markov, ZipfFacts
 
 
 @pytest.mark.parametrize(
@@ -58,9 +58,13 @@ def test_a_source_survives_json(config):
 
 def test_importing_data_loads_no_heavy_package():
     heavy = ("pyarrow", "tokenizers", "datasets", "huggingface_hub", "sympy", "zstandard")
-    files = [importlib.util.find_spec(name).origin for name in sys.modules if name[:4] == "sim."]
+    files = [
+        importlib.util.find_spec(name).origin
+        for name in sys.modules
+        if name.startswith("isoflop.sim.")
+    ]
     at_the_top = [line for file in files for line in Path(file).read_text().splitlines()]
-    assert "from sim.source import DataConfig, Source" in at_the_top
+    assert "from isoflop.sim.data.source import DataConfig, Source" in at_the_top
     assert not [
         line
         for line in at_the_top

@@ -9,12 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments import readme
-from experiments.cli import main
-from experiments.plan import plan as plan_command
-from models.errors import UserError
-from sim.compare import compare
-from sim.design import (
+from isoflop.experiments.cli import readme
+from isoflop.experiments.cli.main import main
+from isoflop.experiments.cli.plan import plan as plan_command
+from isoflop.models.errors import UserError
+from isoflop.sim.compare.design import (
     LAB,
     SHARED,
     Design,
@@ -25,8 +24,9 @@ from sim.design import (
     simulated_widths,
     surface,
 )
-from sim.laws import Chinchilla
-from sim.records import read_rows
+from isoflop.sim.compare.gains import compare
+from isoflop.sim.laws.forms import Chinchilla
+from isoflop.sim.records.store import read_rows
 
 
 def square(k, seeds):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments import quickstart
-from experiments.cli import main
-from figures.points import points
-from figures.summary import conclusion
-from sim.records import read_rows
+from isoflop.experiments import quickstart
+from isoflop.experiments.cli.main import main
+from isoflop.figures.points import points
+from isoflop.figures.report.summary import conclusion
+from isoflop.sim.records.store import read_rows
 
 SIZE = ("--families", "dense", "linear", "--steps", "64", "80", "--seeds", "2")
 

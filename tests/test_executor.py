@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from chores import describe, die_at_two, refuse_two
 
-from sim.executor import serial, spawn
+from isoflop.sim.grid.local import serial, spawn
 
 
 def unexpected(job, reason):
@@ -55,7 +55,7 @@ def test_an_exception_that_work_lets_out_is_raised_here_with_its_traceback():
 
 ORPHANS = """
 import chores
-from sim.executor import spawn
+from isoflop.sim.grid.local import spawn
 if __name__ == "__main__":
     spawn(chores.linger, [1, 2], 2, lambda pid: print(pid, flush=True), None)
 """

@@ -8,21 +8,21 @@ from pathlib import Path
 
 import pytest
 
-import experiments
-from experiments import families, ladder, quickstart, ruler
-from experiments import lr_transfer as sweep_of_rates
-from experiments.flags import RunFlags, parse
-from figures import lr_transfer
-from figures.budget import rank
-from figures.points import points
-from figures.style import scientific
-from figures.summary import conclusion, interval
-from models.errors import UserError
-from models.matching import unmatched
-from sim.laws import PowerLaw
-from sim.optim import AdamW
-from sim.records import Record, Row, read_rows
-from sim.train import train
+from isoflop import experiments
+from isoflop.experiments import families, ladder, quickstart, ruler
+from isoflop.experiments import lr_transfer as sweep_of_rates
+from isoflop.experiments.cli.flags import RunFlags, parse
+from isoflop.figures import lr_transfer
+from isoflop.figures.points import points
+from isoflop.figures.report.budget import rank
+from isoflop.figures.report.summary import conclusion, interval
+from isoflop.figures.style import scientific
+from isoflop.models.errors import UserError
+from isoflop.models.families.matching import unmatched
+from isoflop.sim.laws.forms import PowerLaw
+from isoflop.sim.optim import AdamW
+from isoflop.sim.records.store import Record, Row, read_rows
+from isoflop.sim.train.loop import train
 
 TRAINING = {name: e for name, e in experiments.discover().items() if e.trains}
 
@@ -65,7 +65,7 @@ def test_the_committed_quickstart_answers_its_question_with_an_interval_as_its_d
 
 
 def test_families_of_the_ladder_match_in_active_parameters():
-    from sim.flops import param_counts
+    from isoflop.sim.cost.flops import param_counts
 
     counts = {}
     for cell in ladder.cells(steps=(500,), seeds=1):

@@ -10,15 +10,15 @@ import pytest
 from grids import lab
 from scipy import stats
 
-from experiments import coverage
-from experiments.fit import compare as compare_command
-from experiments.fit import fit as fit_command
-from models.errors import UserError
-from sim.compare import Comparison, Floored, Trend, arms, compare, gain
-from sim.laws import Chinchilla, PowerLaw
-from sim.noise import SHARED, Noise, misfit, pooled, residual_noise, shared, together
-from sim.readers import read
-from sim.resample import percentile, units
+from isoflop.experiments import coverage
+from isoflop.experiments.cli.fit import compare as compare_command
+from isoflop.experiments.cli.fit import fit as fit_command
+from isoflop.models.errors import UserError
+from isoflop.sim.compare.gains import Comparison, Floored, Trend, arms, compare, gain
+from isoflop.sim.laws.forms import Chinchilla, PowerLaw
+from isoflop.sim.laws.noise import SHARED, Noise, misfit, pooled, residual_noise, shared, together
+from isoflop.sim.laws.resample import percentile, units
+from isoflop.sim.records.readers import read
 
 CASES = Path(__file__).parent / "cases"
 LINE = PowerLaw(A=300.0, alpha=0.2, E=1.0)

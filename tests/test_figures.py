@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 import synthetic
 
-from experiments import families
-from figures import (
+from isoflop.experiments import families
+from isoflop.figures import (
     bench,
-    budget,
     context,
     fits,
     ladder,
@@ -28,8 +27,9 @@ from figures import (
     study,
     style,
 )
-from figures.points import Point, _intervals, envelope, points, seed_noise
-from models import zoo
+from isoflop.figures.points import Point, _intervals, envelope, points, seed_noise
+from isoflop.figures.report import budget
+from isoflop.models.families import zoo
 
 
 def cell(family: str, flops: float, losses: dict[int, float], **other: object) -> Point:

@@ -11,8 +11,8 @@ import pytest
 from pydantic import ValidationError
 from sources import refusal
 
-from sim.data import File
-from sim.spec import digest, essential
+from isoflop.sim.data import File
+from isoflop.sim.spec import digest, essential
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sim.approaches import isoflop
-from sim.laws import Chinchilla, Coupled, Overtrained, fit_table
-from sim.published import PUBLISHED
-from sim.readers import read
-from sim.resample import cell_weights, minimise
-from sim.saturating import Routed
+from isoflop.sim.laws.forms import Chinchilla, Coupled, Overtrained, fit_table
+from isoflop.sim.laws.isoflop import isoflop
+from isoflop.sim.laws.published import PUBLISHED
+from isoflop.sim.laws.resample import cell_weights, minimise
+from isoflop.sim.laws.saturating import Routed
+from isoflop.sim.records.readers import read
 
 DATA = Path(__file__).parent / "fitdata"
 

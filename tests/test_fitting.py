@@ -8,13 +8,13 @@ import pyarrow.parquet
 import pytest
 from grids import TRUTH, lab
 
-from experiments import fitting
-from models.errors import UserError
-from sim.cost_model import SIX_ND
-from sim.heldout import frontier, seed_noise
-from sim.laws import Chinchilla, fit_table
-from sim.readers import read
-from sim.resample import cell_weights, cells_of, minimise, percentile
+from isoflop.experiments import fitting
+from isoflop.models.errors import UserError
+from isoflop.sim.laws.cost_model import SIX_ND
+from isoflop.sim.laws.forms import Chinchilla, fit_table
+from isoflop.sim.laws.holdout import frontier, seed_noise
+from isoflop.sim.laws.resample import cell_weights, cells_of, minimise, percentile
+from isoflop.sim.records.readers import read
 
 
 def problem(columns):

@@ -6,18 +6,24 @@ import pytest
 from flax import nnx
 from jax import ShapeDtypeStruct as Shape
 
-from figures import style
-from models import zoo
-from models.attention import Attention
-from models.base import Init
-from models.lm import Block, ModelConfig, tile
-from models.mlp import SwiGLU
-from sim.data import Corpus
-from sim.flops import CONVENTIONS, causal_flops, param_counts, step_flops, training_flops
-from sim.jaxpr import executed_flops
-from sim.optim import AdamW
-from sim.records import Record
-from sim.spec import Budget, Run
+from isoflop.figures import style
+from isoflop.models.base import Init
+from isoflop.models.families import zoo
+from isoflop.models.lm import Block, ModelConfig, tile
+from isoflop.models.mixers.attention import Attention
+from isoflop.models.mixers.mlp import SwiGLU
+from isoflop.sim.cost.flops import (
+    CONVENTIONS,
+    causal_flops,
+    param_counts,
+    step_flops,
+    training_flops,
+)
+from isoflop.sim.cost.jaxpr import executed_flops
+from isoflop.sim.data import Corpus
+from isoflop.sim.optim import AdamW
+from isoflop.sim.records.store import Record
+from isoflop.sim.spec import Budget, Run
 
 
 @pytest.mark.parametrize("family", zoo.FAMILIES)

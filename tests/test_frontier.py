@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq, minimize_scalar
 
-from models.errors import UserError
-from sim.compare import arms, compare
-from sim.cost_model import SIX_ND, fit_cost
-from sim.frontier import Frontier
-from sim.laws import Chinchilla, Coupled, fit_table
-from sim.readers import read
+from isoflop.models.errors import UserError
+from isoflop.sim.compare.gains import arms, compare
+from isoflop.sim.laws.cost_model import SIX_ND, fit_cost
+from isoflop.sim.laws.forms import Chinchilla, Coupled, fit_table
+from isoflop.sim.laws.frontier import Frontier
+from isoflop.sim.records.readers import read
 
 CASES = Path(__file__).parent / "cases"
 SURFACE = Chinchilla(E=1.8172, A=482.01, B=2085.43, alpha=0.3478, beta=0.3658)

@@ -15,19 +15,19 @@ import fuzz
 import pytest
 from pydantic import ValidationError
 
-import experiments
-import sim.train
-from experiments.cli import main
-from models import zoo
-from models.attention import Attention
-from models.errors import UserError
-from models.lm import ModelConfig
-from models.matching import uniform, with_experts
-from models.moe import Moe
-from sim.data import File, HierarchyGrammar, Markov, ZipfFacts
-from sim.plan import plan
-from sim.records import Store, brief
-from sim.spec import Cell, Run
+from isoflop import experiments
+from isoflop.experiments.cli.main import main
+from isoflop.models.errors import UserError
+from isoflop.models.families import zoo
+from isoflop.models.families.matching import uniform, with_experts
+from isoflop.models.lm import ModelConfig
+from isoflop.models.mixers.attention import Attention
+from isoflop.models.mixers.moe import Moe
+from isoflop.sim.data import File, HierarchyGrammar, Markov, ZipfFacts
+from isoflop.sim.grid.estimate import plan
+from isoflop.sim.records.store import Store, brief
+from isoflop.sim.spec import Cell, Run
+from isoflop.sim.train import loop
 
 SPECS = 1200
 LANGUAGES = (
@@ -165,7 +165,7 @@ def test_a_command_line_with_something_wrong_is_told_in_one_line(
 ):
     """By the entry function itself, in this process; nothing is trained or measured."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sim.train, "train", None)
+    monkeypatch.setattr(loop, "train", None)
     monkeypatch.setattr(experiments, "discover", functools.cache(experiments.discover))
     for name in ("XLA_FLAGS", "JAX_PLATFORMS"):  # which commands set for the process
         monkeypatch.setenv(name, os.environ.get(name, ""))

@@ -14,11 +14,11 @@ import fakes
 import pytest
 import real
 
-from models.errors import UserError
-from sim import grid as grids
-from sim import leases
-from sim.grid import Leased, Started, execute, jobs, product, zipped
-from sim.records import Store
+from isoflop.models.errors import UserError
+from isoflop.sim.grid import grid as grids
+from isoflop.sim.grid import leases
+from isoflop.sim.grid.grid import Leased, Started, execute, jobs, product, zipped
+from isoflop.sim.records.store import Store
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_a_damaged_record_stops_the_grid_before_training_and_harms_nothing(tmp_p
 KILLED = """
 import fakes
 from pathlib import Path
-from sim.grid import execute
+from isoflop.sim.grid.grid import execute
 if __name__ == "__main__":
     execute(fakes.cells(), Path(r"{root}"), fakes.slowly)
 """

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from models import zoo
-from models.attention import Attention
-from models.errors import UserError
-from models.lm import Block, ModelConfig, tile
-from models.mamba import Mamba
-from models.mlp import SwiGLU
-from sim import hardware
-from sim.hardware import Work, decode, dollars, flat, joules, roofline
+from isoflop.models.errors import UserError
+from isoflop.models.families import zoo
+from isoflop.models.lm import Block, ModelConfig, tile
+from isoflop.models.mixers.attention import Attention
+from isoflop.models.mixers.mamba import Mamba
+from isoflop.models.mixers.mlp import SwiGLU
+from isoflop.sim.cost import hardware
+from isoflop.sim.cost.hardware import Work, decode, dollars, flat, joules, roofline
 
 GPT_FAST = Path(__file__).parent / "fitdata" / "gptfast_a100.csv"
 DAY = 24 * 3600

@@ -12,8 +12,8 @@ import urllib.request
 import pytest
 from sources import refusal
 
-from sim import hub
-from sim.data import HuggingFace
+from isoflop.sim.data import HuggingFace
+from isoflop.sim.data import huggingface as hub
 
 
 @pytest.fixture

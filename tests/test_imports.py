@@ -1,52 +1,60 @@
-"""Imports flow models ← sim ← figures ← experiments, and help needs no JAX."""
+"""Imports flow models ← sim ← figures ← experiments and downward inside sim; help needs no JAX."""
 
 import ast
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ALLOWED = {
-    "models": {"models"},
-    "sim": {"models", "sim"},
-    "figures": {"models", "sim", "figures"},
-    "experiments": {"models", "sim", "figures", "experiments"},
-}
+PACKAGES = ("models", "sim", "figures", "experiments")
+SIM = (  # each may import those before it
+    *("durable", "optim", "data", "spec", "records", "cost", "train"),
+    *("evaluate", "grid", "laws", "compare"),
+)
+MODELS = ("errors", "packing", "base", "kernels", "layers", "rotary", "lm", "mixers", "families")
 
 
-def imported(path: Path) -> set[str]:
-    """Top-level packages of ours that a file imports, anywhere in it."""
-    names = set()
+def imported(path: Path) -> set[tuple[str, ...]]:
+    """The modules of ours that a file imports, anywhere in it, as parts after `isoflop`."""
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module.split(".")[0])
-    return names & ALLOWED.keys()
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {tuple(name.split(".")[1:]) for name in names if name.split(".")[0] == "isoflop"}
 
 
-@pytest.mark.parametrize("package", ALLOWED)
+@pytest.mark.parametrize("package", PACKAGES)
 def test_imports_flow_one_way(package):
+    allowed = PACKAGES[: PACKAGES.index(package) + 1]
     for path in (ROOT / package).rglob("*.py"):
-        assert imported(path) <= ALLOWED[package], path
+        assert {name[0] for name in imported(path)} <= set(allowed), path
 
 
-@pytest.mark.parametrize("module", ["experiments.cli", "sim.laws", "sim.compare"])
+@pytest.mark.parametrize(("package", "rooms"), [("sim", SIM), ("models", MODELS)])
+def test_rooms_import_downward_only(package, rooms):
+    """Those that are not named here, as checkpoints, may import any and are imported by none."""
+    for path in (ROOT / package).rglob("*.py"):
+        room = path.relative_to(ROOT / package).parts[0].removesuffix(".py")
+        lower = rooms[: rooms.index(room) + 1] if room in rooms else (*rooms, room)
+        used = {name[1] for name in imported(path) if name[0] == package and len(name) > 1}
+        known = {name for name in used if name in rooms or (ROOT / package / name).is_dir()}
+        assert known <= set(lower), path
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_folder_holds_more_than_one_file(package):
+    for folder in (p for p in (ROOT / package).rglob("*") if (p / "__init__.py").exists()):
+        assert len([f for f in folder.iterdir() if f.suffix == ".py"]) > 2, folder
+
+
+MODULES = ("isoflop.experiments.cli.main", "isoflop.sim.laws.forms", "isoflop.sim.compare.gains")
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_help_and_fits_start_without_jax(module):
     code = f"import {module}, sys; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_every_extra_is_one_that_something_asks_for():
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
-        "optional-dependencies"
-    ]
-    asking = [ROOT / "README.md", ROOT / "Makefile"]
-    asking += [path for package in ALLOWED for path in (ROOT / package).rglob("*.py")]
-    said = "".join(path.read_text() for path in asking)
-    assert [
-        name for name in extras if f"[{name}]" not in said and f"--extra {name}" not in said
-    ] == []

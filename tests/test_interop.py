@@ -17,24 +17,25 @@ from pydantic import AfterValidator
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE, WordLevel
 
-from experiments import context
-from experiments.cli import main
-from models import interop, zoo
-from models.attention import Attention
-from models.base import Init
-from models.errors import UserError
-from models.layouts import LAYOUTS
-from models.linear import LinearAttention
-from models.lm import Block, ModelConfig, tile
-from models.mlp import SwiGLU
-from models.moe import Moe
-from models.translation import essence
-from sim import inference
-from sim.data import Corpus
-from sim.inference import Checkpoint
-from sim.records import Store
-from sim.spec import Budget
-from sim.train import names, train
+from isoflop.experiments import context
+from isoflop.experiments.cli.main import main
+from isoflop.models.base import Init
+from isoflop.models.checkpoints import huggingface as interop
+from isoflop.models.checkpoints.formats import LAYOUTS
+from isoflop.models.checkpoints.translation import essence
+from isoflop.models.errors import UserError
+from isoflop.models.families import zoo
+from isoflop.models.lm import Block, ModelConfig, tile
+from isoflop.models.mixers.attention import Attention
+from isoflop.models.mixers.linear import LinearAttention
+from isoflop.models.mixers.mlp import SwiGLU
+from isoflop.models.mixers.moe import Moe
+from isoflop.sim.data import Corpus
+from isoflop.sim.evaluate import checkpoint as inference
+from isoflop.sim.evaluate.checkpoint import Checkpoint
+from isoflop.sim.records.store import Store
+from isoflop.sim.spec import Budget
+from isoflop.sim.train.loop import names, train
 
 FIXTURES = {path.stem: path for path in sorted((Path(__file__).parent / "fixtures").glob("*.npz"))}
 every_family = pytest.mark.parametrize("name", FIXTURES)

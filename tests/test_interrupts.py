@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import interrupts
+from isoflop.experiments.cli import interrupts
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,8 +20,8 @@ ROOT = Path(__file__).parent.parent
 def test_in_the_first_seconds_it_stops_the_grid(tmp_path, delay, workers):
     """While packages are imported, while data are opened, while workers start."""
     code = (
-        "import experiments.interrupts as i; i.end_at_once(); print(flush=True); "
-        "import experiments.__main__ as m; raise SystemExit(m.main())"
+        "import isoflop.experiments.cli.interrupts as i; i.end_at_once(); print(flush=True); "
+        "import isoflop.experiments.__main__ as m; raise SystemExit(m.main())"
     )
     options = ["run", "quickstart", "--steps", "100000", "--runs", str(tmp_path)]
     with subprocess.Popen(

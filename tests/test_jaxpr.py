@@ -6,11 +6,11 @@ import pytest
 from flax import nnx
 from jax import ShapeDtypeStruct as Shape
 
-from models.attention import Attention
-from models.base import Init
-from models.errors import UserError
-from models.layers import ELU, GELU, SIGMOID, SILU, SOFTMAX, SOFTPLUS, LayerNorm, RMSNorm
-from sim.jaxpr import executed_flops, matmul_flops
+from isoflop.models.base import Init
+from isoflop.models.errors import UserError
+from isoflop.models.layers import ELU, GELU, SIGMOID, SILU, SOFTMAX, SOFTPLUS, LayerNorm, RMSNorm
+from isoflop.models.mixers.attention import Attention
+from isoflop.sim.cost.jaxpr import executed_flops, matmul_flops
 
 A, B = Shape((3, 5), jnp.float32), Shape((5, 7), jnp.float32)
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from sources import LANGUAGES, refusal
 
-from sim.data import HierarchyGrammar, Markov, ZipfFacts
-from sim.languages import GRID
+from isoflop.sim.data import HierarchyGrammar, Markov, ZipfFacts
+from isoflop.sim.data.languages import GRID
 
 each_language = pytest.mark.parametrize("config", LANGUAGES, ids=lambda config: config.kind)
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from grids import TRUTH, lab
 
-from experiments.fit import LawName
-from models.errors import UserError
-from sim.approaches import envelope, isoflop, variable_projection
-from sim.laws import LAWS, Chinchilla, Coupled, Overtrained, PowerLaw
-from sim.published import PUBLISHED
-from sim.saturating import Repeated, Routed
+from isoflop.experiments.cli.fit import LawName
+from isoflop.models.errors import UserError
+from isoflop.sim.laws.forms import LAWS, Chinchilla, Coupled, Overtrained, PowerLaw
+from isoflop.sim.laws.isoflop import envelope, isoflop, variable_projection
+from isoflop.sim.laws.published import PUBLISHED
+from isoflop.sim.laws.saturating import Repeated, Routed
 
 EXAMPLES = {
     "power": PowerLaw(A=40.0, alpha=0.2, E=0.8),

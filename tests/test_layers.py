@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models.base import Init
-from models.delta import unit
-from models.layers import LayerNorm, RMSNorm, ShortConv, gated
+from isoflop.models.base import Init
+from isoflop.models.layers import LayerNorm, RMSNorm, ShortConv, gated
+from isoflop.models.mixers.delta import unit
 
 
 class Unit(nnx.Module):

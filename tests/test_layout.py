@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models import zoo
-from models.attention import Attention
-from models.base import Embedding, Init, Matrix
-from models.errors import UserError
-from models.lm import Block, ModelConfig
-from models.mlp import SwiGLU
-from models.moe import Moe
-from sim.data import Corpus
-from sim.layout import ONE_DEVICE, RULES, Layout, partition
-from sim.optim import AdamW
-from sim.program import Program
-from sim.spec import Budget, Run
-from sim.train import train
+from isoflop.models.base import Embedding, Init, Matrix
+from isoflop.models.errors import UserError
+from isoflop.models.families import zoo
+from isoflop.models.lm import Block, ModelConfig
+from isoflop.models.mixers.attention import Attention
+from isoflop.models.mixers.mlp import SwiGLU
+from isoflop.models.mixers.moe import Moe
+from isoflop.sim.data import Corpus
+from isoflop.sim.optim import AdamW
+from isoflop.sim.spec import Budget, Run
+from isoflop.sim.train.loop import train
+from isoflop.sim.train.program import Program
+from isoflop.sim.train.sharding import ONE_DEVICE, RULES, Layout, partition
 
 ROOT = Path(eight.__file__).parent.parent
 # recurrences take long to compile for eight devices
@@ -40,7 +40,12 @@ def simulated(family: str) -> dict:
     """What tests/eight.py computed on eight devices."""
     command = [sys.executable, eight.__file__, family]
     done = subprocess.run(
-        command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, check=True, text=True
+        command,
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT / ".package")},
+        capture_output=True,
+        check=True,
+        text=True,
     )
     return json.loads(done.stdout)
 

@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sim import durable, leases
-from sim.leases import Watch, acquire, hold, read, release, renew
+from isoflop.sim import durable
+from isoflop.sim.grid import leases
+from isoflop.sim.grid.leases import Watch, acquire, hold, read, release, renew
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ def test_a_file_system_without_links_has_leases_too(path, monkeypatch):
 LOOP = """
 import itertools, sys
 from pathlib import Path
-from sim.leases import acquire, release
+from isoflop.sim.grid.leases import acquire, release
 print(flush=True)
 for i in itertools.count():
     acquire(Path(sys.argv[1]), "x" * 3000)

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models import lm
-from models.attention import Attention
-from models.base import Init, count
-from models.errors import UserError
-from models.linear import LinearAttention
-from models.lm import Block, ModelConfig, tile
-from models.mamba import Mamba
-from models.mlp import Gelu, SwiGLU
-from models.moe import Moe
-from models.rwkv import Rwkv7, RwkvChannel
-from sim.flops import causal_flops
-from sim.jaxpr import matmul_flops
+from isoflop.models import lm
+from isoflop.models.base import Init, count
+from isoflop.models.errors import UserError
+from isoflop.models.lm import Block, ModelConfig, tile
+from isoflop.models.mixers.attention import Attention
+from isoflop.models.mixers.linear import LinearAttention
+from isoflop.models.mixers.mamba import Mamba
+from isoflop.models.mixers.mlp import Gelu, SwiGLU
+from isoflop.models.mixers.moe import Moe
+from isoflop.models.mixers.rwkv import Rwkv7, RwkvChannel
+from isoflop.sim.cost.flops import causal_flops
+from isoflop.sim.cost.jaxpr import matmul_flops
 
 HYBRID = ModelConfig(
     d_model=16,

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from models import zoo
-from sim.optim import AdamW
-from sim.program import Program
+from isoflop.models.families import zoo
+from isoflop.sim.optim import AdamW
+from isoflop.sim.train.program import Program
 
 PLATFORMS = ("cuda", "rocm", "tpu")
 BATCH, LENGTH = 2, 24  # a length that no tile or chunk divides

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models.attention import Attention
-from models.base import Init, MixerConfig, _import_all, _leaves, count
-from models.delta import DeltaNet
-from models.griffin import RgLru
-from models.linear import LinearAttention
-from models.mamba import Mamba
-from models.packing import positions
-from models.rnn import Lstm, MinGru
-from models.rotary import Llama3Scaling
-from models.rwkv import Rwkv7, RwkvChannel
-from models.ssd import Mamba2
-from sim.jaxpr import executed_flops, matmul_flops
+from isoflop.models.base import Init, MixerConfig, _import_all, _leaves, count
+from isoflop.models.mixers.attention import Attention
+from isoflop.models.mixers.delta import DeltaNet
+from isoflop.models.mixers.linear import LinearAttention
+from isoflop.models.mixers.mamba import Mamba
+from isoflop.models.mixers.mamba2 import Mamba2
+from isoflop.models.mixers.rglru import RgLru
+from isoflop.models.mixers.rnn import Lstm, MinGru
+from isoflop.models.mixers.rwkv import Rwkv7, RwkvChannel
+from isoflop.models.packing import positions
+from isoflop.models.rotary import Llama3Scaling
+from isoflop.sim.cost.jaxpr import executed_flops, matmul_flops
 
 D_MODEL, LENGTH = 24, 81  # a length that no chunk or block divides
 MIXERS = {
@@ -141,7 +141,7 @@ def relative(got, want) -> float:
 def test_every_mixer_has_a_row():
     """Every class of the package, and of the first rows of classes a default run takes all."""
     _import_all()
-    classes = {cls for cls in _leaves(MixerConfig) if cls.__module__.startswith("models.")}
+    classes = {cls for cls in _leaves(MixerConfig) if cls.__module__.startswith("isoflop.models.")}
     for rows in (MIXERS.keys() - VARIANTS, ONES):
         assert {type(MIXERS.get(name) or ONES[name]) for name in rows} == classes
 

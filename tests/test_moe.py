@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models.base import ChannelConfig, Init, _import_all, _leaves, count
-from models.lm import Block, ModelConfig
-from models.mlp import Gelu, SwiGLU
-from models.moe import Moe
-from sim.jaxpr import executed_flops
-from sim.optim import AdamW, apply
+from isoflop.models.base import ChannelConfig, Init, _import_all, _leaves, count
+from isoflop.models.lm import Block, ModelConfig
+from isoflop.models.mixers.mlp import Gelu, SwiGLU
+from isoflop.models.mixers.moe import Moe
+from isoflop.sim.cost.jaxpr import executed_flops
+from isoflop.sim.optim import AdamW, apply
 
 D_MODEL = 12
 FORMS = {
@@ -195,7 +195,9 @@ def test_what_capacity_drops_is_counted_and_gets_no_output():
 
 def test_every_channel_mixer_has_a_row():
     _import_all()
-    classes = {cls for cls in _leaves(ChannelConfig) if cls.__module__.startswith("models.")}
+    classes = {
+        cls for cls in _leaves(ChannelConfig) if cls.__module__.startswith("isoflop.models.")
+    }
     assert {type(config) for config in CHANNELS.values()} == classes
 
 

@@ -9,14 +9,14 @@ import pytest
 from fakes import run
 from flax import nnx
 
-from experiments.families import model
-from models.attention import Attention
-from models.base import Embedding, Init, Matrix, Steered
-from models.lm import Block, ModelConfig, tile
-from models.moe import Moe
-from sim.optim import AdamW, Muon, Optim, apply
-from sim.optim.base import inside_block
-from sim.spec import Run, canonical, digest
+from isoflop.experiments.families import model
+from isoflop.models.base import Embedding, Init, Matrix, Steered
+from isoflop.models.lm import Block, ModelConfig, tile
+from isoflop.models.mixers.attention import Attention
+from isoflop.models.mixers.moe import Moe
+from isoflop.sim.optim import AdamW, Muon, Optim, apply
+from isoflop.sim.optim.base import inside_block
+from isoflop.sim.spec import Run, canonical, digest
 
 STEPS = 3
 BLOCK = Block(

@@ -16,19 +16,20 @@ import pytest
 from flax import nnx
 from pydantic import ValidationError
 
-from models import interop, zoo
-from models.attention import Attention
-from models.base import Init
-from models.delta import DeltaNet
-from models.errors import UserError
-from models.griffin import RgLru
-from models.lm import Block, ModelConfig
-from models.mamba import Mamba
-from models.mlp import SwiGLU
-from models.moe import Moe
-from models.rotary import LinearScaling, Llama3Scaling
-from models.ssd import Mamba2
-from models.translation import essence
+from isoflop.models.base import Init
+from isoflop.models.checkpoints import huggingface as interop
+from isoflop.models.checkpoints.translation import essence
+from isoflop.models.errors import UserError
+from isoflop.models.families import zoo
+from isoflop.models.lm import Block, ModelConfig
+from isoflop.models.mixers.attention import Attention
+from isoflop.models.mixers.delta import DeltaNet
+from isoflop.models.mixers.mamba import Mamba
+from isoflop.models.mixers.mamba2 import Mamba2
+from isoflop.models.mixers.mlp import SwiGLU
+from isoflop.models.mixers.moe import Moe
+from isoflop.models.mixers.rglru import RgLru
+from isoflop.models.rotary import LinearScaling, Llama3Scaling
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import experiments
-from experiments import peers
-from experiments.bench import Shape
-from models import interop
-from models.errors import UserError
-from sim.records import read_table
+from isoflop import experiments
+from isoflop.experiments import peers
+from isoflop.experiments.bench import Shape
+from isoflop.models.checkpoints import huggingface as interop
+from isoflop.models.errors import UserError
+from isoflop.sim.records.store import read_table
 
 PEERS = Path(peers.__file__).parent / "results" / "peers.jsonl"
 TINY = Shape(width=64, depth=2, seq_len=32, batch=2)

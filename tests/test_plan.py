@@ -4,17 +4,17 @@ import fakes
 import jax
 import pytest
 
-from models.attention import Attention
-from models.errors import UserError
-from models.lm import Block
-from models.mlp import SwiGLU
-from models.moe import Moe
-from sim.data import Corpus
-from sim.flops import param_counts, training_flops
-from sim.optim import AdamW
-from sim.plan import ASSUMED_COMPILE_SECONDS, ASSUMED_FLOPS_PER_SECOND, plan
-from sim.records import Store
-from sim.spec import Budget, Cell
+from isoflop.models.errors import UserError
+from isoflop.models.lm import Block
+from isoflop.models.mixers.attention import Attention
+from isoflop.models.mixers.mlp import SwiGLU
+from isoflop.models.mixers.moe import Moe
+from isoflop.sim.cost.flops import param_counts, training_flops
+from isoflop.sim.data import Corpus
+from isoflop.sim.grid.estimate import ASSUMED_COMPILE_SECONDS, ASSUMED_FLOPS_PER_SECOND, plan
+from isoflop.sim.optim import AdamW
+from isoflop.sim.records.store import Store
+from isoflop.sim.spec import Budget, Cell
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ def test_families_of_unlike_size_are_told_once_with_the_worst_pair(store):
     assert warning == (
         "other and dense are not matched in size: at width 16 and depth 1 they have 2,992 and "
         "2,608 active non-embedding parameters, 15% apart, where at most 3% is fair; size the MLPs "
-        "with models.matching.with_mlp"
+        "with isoflop.models.families.matching.with_mlp"
     )
 
 

@@ -7,11 +7,11 @@ import types
 import fakes
 import pytest
 
-from models import zoo
-from sim import provenance
-from sim.data import Corpus, ZipfFacts
-from sim.grid import execute
-from sim.records import Store
+from isoflop.models.families import zoo
+from isoflop.sim.data import Corpus, ZipfFacts
+from isoflop.sim.grid.grid import execute
+from isoflop.sim.records import provenance
+from isoflop.sim.records.store import Store
 
 
 @pytest.fixture
@@ -38,35 +38,53 @@ def edited(tmp_path, monkeypatch):
 def test_a_run_depends_on_its_own_mixers_and_data_and_on_the_training():
     dense = provenance.sources(fakes.run())
     mamba = provenance.sources(fakes.run(model=zoo.mamba(32, 1, 512), data=Corpus(name="kjv")))
-    assert {"models.attention", "models.mlp", "models.lm", "models.layers", "sim.languages"} <= (
-        dense.keys()
-    )
     assert {
-        "sim.train",
-        "sim.program",
-        "sim.optim.adamw",
-        "sim.source",
+        "isoflop.models.mixers.attention",
+        "isoflop.models.mixers.mlp",
+        "isoflop.models.lm",
+        "isoflop.models.layers",
+        "isoflop.sim.data.languages",
+    } <= (dense.keys())
+    assert {
+        "isoflop.sim.train.loop",
+        "isoflop.sim.train.program",
+        "isoflop.sim.optim.adamw",
+        "isoflop.sim.data.source",
     } <= dense.keys() & mamba.keys()
-    assert {"models.mamba", "models.recurrence", "sim.corpora"} <= mamba.keys() - dense.keys()
-    assert {"models.attention", "sim.languages"} <= dense.keys() - mamba.keys()
-    assert not {"sim.records", "sim.grid", "models.zoo"} & (dense.keys() | mamba.keys())
+    assert {
+        "isoflop.models.mixers.mamba",
+        "isoflop.models.kernels.recurrence",
+        "isoflop.sim.data.corpora",
+    } <= mamba.keys() - dense.keys()
+    assert {
+        "isoflop.models.mixers.attention",
+        "isoflop.sim.data.languages",
+    } <= dense.keys() - mamba.keys()
+    assert not {
+        "isoflop.sim.records.store",
+        "isoflop.sim.grid.grid",
+        "isoflop.models.families.zoo",
+    } & (dense.keys() | mamba.keys())
 
 
 def test_an_edit_is_seen_where_the_run_uses_it_and_nowhere_else(edited):
     dense = fakes.record(fakes.run())
     mamba = fakes.record(fakes.run(model=zoo.mamba(32, 1, 512)))
     assert provenance.changed(dense) == provenance.changed(mamba) == ()
-    edited("models.mamba", lambda code: code + "\nEXTRA = 1\n")
+    edited("isoflop.models.mixers.mamba", lambda code: code + "\nEXTRA = 1\n")
     assert provenance.changed(dense) == ()
-    assert provenance.changed(mamba) == ("models.mamba",)
-    edited("models.layers", lambda code: code + "\nEXTRA = 1\n")  # that mixers import
-    assert provenance.changed(dense) == ("models.layers",)
-    assert provenance.changed(mamba) == ("models.layers", "models.mamba")
+    assert provenance.changed(mamba) == ("isoflop.models.mixers.mamba",)
+    edited("isoflop.models.layers", lambda code: code + "\nEXTRA = 1\n")  # that mixers import
+    assert provenance.changed(dense) == ("isoflop.models.layers",)
+    assert provenance.changed(mamba) == ("isoflop.models.layers", "isoflop.models.mixers.mamba")
 
 
 def test_comments_docstrings_and_layout_do_not_count(edited):
     dense = fakes.record(fakes.run())
-    edited("models.attention", lambda code: code.replace('"""', '"""Once more: ', 1) + "\n# end\n")
+    edited(
+        "isoflop.models.mixers.attention",
+        lambda code: code.replace('"""', '"""Once more: ', 1) + "\n# end\n",
+    )
     assert provenance.changed(dense) == ()
 
 
@@ -78,7 +96,7 @@ def test_a_module_that_is_gone_has_changed_and_a_record_without_digests_is_unkno
 
 
 def test_a_mixer_of_ones_own_is_named_too(tmp_path, monkeypatch):
-    (tmp_path / "my_data.py").write_text("from sim.source import DataConfig\n")
+    (tmp_path / "my_data.py").write_text("from isoflop.sim.data.source import DataConfig\n")
     module = types.ModuleType("my_data")
     module.__file__ = str(tmp_path / "my_data.py")
     monkeypatch.setitem(sys.modules, "my_data", module)
@@ -94,9 +112,11 @@ def test_what_other_code_trained_is_trained_again_only_when_asked(tmp_path, edit
     store.save(unknown, {})
     records = [store.load(cell.run.key) for cell in grid]
     assert provenance.code_changes(records) == {}
-    edited("models.attention", lambda code: code + "\nEXTRA = 1\n")
+    edited("isoflop.models.mixers.attention", lambda code: code + "\nEXTRA = 1\n")
     others = [cell.run.key for cell in grid[1:]]
-    assert provenance.code_changes(records) == dict.fromkeys(others, ("models.attention",))
+    assert provenance.code_changes(records) == dict.fromkeys(
+        others, ("isoflop.models.mixers.attention",)
+    )
     assert execute(grid, tmp_path, fakes.never).finished == 4
     again = execute(grid, tmp_path, fakes.train, retrain_changed=True)
     assert (again.finished, again.count("ok")) == (1, 3)
@@ -108,7 +128,7 @@ def test_a_second_training_that_fails_leaves_the_first_ones_record(tmp_path, edi
     grid, store = fakes.cells(width=[16]), Store(tmp_path)
     execute(grid, tmp_path, fakes.train)
     before = [store.load(cell.run.key) for cell in grid]
-    edited("models.attention", lambda code: code + "\nEXTRA = 1\n")
+    edited("isoflop.models.mixers.attention", lambda code: code + "\nEXTRA = 1\n")
     outcome = execute(grid, tmp_path, fakes.mistaken_at_16, retrain_changed=True)
     assert outcome.count("failed") == 4
     assert [store.load(cell.run.key) for cell in grid] == before

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models import interop
-from models.base import Init
-from models.delta import DeltaNet
-from models.linear import LinearAttention
-from models.rnn import Lstm, MinGru
+from isoflop.models.base import Init
+from isoflop.models.checkpoints import huggingface as interop
+from isoflop.models.mixers.delta import DeltaNet
+from isoflop.models.mixers.linear import LinearAttention
+from isoflop.models.mixers.rnn import Lstm, MinGru
 
 pytest.importorskip("torch")
 published = import_module("published")  # needs torch

@@ -7,9 +7,10 @@ import re
 
 import pytest
 
-from experiments import quickstart, readme
-from sim.flops import param_counts
-from sim.records import Row, read_rows, read_table
+from isoflop.experiments import quickstart
+from isoflop.experiments.cli import readme
+from isoflop.sim.cost.flops import param_counts
+from isoflop.sim.records.store import Row, read_rows, read_table
 
 TEXT = " ".join((readme.ROOT / "README.md").read_text(encoding="utf-8").split())
 RESULTS = readme.ROOT / "experiments" / "results"

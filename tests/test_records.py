@@ -12,13 +12,13 @@ import pytest
 from fakes import cells, record, run
 from pydantic import ValidationError
 
-import experiments
-from figures import fits
-from figures.points import points
-from models.errors import UserError
-from models.lm import ModelConfig
-from sim import readers, tables
-from sim.records import (
+from isoflop import experiments
+from isoflop.figures import fits
+from isoflop.figures.points import points
+from isoflop.models.errors import UserError
+from isoflop.models.lm import ModelConfig
+from isoflop.sim.records import readers, tables
+from isoflop.sim.records.store import (
     Row,
     Store,
     brief,
@@ -30,7 +30,7 @@ from sim.records import (
     write_rows,
     write_table,
 )
-from sim.spec import Run
+from isoflop.sim.spec import Run
 
 LADDER = Path(experiments.__file__).parent / "results" / "ladder.jsonl"
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import delta, mamba, recurrence, rwkv
+from isoflop.models.kernels import recurrence
+from isoflop.models.mixers import delta, mamba, rwkv
 
 LENGTH, D_K, D_V = 40, 3, 4
 FORMS = {

@@ -14,14 +14,16 @@ import pytest
 import synthetic
 import vl_convert
 
-from figures import fits, palette, report, sampling
-from figures.budget import rank
-from figures.points import conventions, envelope, points
-from figures.summary import summarise
-from models import zoo
-from models.matching import uniform
-from sim.flops import CONVENTIONS
-from sim.records import Row
+from isoflop.figures import fits, palette
+from isoflop.figures.points import conventions, envelope, points
+from isoflop.figures.report import page as report
+from isoflop.figures.report import sampling
+from isoflop.figures.report.budget import rank
+from isoflop.figures.report.summary import summarise
+from isoflop.models.families import zoo
+from isoflop.models.families.matching import uniform
+from isoflop.sim.cost.flops import CONVENTIONS
+from isoflop.sim.records.store import Row
 
 SMALL: dict[str, Any] = {"sizes": ((32, 2), (48, 2), (64, 2)), "steps": (500, 2000)}
 BROKEN = synthetic.row(

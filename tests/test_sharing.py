@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import sharing
-from models.errors import UserError
+from isoflop.experiments import sharing
+from isoflop.models.errors import UserError
 
 
 def test_every_way_trains_all_runs_and_only_the_last_keeps_its_programs(monkeypatch):

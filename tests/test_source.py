@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sources import refusal
 
-from sim.source import Pieces, StoredTokens, shuffle, split
+from isoflop.sim.data.source import Pieces, StoredTokens, shuffle, split
 
 
 @pytest.fixture

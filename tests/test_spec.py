@@ -5,11 +5,11 @@ from __future__ import annotations
 import fakes
 import pytest
 
-from models.attention import Attention
-from models.lm import Block
-from models.mlp import SwiGLU
-from sim.optim import AdamW
-from sim.spec import Run, canonical, digest
+from isoflop.models.lm import Block
+from isoflop.models.mixers.attention import Attention
+from isoflop.models.mixers.mlp import SwiGLU
+from isoflop.sim.optim import AdamW
+from isoflop.sim.spec import Run, canonical, digest
 
 RUN = fakes.run(seed=1)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import synthetic
 
-from experiments import readme
-from figures import fits, ladder, study
-from figures.points import points
-from sim.records import read_rows, read_table, timed
+from isoflop.experiments.cli import readme
+from isoflop.figures import fits, ladder, study
+from isoflop.figures.points import points
+from isoflop.sim.records.store import read_rows, read_table, timed
 
 DRAWS = 60
 SIZES = ((32, 2), (48, 2), (64, 2), (96, 4))
@@ -121,7 +121,7 @@ def test_parts_of_one_familys_runs_predict_alike(found):
 def test_committed_runs_have_the_flops_that_the_code_counts_and_the_seconds_timed(records):
     rows = read_rows(records)
     now = timed(map(readme.recounted, rows), read_table(readme.STEPS))
-    assert rows == now, "run: python -m experiments.readme README.md"
+    assert rows == now, "run: python -m isoflop.experiments.cli.readme README.md"
 
 
 @pytest.mark.parametrize("records", readme.STUDIES, ids=lambda path: path.stem)

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import synthetic
 
-from experiments.cli import main
-from experiments.fit import compare, fit
-from experiments.text import labelled, table
-from figures import report
-from models.errors import UserError
-from sim.compare import arms
-from sim.identify import distinct
-from sim.laws import Chinchilla, fit_table
-from sim.readers import read
-from sim.records import write_csv
-from sim.resample import ranks
-from sim.tables import clean
+from isoflop.experiments.cli.fit import compare, fit
+from isoflop.experiments.cli.main import main
+from isoflop.experiments.cli.text import labelled, table
+from isoflop.figures.report import page as report
+from isoflop.models.errors import UserError
+from isoflop.sim.compare.gains import arms
+from isoflop.sim.laws.diagnostics import distinct
+from isoflop.sim.laws.forms import Chinchilla, fit_table
+from isoflop.sim.laws.resample import ranks
+from isoflop.sim.records.readers import read
+from isoflop.sim.records.store import write_csv
+from isoflop.sim.records.tables import clean
 
 LAW = Chinchilla(E=1.7, A=420.0, B=1200.0, alpha=0.34, beta=0.36)
 NASTY = ("[/b]", "gla[fp32]", "gla[bf16]", "$a^{b$", "<script>x</script>", ":smile:", "{{ x }}")

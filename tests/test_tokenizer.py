@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from sim import cache, tokenizer
-from sim.data import File
-from sim.source import Pieces, StoredTokens, split
+from isoflop.sim.data import File, cache, tokenizer
+from isoflop.sim.data.source import Pieces, StoredTokens, split
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 

@@ -11,16 +11,16 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from sources import refusal
 
-from models import zoo
-from models.errors import UserError
-from sim import cache, checkpoints
-from sim import train as training
-from sim.data import Corpus, File, ZipfFacts
-from sim.optim import AdamW
-from sim.plan import plan
-from sim.records import Store
-from sim.spec import Budget, Cell, Run
-from sim.train import train
+from isoflop.models.errors import UserError
+from isoflop.models.families import zoo
+from isoflop.sim.data import Corpus, File, ZipfFacts, cache
+from isoflop.sim.grid.estimate import plan
+from isoflop.sim.optim import AdamW
+from isoflop.sim.records.store import Store
+from isoflop.sim.spec import Budget, Cell, Run
+from isoflop.sim.train import checkpoints
+from isoflop.sim.train import loop as training
+from isoflop.sim.train.loop import train
 
 
 def run(steps=12, seed=0, *, lr=0.01, model=None, data=None, **optim) -> Run:

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.cli import main
-from figures.valleys import heading
-from models.errors import UserError
-from sim.approaches import by_budget, isoflop
-from sim.laws import Chinchilla
-from sim.mixture import mixed
-from sim.readers import read
+from isoflop.experiments.cli.main import main
+from isoflop.figures.valleys import heading
+from isoflop.models.errors import UserError
+from isoflop.sim.laws.forms import Chinchilla
+from isoflop.sim.laws.isoflop import by_budget, isoflop
+from isoflop.sim.laws.mixture import mixed
+from isoflop.sim.records.readers import read
 
 SURFACE = Chinchilla(E=1.8, A=480.0, B=480.0, alpha=0.35, beta=0.35)
 BUDGETS = np.geomspace(1e18, 1e21, 6)

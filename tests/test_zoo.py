@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from models import zoo
-from models.errors import UserError
-from sim.flops import param_counts
+from isoflop.models.errors import UserError
+from isoflop.models.families import zoo
+from isoflop.sim.cost.flops import param_counts
 
 WIDTHS = (32, 64, 128, 256)
 every_family = pytest.mark.parametrize("family", zoo.FAMILIES)

@@ -9,10 +9,10 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from models.base import resolve
-from sim.optim.adamw import AdamW
-from sim.optim.base import Optim, apply
-from sim.optim.muon import Muon
+from isoflop.models.base import resolve
+from isoflop.sim.optim.adamw import AdamW
+from isoflop.sim.optim.base import Optim, apply
+from isoflop.sim.optim.muon import Muon
 
 AnyOptim = Annotated[SerializeAsAny[Optim], BeforeValidator(lambda value: resolve(Optim, value))]
 

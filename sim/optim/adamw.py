@@ -10,8 +10,8 @@ from typing import ClassVar, Literal
 import optax
 from pydantic import Field, PositiveFloat
 
-from models.lm import ModelConfig
-from sim.optim.base import Optim, Params, adam
+from isoflop.models.lm import ModelConfig
+from isoflop.sim.optim.base import Optim, Params, adam
 
 
 class AdamW(Optim):

@@ -21,9 +21,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from models.base import Embedding, Matrix, Sizes, Steered, Tagged
-from models.errors import UserError
-from models.lm import ModelConfig
+from isoflop.models.base import Embedding, Matrix, Sizes, Steered, Tagged
+from isoflop.models.errors import UserError
+from isoflop.models.lm import ModelConfig
 
 Params = Any  # nnx.State: a pytree whose nodes are Variables
 Holds = Callable[[tuple[str, ...], nnx.Variable], bool]  # of a parameter's path and itself

@@ -22,9 +22,9 @@ from flax import nnx
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from models.base import Matrix
-from models.lm import ModelConfig
-from sim.optim.base import Optim, Params, adam, by_parameter, inside_block
+from isoflop.models.base import Matrix
+from isoflop.models.lm import ModelConfig
+from isoflop.sim.optim.base import Optim, Params, adam, by_parameter, inside_block
 
 
 class Muon(Optim):

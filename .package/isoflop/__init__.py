@@ -1,0 +1,1 @@
+"""isoflop: how does this architecture scale?"""

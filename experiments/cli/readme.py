@@ -1,0 +1,180 @@
+"""The README's generated parts, made anew by `python -m isoflop.experiments.cli.readme README.md`.
+
+Each stands between two comments that name it, and a test holds the file to what is made here. The
+committed runs are first given the FLOPs that the code counts now, so that one table has one count
+even after a form of a mixer has changed, and as a label the seconds of a step, where its shape was
+timed in turns with the others'; `isoflop figures` then has to draw them again.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from isoflop.experiments import costs
+from isoflop.experiments.cli.text import si
+from isoflop.figures.study import ends
+from isoflop.models.mixers import rnn
+from isoflop.sim.cost.flops import CONVENTIONS, training_flops
+from isoflop.sim.records.store import Row, read_rows, read_table, timed, write_rows
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDIES = {  # records → what was made of them
+    ROOT / "experiments" / "results" / f"{name}.jsonl": ROOT / "figures" / "out" / at / "study.json"
+    for name, at in (("ladder", "ladder"), ("ladder_gpu", "gpu/ladder"))
+}
+LAPTOP, GPU = STUDIES.values()
+RUNS = (  # committed records of runs
+    *STUDIES,
+    *(
+        ROOT / "experiments" / "results" / f"{name}.jsonl"
+        for name in ("quickstart", "ruler", "lr_transfer", "lr_transfer_gpu")
+    ),
+)
+STEPS = ROOT / "experiments" / "results" / "ladder_steps.jsonl"  # isoflop run bench
+PROGRAMS = {"train_step": "step", "prefill": "prefill", "decode": "decode"}
+SHOWN = ("executed", "causal", "6ND_non_embedding", "seconds", "state_bytes")  # gains printed
+
+
+def recounted(row: Row) -> Row:
+    """The row with the FLOPs that the code counts for its run."""
+    record = row.record.model_copy(update={"flops": training_flops(row.record.run)})
+    return row.model_copy(update={"record": record})
+
+
+def cost_table() -> str:
+    """What each family costs at one size."""
+    rows = costs.measure(conventions=("executed",))
+    names = [name for name in rows[0] if name != "convention"]
+    body = [[f"`{row['family']}`", *(si(row[name]) for name in names[1:])] for row in rows]
+    return markdown([name.replace("_", " ") for name in names], body)
+
+
+def conventions_table() -> str:
+    """The same training FLOPs per token under the other conventions; 6ND knows no length."""
+    others = tuple(name for name in CONVENTIONS if name != "executed")
+    columns: dict[str, dict[str, float]] = {}  # family → column → FLOPs
+    for row in costs.measure(conventions=others):
+        cells = columns.setdefault(row["family"], {})
+        for name, flops in row.items():
+            if name.startswith("flops_at_"):
+                length = "" if row["convention"].startswith("6ND") else name.removeprefix("flops_")
+                cells[f"{row['convention']} {length}".strip()] = flops
+    body = [[f"`{family}`", *map(si, cells.values())] for family, cells in columns.items()]
+    heads = [name.replace("_", " ") for name in next(iter(columns.values()))]
+    return markdown(["family", *heads], body)
+
+
+def shortest_mixer() -> str:
+    """A whole mixer and its row in the table of tests."""
+    table = (ROOT / "tests" / "test_mixers.py").read_text(encoding="utf-8").splitlines()
+    row = next(line.strip() for line in table if "MinGru(" in line)
+    code = "\n\n".join(inspect.getsource(part) for part in (rnn.MinGru, rnn.MinimalGru))
+    return f"```python\n{code}```\n\nand in `tests/test_mixers.py`\n\n```python\n{row}\n```"
+
+
+def ladder_table(path: Path) -> str:
+    """Each family's best loss, its gains over dense, and what its law foretells."""
+    study = json.loads(path.read_text(encoding="utf-8"))
+    shown = [cost for cost in SHOWN if cost in study["gains"]]
+    gains = {cost: {item["arm"]: item for item in study["gains"][cost]} for cost in shown}
+    body = []
+    for family, best in study["best"].items():
+        told = [_gain(gains[cost].get(family)) for cost in shown]
+        noise = study["noise"][family]["seeds"]
+        body.append(
+            [
+                f"`{family}`",
+                f"{best['loss']:.3f} ({best['width']})",
+                *told,
+                f"{noise:.2%}",
+                _held_out(study, family),
+            ]
+        )
+    heads = [
+        "family",
+        "best loss (width)",
+        *(f"gain, {cost}" for cost in shown),
+        "seed noise",
+        "held out",
+    ]
+    return markdown(heads, body)
+
+
+def peers_table() -> str:
+    """How many times as long the peers' programs take and how much memory, by device and shape."""
+    table: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in read_table(ROOT / "experiments" / "results" / "peers.jsonl"):
+        shape = f"d {row['width']} L {row['depth']} T {row['seq_len']} batch {row['batch']}"
+        key = f"`{row['family']}`", shape, row["dtype"], row["device"]
+        cells = table.setdefault(key, {})
+        form = ", compiled" if row["compiled"] else ""
+        told = f"{row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
+        cells[PROGRAMS[row["program"]] + form] = told
+        if "memory_bytes" in row:
+            cells["memory" + form] = f"{row['peer_memory_bytes'] / row['memory_bytes']:.2f}"
+    heads = [*PROGRAMS.values(), "memory", *(f"{name}, compiled" for name in ("step", "prefill"))]
+    body = [[*key, *(cells.get(head, "—") for head in heads)] for key, cells in table.items()]
+    return markdown(["family", "shape", "dtype", "device", *heads], body)
+
+
+def _gain(item: dict[str, Any] | None) -> str:
+    if item is None:
+        return "1"
+    if not item["ceg"]:
+        return "not resolved"
+    far = item["ceg"][-1]
+    low, high = ends(far)
+    text = f"{_short(far['value'])} [{_short(low)}, {_short(high)}]"
+    return f"({text})" if low <= 1 <= high else text
+
+
+def _short(gain: float) -> str:
+    return f"{gain:.2f}" if gain < 10 else f"{gain:.0f}"
+
+
+def _held_out(study: dict[str, Any], family: str) -> str:
+    """Error of the law above a quarter of the largest compute; then E = 0, then two points."""
+    first = next(iter(study["laws"][family]["held_out"]), None)
+    if first is None or first["error"] is None:
+        return "—"
+    parts = (first["error"], first["no_asymptote"], first["last_two"])
+    return " / ".join("—" if part is None else f"{part:.1%}" for part in parts)
+
+
+def markdown(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *body]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "costs": cost_table,
+    "conventions": conventions_table,
+    "mixer": shortest_mixer,
+    "peers": peers_table,
+    "ladder": partial(ladder_table, LAPTOP),
+    "ladder_gpu": partial(ladder_table, GPU),
+}
+
+
+def insert(text: str) -> str:
+    """The text with its generated parts made anew."""
+    for name, make in PARTS.items():
+        begin, end = (
+            f"<!-- {mark}{name}: python -m isoflop.experiments.cli.readme -->" for mark in ("", "/")
+        )
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n\n{make()}\n\n{end}{rest.split(end)[1]}"
+    return text
+
+
+if __name__ == "__main__":
+    for path in RUNS:
+        write_rows(path, timed(map(recounted, read_rows(path)), read_table(STEPS)))
+    readme = Path(sys.argv[1])
+    readme.write_text(insert(readme.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Families made from one dial, and published mixtures, at matched parameters."""

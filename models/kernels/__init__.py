@@ -1,0 +1,1 @@
+"""Fast forms of the mixers' inner loops, each beside its reference."""

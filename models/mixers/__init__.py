@@ -1,0 +1,1 @@
+"""Sequence mixers and channel mixers, one idea a file."""

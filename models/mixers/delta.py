@@ -1,0 +1,390 @@
+"""The delta rule: a linear memory that corrects what it holds for a key instead of adding to it.
+
+    S_t = (I − β_t k_t k_tᵀ) diag(a_t) S_{t−1} + β_t k_t v_tᵀ        o_t = S_tᵀ q_t / √d_key
+
+S is (k, v) per head; q and k have length 1. `decay="none"` is DeltaNet (Schlag et al. 2021,
+2102.11174; Yang et al. 2024, 2406.06484, §3), `"scalar"` Gated DeltaNet, one a_t per head (Yang et
+al. 2024, 2412.06464, §3.1), `"channel"` Kimi delta attention, one a_t per key channel (Kimi team
+2025, 2510.26692). β = σ(·), so that I − βkkᵀ has eigenvalues in [0, 1]; with `negative_eigenvalues`
+β = 2σ(·) and they are in [−1, 1] (Grazzi et al. 2024, 2411.12537).
+Layers as in flash-linear-attention: short convolutions and silu before q, k, v; RMSNorm per head;
+output gate silu(x W) for `"scalar"`, low-rank and sigmoid for `"channel"`, none for `"none"`.
+log a = −exp(A_log) · softplus(· + dt_bias). With `n_value_heads`, consecutive value heads share a
+key head, each with its own β and gates (Qwen3-Next).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import reduce
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange, repeat
+from flax import nnx
+from jaxtyping import Array, Float
+from pydantic import PositiveFloat, PositiveInt
+
+from isoflop.models.base import Cost, Init, Mixer, MixerConfig, State
+from isoflop.models.errors import check_multiple
+from isoflop.models.kernels import recurrence
+from isoflop.models.layers import (
+    SIGMOID,
+    SILU,
+    SOFTPLUS,
+    Linear,
+    RMSNorm,
+    ShortConv,
+    gated,
+    in_rows,
+    lift,
+)
+from isoflop.models.packing import Position, restart
+
+DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # initial steps of the scalar gate, as in Mamba-2
+UNIT_EPS = 1e-6
+SMALL = 4  # rows of blocks that are multiplied term by term
+
+
+class DeltaNet(MixerConfig):
+    kind: Literal["delta"] = "delta"
+    n_heads: PositiveInt
+    d_key: PositiveInt | None = None  # per head; None: d_model / n_heads
+    d_value: PositiveInt | None = None  # per head; None: d_model / n_heads
+    n_value_heads: PositiveInt | None = None  # None: as many as n_heads
+    decay: Literal["none", "scalar", "channel"] = "scalar"
+    negative_eigenvalues: bool = False
+    d_conv: PositiveInt = 4
+    norm_eps: PositiveFloat = 1e-5
+    chunk: PositiveInt | None = None  # None: 32 tokens, or 16 for channel gates
+
+    def heads(self, d_model: int) -> tuple[int, int]:
+        """(d_key, d_value) of one head."""
+        default = d_model // self.n_heads
+        return self.d_key or default, self.d_value or default
+
+    @property
+    def value_heads(self) -> int:
+        return self.n_value_heads or self.n_heads
+
+    def resolved(self, d_model: int) -> DeltaNet:
+        d_key, d_value = self.heads(d_model)
+        sizes = {"d_key": d_key, "d_value": d_value, "n_value_heads": self.value_heads}
+        return self.model_copy(update=sizes)
+
+    def conv_channels(self, d_model: int) -> int:
+        """Queries and keys, and values."""
+        d_key, d_value = self.heads(d_model)
+        return 2 * self.n_heads * d_key + self.value_heads * d_value
+
+    @property
+    def chunk_size(self) -> int:
+        return self.chunk or (16 if self.decay == "channel" else 32)
+
+    def check(self, d_model: int) -> None:
+        if not (self.d_key and self.d_value):
+            otherwise = ", or set d_key and d_value"
+            check_multiple("d_model", d_model, "n_heads", self.n_heads, otherwise)
+        check_multiple("n_value_heads", self.value_heads, "n_heads", self.n_heads)
+
+    def build(self, d_model: int, *, init: Init) -> DeltaRule:
+        self.check(d_model)
+        return DeltaRule(self, d_model, init=init)
+
+    def gates(self, d_model: int) -> int:
+        """Log-gates of one head."""
+        return self.heads(d_model)[0] if self.decay == "channel" else 1
+
+    def _cost(self, d_model: int, tokens: int, head: tuple[int, int]) -> Cost:
+        d_k, d_v = self.heads(d_model)
+        h, channels = self.value_heads, self.conv_channels(d_model)
+        gates = {
+            "none": 0,
+            "scalar": d_model * h + d_model * h * d_v,
+            "channel": 2 * d_model * d_v + d_v * h * (d_k + d_v),
+        }
+        # A_log and dt_bias; and the output gate's bias
+        gate_params = {"none": 0, "scalar": 2 * h, "channel": h + h * d_k + h * d_v}
+        weights = d_model * (channels + h * d_v + h) + gates[self.decay]
+        params = weights + gate_params[self.decay] + channels * self.d_conv + d_v
+        matmul, elementwise = head
+        local = ShortConv.flops(channels, self.d_conv, bias=False) + channels * SILU
+        # length of queries and keys; scale of queries; β; bias of the pace, softplus, −rate
+        local += 2 * self.n_heads * (3 * d_k + 2) + h * (d_k + SIGMOID + 1)
+        local += h * self.gates(d_model) * (1 + SOFTPLUS + 1) * (self.decay != "none")
+        gate = {"none": 0, "scalar": SILU + 1, "channel": 1 + SIGMOID + 1}[self.decay]
+        local += h * (RMSNorm.flops(d_v) + d_v * gate)
+        once = h * (self.decay != "none")  # exp of the rate's logarithm
+        return Cost(
+            matmul_flops=2 * weights * tokens + h * matmul,
+            elementwise_flops=local * tokens + h * elementwise + once,
+            params=params,
+            active_params=params,
+        )
+
+    def cost(self, d_model: int, seq_len: int) -> Cost:
+        flops = chunked_flops(seq_len, *self.heads(d_model), self.chunk_size, self.gates(d_model))
+        return self._cost(d_model, seq_len, flops)
+
+    def step_cost(self, d_model: int, context: int) -> Cost:
+        return self._cost(d_model, 1, step_flops(*self.heads(d_model), self.gates(d_model)))
+
+    def state_size(self, d_model: int, context: int) -> int:
+        """The memory and the convolution's last inputs, whatever the context."""
+        d_k, d_v = self.heads(d_model)
+        return self.value_heads * d_k * d_v + self.conv_channels(d_model) * (self.d_conv - 1)
+
+
+class DeltaRule(Mixer):
+    def __init__(self, config: DeltaNet, d_model: int, *, init: Init):
+        self.config = config
+        self.d_k, self.d_v = d_k, d_v = config.heads(d_model)
+        h = config.value_heads
+        self.q = Linear(d_model, config.n_heads * d_k, init=init)
+        self.k = Linear(d_model, config.n_heads * d_k, init=init)
+        self.v = Linear(d_model, h * d_v, init=init)
+        self.beta = Linear(d_model, h, init=init)
+        self.conv = ShortConv(config.conv_channels(d_model), config.d_conv, init=init, bias=False)
+        if config.decay == "scalar":
+            self.decay = Linear(d_model, h, init=init)
+            self.dt_bias = nnx.Param(init.draw((h,), self._initial_dt))
+            self.gate = Linear(d_model, h * d_v, init=init)
+        if config.decay == "channel":
+            self.decay_down = Linear(d_model, d_v, axes="dr", init=init)
+            self.decay = Linear(d_v, h * d_k, init=init)
+            self.dt_bias = nnx.Param(init.full((h * d_k,), 0.0))
+            self.gate_down = Linear(d_model, d_v, axes="dr", init=init)
+            self.gate = Linear(d_v, h * d_v, init=init, bias=True)
+        if config.decay != "none":
+            self.A_log = nnx.Param(init.draw((h,), lambda rng: np.log(rng.uniform(1, 16, h))))
+        self.norm = RMSNorm(d_v, config.norm_eps, init=init)
+        self.out = Linear(h * d_v, d_model, axes="id", init=init)
+
+    def _initial_dt(self, rng: np.random.Generator) -> np.ndarray:
+        """Biases such that softplus(bias) is log-uniform in [DT_MIN, DT_MAX]."""
+        dt = np.exp(rng.uniform(math.log(DT_MIN), math.log(DT_MAX), self.config.value_heads))
+        dt = np.maximum(dt, DT_FLOOR)
+        return dt + np.log(-np.expm1(-dt))
+
+    def __call__(
+        self, x: Float[Array, "b t d"], position: Position = None
+    ) -> Float[Array, "b t d"]:
+        parts, first = [], 0  # each alone: joined, they would be copied and cut again
+        for linear in (self.q, self.k, self.v):
+            parts.append(self.conv(linear(x), position, first))
+            first += parts[-1].shape[-1]
+        q, k, v = self._heads(*parts)
+        beta, log_a = self._gates(x)
+        log_a = restart(log_a, position, recurrence.FORGET)
+        return self._finish(chunked(q, k, v, beta, log_a, self.config.chunk_size), x)
+
+    def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:
+        shape = (batch, self.config.value_heads, self.d_k, self.d_v)
+        return {"conv": self.conv.init_state(batch, dtype), "S": jnp.zeros(shape, jnp.float32)}
+
+    def step(self, state: State, x: Float[Array, "b d"]) -> tuple[State, Float[Array, "b d"]]:
+        joined = jnp.concatenate([self.q(x), self.k(x), self.v(x)], axis=-1)
+        conv, joined = self.conv.step(state["conv"], joined)
+        keys = self.config.n_heads * self.d_k
+        parts = jnp.split(joined[:, None], [keys, 2 * keys], axis=-1)
+        inputs = (*self._heads(*parts), *self._gates(x[:, None]))
+        S, o = step(state["S"], *(z[:, :, 0] for z in inputs))
+        return {"conv": conv, "S": S}, self._finish(o[:, :, None], x[:, None])[:, 0]
+
+    def _heads(self, q: Float[Array, "b t i"], k: Float[Array, "b t i"], v: Float[Array, "b t o"]):
+        """Queries and keys of length 1 (queries scaled) and values in fp32, heads first."""
+        keys, values = self.config.n_heads, self.config.value_heads
+        q, k, v = (jax.nn.silu(z).astype(jnp.float32) for z in (q, k, v))
+        q, k = (
+            repeat(unit(z), "b t g k -> b (g r) t k", r=values // keys)
+            for z in (rearrange(z, "b t (g k) -> b t g k", g=keys) for z in (q, k))
+        )
+        return q * self.d_k**-0.5, k, rearrange(v, "b t (h v) -> b h t v", h=values)
+
+    def _gates(self, x: Float[Array, "b t d"]):
+        """β and log a in fp32, heads first."""
+        h = self.config.value_heads
+        beta = jax.nn.sigmoid(self.beta(x).astype(jnp.float32))
+        beta = rearrange(beta, "b t h -> b h t 1") * (1 + self.config.negative_eigenvalues)
+        if self.config.decay == "none":
+            return beta, jnp.zeros_like(beta)
+        x = self.decay_down(x) if self.config.decay == "channel" else x
+        pace = self.decay(x).astype(jnp.float32)
+        pace = jax.nn.softplus(pace + lift(self.dt_bias[...], pace))
+        rate = jnp.exp(self.A_log[...])[None, :, None, None]
+        return beta, -rate * rearrange(pace, "b t (h a) -> b h t a", h=h)
+
+    def _finish(self, o: Float[Array, "b h t v"], x: Float[Array, "b t d"]):
+        o = rearrange(self.norm(o), "b h t v -> b t (h v)").astype(x.dtype)
+        if self.config.decay == "scalar":
+            o = gated(jax.nn.silu, self.gate(x), o)
+        if self.config.decay == "channel":
+            o = gated(jax.nn.sigmoid, self.gate(self.gate_down(x)), o)
+        return self.out(o)
+
+
+def unit(x: Float[Array, "*batch k"]) -> Float[Array, "*batch k"]:
+    """x / |x|, finite at 0."""
+    return in_rows(lambda x: x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + UNIT_EPS), x)
+
+
+def step(
+    S: recurrence.Memory,
+    q: Float[Array, "b h k"],
+    k: Float[Array, "b h k"],
+    v: Float[Array, "b h v"],
+    beta: Float[Array, "b h 1"],
+    log_a: Float[Array, "b h a"],
+) -> tuple[recurrence.Memory, Float[Array, "b h v"]]:
+    """One token: decay, then move what the memory holds for k towards v."""
+    S = jnp.exp(log_a)[..., None] * S
+    u = beta * (v - jnp.einsum("bhk,bhkv->bhv", k, S))
+    S = S + k[..., None] * u[..., None, :]
+    return S, jnp.einsum("bhk,bhkv->bhv", q, S)
+
+
+def chunked(
+    q: recurrence.Queries,
+    k: recurrence.Queries,
+    v: recurrence.Values,
+    beta: Float[Array, "b h t 1"],
+    log_a: recurrence.Gates,
+    chunk: int,
+) -> recurrence.Values:
+    """`step` over all tokens, chunk by chunk (the WY form: 2406.06484, §3.2; 2412.06464, §3.3).
+
+    With u_t = β_t (v_t − k_tᵀ diag(a_t) S_{t−1}), S is the plain recurrence over (k, u); inside a
+    chunk that starts from S_0, and with k̄ = k under the decay from the chunk's start,
+
+        (I + L) U = β (V − K̄ S_0)        L_ts = β_t k_t · (decay from s to t) k_s    for s < t,
+
+    so U = U_v − U_k S_0 from both parts of the right-hand side, and the state after a chunk is
+    linear in the one before: all of a chunk but one product is computed for all chunks at once.
+    No exponent is positive.
+    """
+    memory = k.shape[-1], v.shape[-1]
+    return recurrence.by_chunks(_chunk, (q, k, v, beta, log_a), memory, chunk)
+
+
+def _chunk(S: recurrence.Memory, inputs):
+    q, k, v, beta, log_a = inputs
+    decay = recurrence.decays(log_a)
+    start = decay.from_start()
+    overlap, found = recurrence.scores([k, q], k, decay.pairs())
+    system = System.of(jnp.tril(beta * overlap, -1))
+    parts = beta * jnp.concatenate([k * start, v], axis=-1)
+    u_k, u_v = jnp.split(solve(system, parts), [k.shape[-1]], axis=-1)
+    S, before = recurrence.states(S, *after(start[:, :, -1], k * decay.to_end(), u_k, u_v))
+    return S, found @ (u_v - u_k @ before) + (q * start) @ before
+
+
+def after(kept, k, u_k, u_v) -> tuple[Float[Array, "b h k k"], recurrence.Memory]:
+    """diag(kept) − kᵀ u_k, by which a chunk multiplies S, and kᵀ u_v."""
+    kept = kept[..., None] * jnp.eye(k.shape[-1], dtype=k.dtype)[None, None]
+    erased, added = (jnp.einsum("bhck,bhcv->bhkv", k, u) for u in (u_k, u_v))
+    return kept - erased, added
+
+
+class System(NamedTuple):
+    """I + L for a strictly lower triangular L, and its inverse, through which no gradient goes."""
+
+    L: Float[Array, "b h c s"]
+    inverse: Float[Array, "b h c s"]
+
+    @classmethod
+    def of(cls, L: Float[Array, "b h c s"]) -> System:
+        return cls(L, unit_lower_inverse(jax.lax.stop_gradient(L)))
+
+
+@jax.custom_vjp
+def solve(system: System, rhs: Float[Array, "b h c v"]) -> Float[Array, "b h c v"]:
+    """(I + L)⁻¹ rhs."""
+    return system.inverse @ rhs
+
+
+def _solve_forward(system, rhs):
+    u = system.inverse @ rhs
+    return u, (system.inverse, u)
+
+
+def _solve_backward(saved, du):
+    inverse, u = saved
+    d_rhs = jnp.einsum("bhcs,bhcv->bhsv", inverse, du)
+    dL = -jnp.einsum("bhcv,bhsv->bhcs", d_rhs, u)
+    return System(dL, jnp.zeros_like(inverse)), d_rhs
+
+
+solve.defvjp(_solve_forward, _solve_backward)
+
+
+def unit_lower_inverse(L: Float[Array, "b h c s"]) -> Float[Array, "b h c s"]:
+    """(I + L)⁻¹ by doubling: from the inverses A and D of neighbouring diagonal blocks,
+
+        [[A⁻¹, 0], [B, D⁻¹]]⁻¹ = [[A, 0], [−D B A, D]].
+
+    The product (I − L)(I + L²)(I + L⁴)… is the same in exact arithmetic, takes 30 times the work,
+    and loses every digit where a key repeats: powers of L grow like binomials before they cancel.
+    Blocks of up to SMALL rows are multiplied term by term: a CPU has no fast product of so little.
+    """
+    chunk = L.shape[-1]
+    size = _power_of_two(chunk)
+    L = jnp.pad(L, ((0, 0), (0, 0), (0, size - chunk), (0, size - chunk)))
+    blocks = jnp.ones((*L.shape[:3], 1, 1), L.dtype)  # n blocks of m × m
+    m = 1
+    while m < size:
+        A, D = blocks[:, :, 0::2], blocks[:, :, 1::2]
+        grid = rearrange(L, "b h (n p r) (o q s) -> p q b h n r o s", p=2, q=2, r=m, s=m)
+        B = jnp.einsum("bhnrns->bhnrs", grid[1, 0])
+        times = _by_terms if m <= SMALL else jnp.matmul
+        low = -B if m == 1 else -times(times(D, B), A)
+        top = jnp.concatenate([A, jnp.zeros_like(A)], axis=-1)
+        blocks = jnp.concatenate([top, jnp.concatenate([low, D], axis=-1)], axis=-2)
+        m *= 2
+    return blocks[:, :, 0, :chunk, :chunk]
+
+
+def _by_terms(x: Float[Array, "*batch r s"], y: Float[Array, "*batch s q"]) -> Array:
+    """x @ y without a product of matrices."""
+    terms = (x[..., :, s, None] * y[..., None, s, :] for s in range(x.shape[-1]))
+    return reduce(jnp.add, terms)
+
+
+def _power_of_two(size: int) -> int:
+    """The least power of two that is at least `size`."""
+    return 1 << (size - 1).bit_length()
+
+
+def inverse_flops(chunk: int) -> tuple[int, int]:
+    """(matmul, elementwise) FLOPs of one `unit_lower_inverse`: two products for each pair of
+    2^i-blocks, those of up to SMALL rows term by term; and each time the diagonal of the blocks
+    below it, a sum over all of them.
+    """
+    size = _power_of_two(chunk)
+    sides = [2**i for i in range(size.bit_length() - 1)]
+    matmul = sum(2 * size * side**2 for side in sides if side > SMALL)
+    terms = sum(size * side * (2 * side - 1) for side in sides if 1 < side <= SMALL)
+    return matmul, terms + len(sides) * (size // 2) ** 2
+
+
+def chunked_flops(length: int, d_k: int, d_v: int, chunk: int, gates: int) -> tuple[int, int]:
+    """(matmul, elementwise) FLOPs of `chunked` for one head of `gates` log-gates, with padding."""
+    chunk, padded = recurrence.in_chunks(length, chunk)
+    decay = recurrence.decay_flops(chunk, gates)
+    pairs = recurrence.scores_flops(chunk, d_k, gates, uses=2)
+    matmul = decay[0] + pairs[0] + 2 * chunk * (d_k + 2 * d_v) + 6 * d_k * d_v + 2 * d_k**2
+    # β on L, keys and values; three decays on q and k; the corrected values, the sum of outputs;
+    # once per chunk what remains of S and the sum with what flows in
+    elementwise = decay[1] + pairs[1] + chunk + 4 * d_k + 3 * d_v
+    chunks, inverse = padded // chunk, inverse_flops(chunk)
+    once = 2 * d_k**2 + d_k * d_v
+    return (
+        padded * matmul + chunks * (inverse[0] + 2 * d_k**2 * d_v),
+        padded * elementwise + chunks * (inverse[1] + once),
+    )
+
+
+def step_flops(d_k: int, d_v: int, gates: int) -> tuple[int, int]:
+    """(matmul, elementwise) FLOPs of `step` for one head."""
+    return 4 * d_k * d_v, gates + 3 * d_k * d_v + 2 * d_v

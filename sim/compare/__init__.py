@@ -1,0 +1,1 @@
+"""Gains between architectures, and the designs that resolve them."""

@@ -1,0 +1,1 @@
+"""FLOPs, bytes and seconds, counted and measured."""

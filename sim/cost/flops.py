@@ -1,0 +1,82 @@
+"""What a run takes in FLOPs, under each of the conventions that the field counts by."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from isoflop.models.base import MixerConfig
+from isoflop.models.lm import ModelConfig
+from isoflop.sim.spec import Run
+
+CONVENTIONS = {
+    "executed": "3 × (matrix products + elementwise arithmetic: norms, activations, gates, scans, "
+    "convolutions, softmax) of the forward pass to the logits, as the code runs it; what the "
+    "backward pass recomputes to save memory is left out",
+    "matmul": "3 × matrix products of the forward pass as the code runs it",
+    "causal": "3 × the same work done token by token: attention pays for the keys it sees, "
+    "recurrences for one state update",
+    "6ND": "6 × all parameters × tokens",
+    "6ND_non_embedding": "6 × parameters without embedding and head × tokens",
+    "6ND_active": "6 × parameters one token touches, without embedding and head, × tokens",
+}
+
+
+@lru_cache
+def causal_flops(model: ModelConfig, seq_len: int) -> int:
+    """FLOPs of one sequence decoded token by token, each against just the context it has."""
+    d = model.d_model
+    total = model.ends(1).flops * seq_len
+    for block in model.blocks:
+        if block.mixer is not None:
+            total += _decoded_flops(block.mixer, d, seq_len)
+        if block.channel is not None:
+            total += block.channel.cost(d, 1).flops * seq_len
+    return total
+
+
+@lru_cache
+def _decoded_flops(mixer: MixerConfig, d_model: int, seq_len: int) -> int:
+    """Σ over contexts 1 … seq_len of a step's FLOPs, which are concave in the context."""
+
+    def step(context: int) -> int:
+        return mixer.step_cost(d_model, context).flops
+
+    def total(first: int, last: int) -> int:
+        low, high, middle = step(first), step(last), (first + last) // 2
+        chord = (step(middle) - low) * (last - first) == (high - low) * (middle - first)
+        if chord and (first < middle or last - first < 2):  # met inside, so it is the function
+            return (last - first + 1) * (low + high) // 2
+        return total(first, middle) + total(middle + 1, last)
+
+    return total(1, seq_len)
+
+
+def param_counts(model: ModelConfig) -> dict[str, int]:
+    """Parameters as the field counts them; `active` ones are those that one token touches."""
+    cost = model.cost(1)
+    outside = model.embedding_params
+    return {
+        "total": cost.params,
+        "active": cost.active_params,
+        "non_embedding": cost.params - outside,
+        "active_non_embedding": cost.active_params - outside,
+    }
+
+
+def step_flops(model: ModelConfig, seq_len: int, batch: int) -> dict[str, int]:
+    """What one training step takes under each of CONVENTIONS."""
+    counts, cost, tokens = param_counts(model), model.cost(seq_len, batch), batch * seq_len
+    return {
+        "executed": 3 * cost.flops,
+        "matmul": 3 * cost.matmul_flops,
+        "causal": 3 * causal_flops(model, seq_len) * batch,
+        "6ND": 6 * counts["total"] * tokens,
+        "6ND_non_embedding": 6 * counts["non_embedding"] * tokens,
+        "6ND_active": 6 * counts["active_non_embedding"] * tokens,
+    }
+
+
+def training_flops(run: Run) -> dict[str, int]:
+    """What the whole run takes under each of CONVENTIONS."""
+    step = step_flops(run.model, run.budget.seq_len, run.budget.batch)
+    return {name: flops * run.budget.steps for name, flops in step.items()}

@@ -1,0 +1,107 @@
+"""Files that are made once and kept in the user's cache: whole and verified, or made again.
+
+A file ends in the SHA-256 of what comes before, so a truncated or damaged one is known. It is
+written beside its place, flushed to the disk and renamed, so several processes may make the same
+file at once: the last one wins with equal bytes, and readers of the first keep what they mapped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+
+from isoflop.models.errors import UserError
+
+DIGEST_BYTES = 32
+
+
+def folder() -> Path:
+    """$ISOFLOP_CACHE, or the platform's cache directory for this user."""
+    return Path(os.environ.get("ISOFLOP_CACHE") or platformdirs.user_cache_dir("isoflop"))
+
+
+def compilation() -> dict[str, str]:
+    """Environment variables by which JAX keeps every compiled program in the cache folder."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(folder() / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+# Programs have many small products: trying Triton kernels for each takes most of compiling on a GPU
+# (65 s against 5 for one training step on an H100) and gains nothing over cuBLAS (LOG.md).
+FAST_COMPILING = {"XLA_FLAGS": "--xla_gpu_enable_triton_gemm=false"}
+
+
+def name(stem: str, *parts: str) -> str:
+    """A file name for what `parts` describe."""
+    return f"{stem}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
+
+
+def entry(
+    name: str, make: Callable[[], Iterable[bytes]], digest: str | None = None
+) -> tuple[np.ndarray, str]:
+    """The bytes that `make` yields, as a read-only memory map, and their SHA-256 in hex.
+
+    Where their `digest` is known beforehand, what lies in the cache must have it, or is made again.
+    """
+    path = folder() / name
+    found = _read(path)
+    if found is None or digest not in (None, found[1]):
+        _write(path, make())
+        found = _read(path)
+    if found is None or digest not in (None, found[1]):
+        raise UserError(
+            f"the cache must return what was written, but {path} reads back damaged; "
+            "set ISOFLOP_CACHE to a directory on a sound disk"
+        )
+    return found
+
+
+def _read(path: Path) -> tuple[np.ndarray, str] | None:
+    if not path.is_file() or path.stat().st_size <= DIGEST_BYTES:
+        return None
+    stored = np.asarray(np.memmap(path, np.uint8, mode="r"))
+    payload, digest = stored[:-DIGEST_BYTES], stored[-DIGEST_BYTES:].tobytes()
+    return (payload, digest.hex()) if hashlib.sha256(payload.data).digest() == digest else None
+
+
+def _write(path: Path, chunks: Iterable[bytes]) -> None:
+    digest = hashlib.sha256()
+    with _writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
+    file = os.fdopen(handle, "wb")
+    try:
+        for chunk in chunks:
+            digest.update(chunk)
+            with _writable(path):
+                file.write(chunk)
+        with _writable(path):
+            file.write(digest.digest())
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(scratch, path)
+    finally:
+        with contextlib.suppress(OSError):  # a full disk has been reported by now
+            file.close()
+        Path(scratch).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"the cache must be writable, but {path} is not ({error.strerror}); "
+            "set ISOFLOP_CACHE to a directory with room"
+        ) from error

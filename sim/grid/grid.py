@@ -1,0 +1,339 @@
+"""A grid is a list of cells; running it trains what is missing, job by job, and keeps failures.
+
+A job is all the runs of one trunk: its seeds are lanes of one computation and its budgets are
+branches of it. The arrangement of a job begun is written down, so that a job killed half-way
+is trained again in the same arrangement and gives the same bits; only the records it still
+lacked are written. Diverged runs are final; failed runs are tried again by the next call. A job
+that another process has leased is come back to before the call ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import json
+import secrets
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from isoflop.models.errors import UserError
+from isoflop.sim.durable import unwritable, write
+from isoflop.sim.grid import leases
+from isoflop.sim.grid import local as executor
+from isoflop.sim.records.provenance import changed
+from isoflop.sim.records.store import Record, Store, brief
+from isoflop.sim.spec import Cell, Run, canonical
+
+if TYPE_CHECKING:
+    from isoflop.sim.train.loop import Event, Note
+
+POLL_SECONDS = 1.0  # between looks at the leases of others, once nothing else is left to train
+
+Result = tuple[Record, Mapping[str, np.ndarray]]
+# (arrangement, its work folder, emit, keys of the runs to yield) → records and weights
+Trainer = Callable[
+    [Sequence[Run], Path, Callable[["Event | Note"], None], Collection[str]], Iterator[Result]
+]
+
+
+def product(**dials: Iterable[Any]) -> list[dict[str, Any]]:
+    """Every combination of the dials' values, as keyword arguments. Chain grids with `+`."""
+    return [dict(zip(dials, values, strict=True)) for values in itertools.product(*dials.values())]
+
+
+def zipped(**dials: Sequence[Any]) -> list[dict[str, Any]]:
+    """The dials turned together: their first values, their second values, …"""
+    sizes = {name: len(values) for name, values in dials.items()}
+    if len(set(sizes.values())) > 1:
+        raise UserError(f"dials that turn together need equally many values; got {sizes}")
+    return [dict(zip(dials, values, strict=True)) for values in zip(*dials.values(), strict=True)]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Runs trained together: they share a trunk and differ in their steps and seeds."""
+
+    trunk: str
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class Started:
+    trunk: str
+
+
+@dataclass(frozen=True)
+class Landed:
+    """A run has its record."""
+
+    trunk: str
+    record: Record
+
+
+@dataclass(frozen=True)
+class Ended:
+    trunk: str
+    mistake: str = ""  # what the user can mend, if that is why it failed
+
+
+@dataclass(frozen=True)
+class Leased:
+    """Another process is training the job; it is come back to when nothing else is left."""
+
+    trunk: str
+    owner: str
+
+
+Watch = Callable[["Started | Landed | Ended | Leased | Event | Note"], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one call of `execute` did; `finished` were there before it, and `elsewhere` is how many
+    other processes trained in the meantime.
+    """
+
+    finished: int
+    trained: tuple[Record, ...]
+    elsewhere: int
+    mistakes: tuple[str, ...]
+
+    def count(self, status: str) -> int:
+        return sum(record.status == status for record in self.trained)
+
+
+def jobs(cells: Iterable[Cell], shard: tuple[int, int] = (0, 1)) -> list[Job]:
+    """The grid's jobs, longest first; of n shards, the i-th takes every n-th job.
+
+    The split depends on the cells alone, so shards stay disjoint whatever is finished already.
+    """
+    index, shards = shard
+    if not 0 <= index < shards:
+        raise UserError(f"shard {index}/{shards} is none of 0/{shards} … {shards - 1}/{shards}")
+    trunks: dict[str, dict[str, Run]] = {}
+    for cell in cells:
+        trunks.setdefault(cell.run.trunk, {})[cell.run.key] = cell.run
+    grouped = [Job(trunk, tuple(runs.values())) for trunk, runs in trunks.items()]
+    return sorted(grouped, key=lambda job: (-_length(job), job.trunk))[index::shards]
+
+
+def _length(job: Job) -> int:
+    """Forward FLOPs of the longest branch in every lane: the order of jobs, nothing else."""
+    run = max(job.runs, key=lambda run: run.budget.steps)
+    step = run.model.cost(run.budget.seq_len, run.budget.batch).flops
+    return step * run.budget.steps * len({run.seed for run in job.runs})
+
+
+def execute(
+    cells: Iterable[Cell],
+    root: Path,
+    trainer: Trainer,
+    *,
+    workers: int = 1,
+    shard: tuple[int, int] = (0, 1),
+    watch: Watch = lambda message: None,
+    need_bytes: int = 0,
+    retrain_changed: bool = False,
+) -> Outcome:
+    """Train the cells that have no final record in the runs directory `root`, or, with
+    `retrain_changed`, one of other code than today's (sim/records/provenance.py).
+
+    One worker trains in this process; more are spawned and share its cores, and then `trainer`
+    must be importable by name. Returns when every run has a record, its own or another process's,
+    or has failed here. Raises UserError, before training, if the directory cannot be written or has
+    less than `need_bytes` free, or a record in it is damaged; an exception inside a job becomes its
+    runs' reason for failing, and the other jobs go on.
+    """
+    if workers < 1:
+        raise UserError(f"workers={workers} must be at least 1")
+    store = Store(root)
+    store.check(need_bytes)
+    every = jobs(cells, shard)
+    missing = functools.partial(_missing, store, retrain_changed=retrain_changed)
+    asked = {job.trunk: missing(job.runs) for job in every}
+    finished = sum(len(job.runs) - len(asked[job.trunk]) for job in every)
+    token, others = secrets.token_hex(16), leases.Watch()
+    trained: list[Record] = []
+    leased: list[str] = []
+    mistakes: list[str] = []
+
+    def tell(message: Any) -> None:
+        match message:
+            case Landed():
+                trained.append(message.record)
+            case Leased():
+                others.expired(_lease(root, message.trunk))  # watched from now on
+                leased.append(message.trunk)
+            case Ended() if message.mistake:
+                mistakes.append(message.mistake)
+        watch(message)
+
+    def lost(job: Job, reason: str) -> None:
+        with leases.hold(_lease(root, job.trunk), token) as held:
+            if held.other is None:
+                _fail(store, missing(job.runs), reason, tell)
+        tell(Ended(job.trunk))
+
+    work = functools.partial(train_job, root, trainer, token, retrain_changed)
+    ready = [job for job in every if asked[job.trunk]]
+    waiting: list[Job] = []
+    try:
+        while ready or waiting:
+            if workers == 1:
+                executor.serial(work, ready, tell)
+            else:
+                executor.spawn(work, ready, workers, tell, lost)
+            waiting += [job for job in ready if job.trunk in leased]
+            leased.clear()
+            ready = [job for job in waiting if others.expired(_lease(root, job.trunk))]
+            waiting = [job for job in waiting if job not in ready]
+            if waiting and not ready:
+                time.sleep(POLL_SECONDS)
+    finally:
+        for job in every:  # of workers that were ended with their grid
+            leases.release(_lease(root, job.trunk), token)
+    own = {record.key for record in trained if record.final}
+    rest = [run for runs in asked.values() for run in runs.values() if run.key not in own]
+    return Outcome(finished, tuple(trained), len(rest) - len(missing(rest)), tuple(mistakes))
+
+
+def train_job(
+    root: Path,
+    trainer: Trainer,
+    token: str,
+    retrain_changed: bool,
+    job: Job,
+    tell: Callable[[Any], None],
+) -> None:
+    """Train one job's missing runs and write their records, unless another process leased it.
+
+    Raises UserError when the disk is full or forbids writing.
+    """
+    store = Store(root)
+    try:
+        with leases.hold(_lease(root, job.trunk), token) as held:
+            if held.other is not None:
+                tell(Leased(job.trunk, held.other.owner))
+            elif missing := _missing(store, job.runs, retrain_changed):
+                tell(Started(job.trunk))
+                tell(Ended(job.trunk, _train(store, trainer, job, missing, held, tell)))
+            else:  # another process finished it in the meantime
+                tell(Ended(job.trunk))
+    except BrokenPipeError:  # whoever watches has gone
+        raise
+    except OSError as error:  # never the trainer's: those are reasons for failing
+        raise unwritable(root, error) from error
+
+
+class _LeaseLost(Exception):
+    """Another process took over a job, since this one did not renew its lease in time."""
+
+
+def _train(
+    store: Store,
+    trainer: Trainer,
+    job: Job,
+    missing: dict[str, Run],
+    held: leases.Held,
+    tell: Callable[[Any], None],
+) -> str:
+    """The body of `train_job`; the user's mistake, if one stopped it."""
+    folder = store.root / "jobs" / job.trunk
+    runs = _arrange(folder, job, missing)
+    error: list[Exception] = []
+    with (folder / "metrics.jsonl").open("ab", buffering=0) as log:
+
+        def emit(event: Event | Note) -> None:
+            known = {k: v for k, v in asdict(event).items() if v == v}  # JSON has no NaN
+            with contextlib.suppress(OSError):  # a full disk is told by what cannot do without it
+                log.write(json.dumps(known).encode() + b"\n")
+            tell(event)
+            if held.lost.is_set():
+                raise _LeaseLost
+
+        def guarded() -> Iterator[Result]:  # catches the trainer's exceptions, not those of saving
+            try:
+                yield from trainer(runs, folder / "work", emit, set(missing))
+            except Exception as exception:
+                error.append(exception)
+
+        for record, weights in guarded():
+            if missing.pop(record.key, None) is not None:
+                store.save(record, weights)
+                tell(Landed(job.trunk, record))
+    if not missing:  # a job that failed goes on from its checkpoints when it is tried again
+        shutil.rmtree(folder / "work", ignore_errors=True)
+        return ""
+    if error and isinstance(error[0], _LeaseLost):
+        tell(Leased(job.trunk, "another process, which took it over"))
+        return ""
+    mistake = str(error[0]) if error and isinstance(error[0], UserError) else ""
+    reason = mistake or (_reason(error[0]) if error else "the trainer ended without this run")
+    if error and not mistake:
+        write(folder / "failure.txt", "".join(traceback.format_exception(error[0])).encode())
+        reason += f" (traceback in jobs/{job.trunk}/failure.txt)"
+    _fail(store, missing, reason, tell)
+    return mistake
+
+
+def _arrange(folder: Path, job: Job, missing: Mapping[str, Run]) -> tuple[Run, ...]:
+    """What to train together: the arrangement of the job begun, if it is one; else the missing."""
+    path = folder / "job.json"
+    begun = [run.key for run in _read_arrangement(path)] if path.exists() else []
+    asked = {run.key: run for run in job.runs}
+    if begun and missing.keys() <= set(begun) <= asked.keys():
+        return tuple(asked[key] for key in begun)  # as asked now: a file may have moved
+    shutil.rmtree(folder / "work", ignore_errors=True)  # a trunk of other lanes
+    runs = tuple(missing.values())
+    folder.mkdir(parents=True, exist_ok=True)
+    write(path, ("[" + ",\n".join(canonical(run) for run in runs) + "]\n").encode())
+    return runs
+
+
+def _read_arrangement(path: Path) -> tuple[Run, ...]:
+    try:
+        return TypeAdapter(tuple[Run, ...]).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise UserError(
+            f"{path} is not a whole job ({brief(error)}); delete the folder {path.parent} to "
+            f"begin that job again"
+        ) from None
+
+
+def _missing(store: Store, runs: Iterable[Run], retrain_changed: bool = False) -> dict[str, Run]:
+    found = {run.key: (run, store.load(run.key)) for run in runs}
+    return {
+        key: run
+        for key, (run, record) in found.items()
+        if not (record and record.final) or (retrain_changed and changed(record))
+    }
+
+
+def _fail(
+    store: Store, missing: Mapping[str, Run], reason: str, tell: Callable[[Any], None]
+) -> None:
+    """Write failed records, but not over those of an earlier training that went well."""
+    for key, run in missing.items():
+        record = Record(key=key, run=run, status="failed", reason=reason)
+        if not store.done(key):
+            store.save(record, {})
+        tell(Landed(run.trunk, record))
+
+
+def _reason(error: Exception) -> str:
+    """The exception in one line; compilers write pages."""
+    first = str(error).strip().split("\n", 1)[0]
+    return f"{type(error).__name__}: {first:.300}" if first else type(error).__name__
+
+
+def _lease(root: Path, trunk: str) -> Path:
+    return root / "leases" / trunk

@@ -1,0 +1,1 @@
+"""Laws of scale: forms, fits, diagnostics."""

@@ -1,0 +1,1 @@
+"""What runs leave behind, and tables of anybody's runs."""

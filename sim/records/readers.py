@@ -1,0 +1,153 @@
+"""Files of anybody's runs into columns: CSV, JSON lines and Parquet become the same thing.
+
+A table is a dict of equally long columns, cells as they stand. Nested JSON objects flatten with
+dots (`flops.executed`); JSON lines of isoflop's own records become the columns of their CSV. A file
+that cannot be read, or that says two things under one name, is a `UserError`; what its cells say is
+for `sim.records.tables` to judge.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from isoflop.models.errors import UserError, printable, quoted
+from isoflop.sim.records.tables import MISFIT
+
+FORMULA = re.compile(r"'*[=+\-@\t\r]")  # how a cell begins that a spreadsheet would compute
+
+
+def read(path: Path) -> dict[str, list[Any]]:
+    """The columns of a .csv, .jsonl or .parquet file, cells as they stand."""
+    path = Path(path)
+    readers = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
+    if path.suffix.lower() not in readers:
+        raise UserError(
+            f"{path.name} has the suffix {path.suffix or '(none)'!r}, and runs are read from "
+            f"{', '.join(readers)}; convert the file"
+        )
+    if not path.is_file():
+        raise UserError(f"{path} must be a file of runs, and there is none; check the path")
+    try:
+        rows = readers[path.suffix.lower()](path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path.name} must be text in UTF-8: {error}; convert the file") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    if not names:
+        raise UserError(f"{path.name} must hold at least one run, and holds no cells; check it")
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _csv(path: Path) -> list[dict[str, Any]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = [cells for cells in csv.reader(file, strict=True) if cells]
+    except csv.Error as error:
+        raise UserError(f"{path.name} must be CSV: {error}; write it again") from None
+    if len(lines) < 2:
+        raise UserError(f"{path.name} must hold a header and at least one run; check it")
+    header = [uncomputed(x).strip() or f"(column {i})" for i, x in enumerate(lines[0], 1)]
+    names = list(_once(((name, None) for name in header), f"{path.name}: the header"))
+    return [_fitted(names, [uncomputed(cell) for cell in cells]) for cells in lines[1:]]
+
+
+def _fitted(names: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
+    """A row by its header. One that does not fit says so: which cell is whose is not known."""
+    row: dict[str, Any] = dict(zip(names, cells, strict=False))
+    return row if len(cells) == len(names) else row | {MISFIT: (len(cells), len(names))}
+
+
+def computed(cell: Any) -> Any:
+    """A CSV cell that no spreadsheet takes for a formula: text that begins like one gets a quote
+    before it (OWASP, "CSV injection"), and so does text that begins with quotes before such.
+    """
+    return f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) else cell
+
+
+def uncomputed(cell: str) -> str:
+    """The inverse of `computed`."""
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
+
+
+def _jsonl(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    whole: list[dict[str, Any]] = []
+    # read_text makes every end of a line a \n; other separators may stand inside JSON's strings
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+        place = f"{path.name} line {number}"
+        if not line.strip():
+            continue
+        try:
+            once = functools.partial(_once, place=place)
+            value = json.loads(line, object_pairs_hook=once, parse_int=_integer)
+            if not isinstance(value, dict):
+                raise UserError(f"{place} must be a JSON object, and is {quoted(line)}")
+            rows.append(_once(dotted(value), place))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{place} must be a JSON object: {error}; correct it") from None
+        except RecursionError:
+            raise UserError(f"{place} is nested too deeply for a run; flatten it") from None
+        whole.append(value)
+    if whole and whole[0].keys() == {"labels", "record"}:
+        from isoflop.sim.records.store import (  # with JAX behind it, which no other table needs
+            flatten,
+            read_rows,
+        )
+
+        return [dict(flatten(row)) for row in read_rows(path)]
+    return rows
+
+
+def _integer(digits: str) -> int | float:
+    """Longer ones than Python reads are infinite as a float, and dropped as that."""
+    return int(digits) if len(digits) <= 1000 else float(digits)
+
+
+def _once(pairs: Iterable[tuple[str, Any]], place: str) -> dict[str, Any]:
+    """The pairs as a dict with printable names. UserError if a name comes twice."""
+    out: dict[str, Any] = {}
+    for raw, value in pairs:
+        name = printable(raw.strip())
+        if name in out:
+            raise UserError(f"{place} names {quoted(name)} twice, and one must be meant; rename it")
+        out[name] = value
+    return out
+
+
+def dotted(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Names and values of nested objects, names joined by dots."""
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            yield from dotted(inner, f"{prefix}{key}.")
+        else:
+            yield prefix + key, inner
+
+
+def _parquet(path: Path) -> list[dict[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+        names = list(_once(((name, None) for name in table.column_names), path.name))
+        rows = table.rename_columns(names).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path.name} must be a Parquet file: {quoted(error, 200)}") from None
+    return [_once(dotted(row), f"{path.name} row {i}") for i, row in enumerate(rows, 1)]
+
+
+def finite(value: Any) -> Any:
+    """The same, ready for JSON: NaN and infinities, which it has not, are null."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,1 @@
+"""Training: one trunk of constant learning rate, cooldown branches, a batch of seeds."""

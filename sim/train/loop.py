@@ -1,0 +1,330 @@
+"""Runs → records: one trunk of constant learning rate, a cooldown branch for each D, a lane for
+each seed.
+
+A job is the tuple of runs that share `Run.trunk`. Its seeds are an axis of lanes and its training
+lengths are branches, so a loss depends on nothing but its run: to the last bit for branches and
+resumption; for the number of lanes to rounding, since where lanes are vmapped (accelerators) a
+batched product may add in another order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from isoflop.models.errors import UserError
+from isoflop.sim.cost import flops
+from isoflop.sim.data import Source
+from isoflop.sim.data.source import judged_on
+from isoflop.sim.records import provenance
+from isoflop.sim.records.store import Record
+from isoflop.sim.spec import Run, canonical
+from isoflop.sim.train.checkpoints import Checkpoint, Checkpoints
+from isoflop.sim.train.program import Program, jitted
+from isoflop.sim.train.sharding import ONE_DEVICE, Layout
+
+DISPATCH = 25  # training steps per call into the compiled program
+CURVE_POINTS = 100  # of the training loss, kept on a record
+PACKAGES = ("isoflop", "jax", "flax", "optax", "numpy")  # whose versions a record has
+
+Weights = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Progress of a job, for a display: steps count the trunk and all its branches."""
+
+    job: str
+    step: int
+    steps: int
+    loss: float  # nats per token, mean over lanes; NaN while compiling
+    tokens_per_second: float
+    compiling: bool = False
+
+
+@dataclass(frozen=True)
+class Note:
+    """What whoever watches a job should know, and what changes none of its results."""
+
+    job: str
+    text: str
+
+
+Emit = Callable[[Event | Note], None]
+_compiled: dict[Any, Any] = {}
+_cache_hits = [0]  # programs this process took from JAX's persistent compilation cache
+
+
+def _count(event: str, **_: Any) -> None:
+    _cache_hits[0] += event == "/jax/compilation_cache/cache_hits"
+
+
+jax.monitoring.register_event_listener(_count)
+
+
+@dataclass
+class Job:
+    """The runs of one trunk while they train."""
+
+    runs: Sequence[Run]
+    emit: Emit = lambda event: None
+    layout: Layout = ONE_DEVICE
+    compile_seconds: float = 0.0
+    compiled: int = 0
+    cached: int = 0
+    source: Source = field(init=False)
+    held_out: np.ndarray = field(init=False)
+    versions: dict[str, str] = field(init=False)
+    sources: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.versions = _versions()
+        if len({run.trunk for run in self.runs}) != 1:
+            raise ValueError("a job's runs must share a trunk: differ in steps and seed only")
+        first = self.runs[0]
+        self.seeds = sorted({run.seed for run in self.runs})
+        batched = len(self.seeds) > 1 and jax.default_backend() != "cpu"
+        self.layout.check(first.model, first.budget.batch)
+        mesh = self.layout.mesh() if self.layout.devices > 1 else None
+        self.program = Program(
+            first.model, first.optim.compiled, batched, mesh, self.layout.micro_batches
+        )
+        self.rates = self.program.rates(first.optim)
+        self.source = first.data.open()
+        self.held_out = judged_on(self.source, first.budget.eval_tokens, first.budget.seq_len)
+        self.sources = provenance.sources(first)
+        self.ends = sorted({run.budget.steps for run in self.runs})
+
+    @property
+    def digest(self) -> str:
+        """What its states are states of: the trunk and its lanes, on these data, by this code."""
+        facts = [self.runs[0].trunk, self.seeds, self.source.digest, self.versions, self.sources]
+        return hashlib.sha256(canonical(facts).encode()).hexdigest()[:16]
+
+    def at(self, steps: int) -> Run:
+        """Some run of this length: its schedule is that of all of them."""
+        return next(run for run in self.runs if run.budget.steps == steps)
+
+    def call(self, name: str, *args: Any) -> Any:
+        """Run a compiled function, compiling it at its first use and timing that apart."""
+        shapes = tuple((a.shape, str(a.dtype)) for a in jax.tree.leaves(args))
+        key = (self.program, name, shapes)
+        if key not in _compiled:
+            self.emit(Event(self.runs[0].trunk, 0, self.total_steps, float("nan"), 0.0, True))
+            start, hits = time.perf_counter(), _cache_hits[0]
+            _compiled[key] = jitted(self.program)[name].lower(*args).compile()
+            self.compile_seconds += time.perf_counter() - start
+            self.cached += _cache_hits[0] - hits
+            self.compiled += hits == _cache_hits[0]
+        return _compiled[key](*args)
+
+    @property
+    def total_steps(self) -> int:
+        runs = [self.at(end) for end in self.ends]
+        return runs[-1].branch_step + sum(r.budget.steps - r.branch_step for r in runs)
+
+
+@dataclass
+class Trunk:
+    """Where a job's training stands: plain arrays, the losses so far, and the time they took."""
+
+    state: Any
+    step: int = 0
+    seconds: float = 0.0
+    losses: list[np.ndarray] = field(default_factory=list)  # each (steps, lanes)
+
+    def checkpoint(self) -> Checkpoint:
+        leaves = jax.tree.leaves(self.state)
+        arrays = {f"{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}  # whatever the layout
+        arrays["losses"] = np.concatenate(self.losses)
+        return Checkpoint(self.step, self.seconds, arrays)
+
+    def restore(self, saved: Checkpoint | None) -> None:
+        """Go on from there, if it is further than this."""
+        if saved is None or saved.step <= self.step:
+            return
+        leaves, structure = jax.tree.flatten(self.state)
+        restored = [
+            jax.device_put(saved.arrays[f"{i}"], leaf.sharding) for i, leaf in enumerate(leaves)
+        ]
+        self.state = jax.tree.unflatten(structure, restored)
+        self.step, self.seconds = saved.step, saved.seconds
+        self.losses = [saved.arrays["losses"]]
+
+
+def train(
+    runs: Sequence[Run],
+    workdir: Path | None = None,
+    emit: Emit = lambda event: None,
+    wanted: Collection[str] | None = None,
+    layout: Layout = ONE_DEVICE,
+) -> Iterator[tuple[Record, Weights]]:
+    """Train one job and yield each run's record and weights as soon as they are final.
+
+    `wanted` names the keys to yield (None: all); branches that nobody wants are not trained, and
+    the lanes stay as they are, so that the rest equals an uninterrupted job's to the last bit.
+    With a `workdir`, states are saved there about every CHECKPOINT_SECONDS (checkpoints.py) and
+    resumed from, to the last bit. Raises UserError, before anything is compiled, if the job cannot
+    have that `layout` here, if it has fewer than two held-out windows, or if a package that a
+    record names is not installed; and at the end of a branch, if its data changed in the meantime.
+    """
+    job = Job(runs, emit, layout)
+    keys = {run.key for run in runs} if wanted is None else set(wanted)
+    ends = [end for end in job.ends if any(r.key in keys for r in runs if r.budget.steps == end)]
+    if not ends:
+        return
+    saved = Checkpoints(workdir, job.digest, lambda text: emit(Note(runs[0].trunk, text)))
+    trunk = Trunk(job.program.init(job.seeds))
+    trunk.restore(saved.newest("trunk", latest=job.at(ends[0]).branch_step))
+    done = 0
+    for end in ends:
+        run, stage = job.at(end), f"branch-{end}"
+        done = _advance(job, trunk, run, run.branch_step, done, saved, "trunk")
+        copied = jax.tree.map(jnp.copy, trunk.state)  # the branch's steps donate their own copy
+        branch = Trunk(copied, trunk.step, trunk.seconds, list(trunk.losses))
+        branch.restore(saved.newest(stage, latest=end))
+        done = _advance(job, branch, run, end, done, saved, stage)
+        yield from _finish(
+            job, branch, [r for r in runs if r.budget.steps == end and r.key in keys]
+        )
+        saved.drop(stage)
+
+
+def _advance(
+    job: Job, trunk: Trunk, run: Run, stop: int, done: int, saved: Checkpoints, stage: str
+) -> int:
+    """Train to step `stop` of `run`; returns the steps this job has done in all."""
+    budget = run.budget
+    while trunk.step < stop:
+        steps = min(DISPATCH, stop - trunk.step)
+        batches = np.zeros((DISPATCH, len(job.seeds), budget.batch, budget.seq_len + 1), np.int32)
+        for i in range(steps):
+            for lane, seed in enumerate(job.seeds):
+                batches[i, lane] = job.source.batch(
+                    trunk.step + i, seed, budget.batch, budget.seq_len
+                )
+        factors = np.zeros(DISPATCH, np.float32)
+        factors[:steps] = run.optim.schedule(run.budget.steps, trunk.step, trunk.step + steps)
+        tokens = job.program.tokens(batches)
+        args = (trunk.state, job.rates, factors, tokens, np.int32(steps))
+        compiled = job.compile_seconds
+        start = time.perf_counter()
+        trunk.state, losses = job.call("advance", *args)
+        losses = np.asarray(losses)[:steps]
+        seconds = time.perf_counter() - start - (job.compile_seconds - compiled)
+        trunk.step += steps
+        trunk.seconds += seconds
+        trunk.losses.append(losses)
+        done += steps
+        if saved.due:
+            saved.save(stage, trunk.checkpoint())
+        rate = steps * len(job.seeds) * budget.batch_tokens / max(seconds, 1e-9)
+        job.emit(Event(run.trunk, done, job.total_steps, float(losses[-1].mean()), rate))
+    return done
+
+
+def _finish(job: Job, branch: Trunk, runs: Sequence[Run]) -> Iterator[tuple[Record, Weights]]:
+    """Judge a branch's lanes on the held-out split."""
+    job.source.verify()
+    budget, held_out = runs[0].budget, job.held_out
+    rows = -(-held_out.shape[0] // budget.batch)
+    padded = np.zeros((rows * budget.batch, held_out.shape[1]), np.int32)
+    padded[: len(held_out)] = held_out
+    chunks = padded.reshape(rows, budget.batch, -1)
+    nats, aux = job.call("evaluate", branch.state[0], job.program.tokens(chunks))
+    nats = np.asarray(nats).reshape(len(job.seeds), -1)[:, : len(held_out)]
+    losses = np.concatenate(branch.losses)
+    for run in runs:
+        lane = job.seeds.index(run.seed)
+        params = jax.tree.map(lambda x, lane=lane: np.asarray(x[lane]), branch.state[0])
+        scalars = {name: float(value[lane]) for name, value in aux.items()}
+        yield _record(job, run, losses[:, lane], nats[lane], scalars, branch.seconds), names(params)
+
+
+def _record(
+    job: Job, run: Run, losses: np.ndarray, nats: np.ndarray, aux: dict, seconds: float
+) -> Record:
+    source, budget = job.source, run.budget
+    reason = _divergence(losses, nats, run.model.vocab_size)
+    loss = float(np.mean(nats, dtype=np.float64))
+    per_byte = source.bytes_per_token
+    return Record(
+        key=run.key,
+        run=run,
+        status="diverged" if reason else "ok",
+        reason=reason,
+        loss=None if reason else loss,
+        loss_se=None if reason else float(np.std(nats, ddof=1) / len(nats) ** 0.5),
+        bits_per_byte=None if reason or per_byte is None else loss / np.log(2) / per_byte,
+        entropy=source.floor(budget.seq_len),
+        eval_tokens=nats.size * budget.seq_len,
+        curve=_curve(losses),
+        params=flops.param_counts(run.model),
+        flops=flops.training_flops(run),
+        tokens=budget.tokens,
+        unique_bytes=_unique_bytes(source, budget.tokens),
+        epochs=budget.tokens / source.train_tokens if source.train_tokens else None,
+        state_bytes=4 * run.model.state_size(budget.seq_len),
+        seconds=seconds / len(job.seeds),
+        compile_seconds=job.compile_seconds,
+        compiled=job.compiled,
+        cached=job.cached,
+        lanes=len(job.seeds),
+        aux=aux if not reason else {},
+        data_digest=source.digest,
+        device=jax.devices()[0].device_kind,
+        layout=job.layout.split,
+        versions=job.versions,
+        sources=job.sources,
+    )
+
+
+def _versions() -> dict[str, str]:
+    try:
+        return {name: version(name) for name in PACKAGES}
+    except PackageNotFoundError as error:
+        raise UserError(
+            f"a record has the versions of {', '.join(PACKAGES)}, and {error.name} is not "
+            "installed; in a folder of its source, pip install -e ."
+        ) from None
+
+
+def _divergence(losses: np.ndarray, nats: np.ndarray, vocab_size: int) -> str:
+    """Why a run counts as diverged, by a rule that no result can move; empty if it does not."""
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if bad.size:
+        return f"training loss was not finite at step {bad[0]}"
+    loss = float(np.mean(nats))
+    if not loss < np.log(vocab_size):
+        return f"held-out loss {loss:.4g} is not below log(vocab_size) = {np.log(vocab_size):.4g}"
+    return ""
+
+
+def _unique_bytes(source: Source, tokens: int) -> int | None:
+    unique = source.unique_tokens(tokens)
+    if unique is None or source.bytes_per_token is None:
+        return None
+    return round(unique * source.bytes_per_token)
+
+
+def _curve(losses: np.ndarray) -> tuple[tuple[int, float], ...]:
+    """(steps done, mean loss since the point before), at most CURVE_POINTS, finite ones."""
+    bins = np.array_split(np.arange(len(losses)), min(CURVE_POINTS, len(losses)))
+    points = ((int(b[-1]) + 1, float(f"{losses[b].mean():.7g}")) for b in bins)  # fp32's digits
+    return tuple(point for point in points if np.isfinite(point[1]))
+
+
+def names(params: Any) -> dict[str, np.ndarray]:
+    """Dotted name → array, e.g. `blocks.0.mixer.q.kernel`."""
+    flat = nnx.to_flat_state(params)
+    return {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in flat}
