@@ -236,7 +236,7 @@ def test_a_job_that_another_process_trains_is_come_back_to_when_its_lease_ends(t
 PARENT = """
 import sys, fakes
 from pathlib import Path
-from sim import grid
+from isoflop.sim.grid import grid
 grid.POLL_SECONDS = 0.05
 if __name__ == "__main__":
     outcome = grid.execute(fakes.cells(), Path(r"{root}"), fakes.slowly)

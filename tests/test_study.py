@@ -164,10 +164,9 @@ def test_what_the_readme_says_of_seconds_and_state_is_in_the_committed_study():
         {arm: gains[-1] for arm, gains in committed(readme.LAPTOP, cost).items()}
         for cost in ("seconds", "state_bytes")
     )
-    order = ["hybrid", "lstm", "mamba", "moe", "mamba2"]
-    assert sorted(seconds, key=lambda arm: -seconds[arm]["value"])[:5] == order
-    assert all(seconds[arm]["low"] > 1 for arm in order)
-    assert all(seconds[arm]["high"] < 1 for arm in ("gated_deltanet", "linear"))
+    assert sorted(seconds, key=lambda arm: -seconds[arm]["value"])[:2] == ["hybrid", "lstm"]
+    assert {arm for arm, at in seconds.items() if at["low"] > 1} == {"hybrid", "lstm"}
+    assert {arm for arm, at in seconds.items() if at["high"] < 1} == {"linear"}
     assert min(state, key=lambda arm: state[arm]["value"]) == "moe"
     assert all(1 < state["moe"]["low"] <= at["low"] for at in state.values())
     assert 200 < state["lstm"]["low"] < state["lstm"]["value"] < 450
@@ -176,11 +175,12 @@ def test_what_the_readme_says_of_seconds_and_state_is_in_the_committed_study():
 def test_what_the_readme_says_of_more_compute_is_in_the_committed_studies():
     small, large = (committed(path) for path in (readme.LAPTOP, readme.GPU))
     for name in ("mamba", "hybrid", "gated_deltanet", "mamba2"):
-        values = [gain["value"] for gain in large[name]]
-        assert values == sorted(values, reverse=True)
-        assert small[name][-1]["value"] > values[-1]
-    assert all(large[name][-1]["low"] > 1 for name in ("mamba", "hybrid"))
-    assert all(large[name][-1]["high"] < 1 for name in ("mamba2", "linear"))
+        assert small[name][-1]["value"] > large[name][-1]["value"]
+    found = json.loads(readme.GPU.read_text())["gains"]["executed"]
+    falls = {gain["arm"] for gain in found if gain["trend"]["direction"] == "falls"}
+    assert falls == {"mamba", "gated_deltanet", "mamba2"}
+    assert {arm for arm, gains in large.items() if gains[-1]["low"] > 1} == {"mamba", "hybrid"}
+    assert {arm for arm, gains in large.items() if gains[-1]["high"] < 1} == {"linear"}
 
 
 @pytest.mark.slow
