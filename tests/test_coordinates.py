@@ -41,6 +41,18 @@ def test_the_committed_slopes_are_those_expected():
     assert all(row["slope"] > 0.2 for row in free if row["width"] < 256)
 
 
+def test_rules_over_depth_are_completep_and_none_and_differ_beyond_the_base_depth():
+    """One step: the scaled branches move the logits less in a deep model than unscaled ones."""
+    rows = coordinates.measure(families=("dense",), widths=(16,), depths=(2, 4), steps=1, seeds=1)
+    change = {(r["rule"], r["depth"]): r["change"] for r in rows if r["quantity"] == "logits"}
+    assert change["completep", 2] == change["none", 2]
+    assert change["completep", 4] < change["none", 4]
+    slopes = {r["rule"]: r["slope"] for r in rows if "slope" in r and r["quantity"] == "logits"}
+    assert slopes["completep"] < slopes["none"]
+
+
 def test_one_width_shows_nothing():
-    with pytest.raises(UserError, match=r"a check needs two widths.*got widths=\(64,\)"):
+    with pytest.raises(
+        UserError, match=r"a check needs two widths or two depths.*got widths=\(64,\)"
+    ):
         coordinates.measure(widths=(64, 64))
