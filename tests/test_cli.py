@@ -1,6 +1,8 @@
 """The command: what it prints, its exit codes, and one line for every mistake."""
 
+import importlib
 import importlib.metadata
+import inspect
 import json
 import os
 import shutil
@@ -13,9 +15,11 @@ import pytest
 from flax import nnx
 
 from isoflop import experiments
+from isoflop.experiments import families  # noqa: F401  before the fixture hides its folder
 from isoflop.experiments.cli.main import main
 from isoflop.experiments.cli.progress import Progress
 from isoflop.experiments.cli.text import duration, labelled, si, table
+from isoflop.experiments.cli.verbs import VERBS
 from isoflop.models.base import Init
 from isoflop.sim.cost.flops import param_counts, training_flops
 from isoflop.sim.grid.estimate import plan
@@ -91,6 +95,16 @@ def test_help_and_list_import_neither_jax_nor_what_is_slow():
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_every_verb_names_a_function_that_is_there_and_says_what_it_does():
+    for name, verb in VERBS.items():
+        module = importlib.import_module(f"isoflop.experiments.cli.{verb.module}")
+        function = getattr(module, verb.function)
+        assert function.__doc__, name
+        raw = list(inspect.signature(function).parameters) == ["args"]
+        assert raw == verb.raw, name
+        assert verb.help.endswith("."), name
 
 
 def test_list_names_each_experiment_with_its_question_and_nothing_else(isoflop):

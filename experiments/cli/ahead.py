@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial, wraps
 from typing import Any, Literal, NamedTuple
 
+import jax
+
 from isoflop import experiments
 from isoflop.experiments import pick
-from isoflop.experiments.cli.flags import layout, parse
-from isoflop.experiments.cli.text import si, table, tell
+from isoflop.experiments.cli.flags import HELP, Usage, layout, parse
+from isoflop.experiments.cli.text import print_json, si, table, tell
 from isoflop.experiments.families import model
 from isoflop.models.families import zoo
 from isoflop.models.lm import ModelConfig
@@ -62,12 +64,26 @@ def family(
     return [Shape(name, config, seq_len, batch)]
 
 
-def command(name: str, about: str, args: Sequence[str]) -> int:
+def compile_(args: Sequence[str]) -> int:
+    """Compile training steps for a TPU that is not there: memory, FLOPs, the largest batch."""
+    if args and args[0] in HELP:
+        options = partial(family, "")
+        parse("compile EXPERIMENT|FAMILY", compile_.__doc__, ["--help"], CompileFlags, options)
+    if not args or args[0].startswith("-"):
+        raise Usage(
+            "name an experiment or a family first, as in isoflop compile dense --topology v5e:4x4"
+        )
+    if "JAX_PLATFORMS" not in os.environ:
+        jax.config.update("jax_platforms", "cpu")  # before JAX looks for TPUs
+    return _compile(args[0], args[1:])
+
+
+def _compile(name: str, args: Sequence[str]) -> int:
     """Compile the shapes of an experiment, or of a family, and print what they need."""
     known = {found.name: found for found in experiments.discover().values() if found.trains}
     pick(name, [*known, *zoo.FAMILIES], "experiment or family")
     options: Callable = _cells(known[name]) if name in known else partial(family, name)
-    flags, shapes = parse(f"compile {name}", about, args, CompileFlags, options)
+    flags, shapes = parse(f"compile {name}", compile_.__doc__, args, CompileFlags, options)
     asked = layout(flags.layout)
     for shape in shapes:
         asked.check(shape.model, shape.batch)
@@ -75,7 +91,7 @@ def command(name: str, about: str, args: Sequence[str]) -> int:
     rows = [_row(shape, flags, asked, devices) for shape in shapes]
     tell("")
     if flags.json:
-        print(json.dumps(rows, indent=1, allow_nan=False))
+        print_json(rows)
         return 0
     print(table([{k: _said(k, v) for k, v in row.items()} for row in rows], left=("model",)))
     used = f"{asked.devices} of {len(devices)} chips of {flags.topology}"

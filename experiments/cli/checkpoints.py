@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from isoflop.experiments.cli.text import si, table, visible
+from isoflop.experiments.cli.text import print_json, si, table, visible
 
 WINDOW = 1024  # tokens, where a model says nothing
 
@@ -61,7 +60,7 @@ def import_(
         }
     written = {p: checkpoint.write(p, tokens, temperature, seed, context) for p in sample}
     if json:
-        _print_json(found | {"samples": written} if sample else found)
+        print_json(found | {"samples": written} if sample else found)
         return
     rows = [{"": name, " ": v if isinstance(v, str) else si(v)} for name, v in found.items()]
     print(table(rows, left=("", " ")))
@@ -143,7 +142,3 @@ def _at_least_1(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise Usage(f"--{name.replace('_', '-')} {value} must be at least 1")
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, allow_nan=False))

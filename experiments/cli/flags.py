@@ -17,6 +17,8 @@ from isoflop.experiments import pick
 if TYPE_CHECKING:
     from isoflop.sim.train.sharding import Layout
 
+HELP = {"-h", "--help"}
+
 
 class Usage(Exception):
     """A command line that cannot be understood."""
@@ -102,7 +104,7 @@ def _unboxed(panel: str) -> str:
     return " ".join(itertools.takewhile(bool, below)).rstrip(".")
 
 
-def later(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
+def deferred(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
     """The same flags, but a call without arguments instead of the call itself."""
     bind = functools.partial(functools.partial, function)
     return functools.wraps(function)(lambda *args, **kwargs: bind(*args, **kwargs))

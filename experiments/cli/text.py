@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isoflop.models.errors import UserError, printable
+from isoflop.models.errors import UserError, printable, shortened
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,6 +65,16 @@ def table(rows: Sequence[Mapping[str, Any]], left: Iterable[str] = ()) -> str:
         return "  ".join(padded).rstrip()
 
     return "\n".join(map(line, [columns, *cells]))
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, allow_nan=False))
+
+
+def complain(text: str) -> int:
+    """A mistake in one line on stderr; returns its exit code."""
+    print(f"error: {shortened(printable(' '.join(text.split())), 2000)}", file=sys.stderr)
+    return 2
 
 
 def visible(text: str) -> str:

@@ -1,0 +1,58 @@
+"""`isoflop list` and `describe`: what experiments there are, and the one that a verb names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from isoflop import experiments
+from isoflop.experiments.cli.flags import HELP, ListFlags, Usage, parse
+from isoflop.experiments.cli.text import print_json, table
+
+
+def list_(json: bool = False) -> None:
+    """Name every experiment and its question.
+
+    Args:
+        json: print JSON instead of a table.
+    """
+    found = experiments.discover().values()
+    if json:
+        print_json([{**asdict(item), "question": item.question} for item in found])
+    else:
+        rows = [{"experiment": item.name, "question": item.question} for item in found]
+        print(table(rows, left=("experiment", "question")))
+
+
+def describe(args: Sequence[str]) -> int:
+    """Print an experiment's question, command, duration and expected answer."""
+    experiment, rest = named("describe", describe.__doc__, args, ListFlags)
+    (flags,) = parse(f"describe {experiment.name}", describe.__doc__, rest, ListFlags)
+    if flags.json:
+        print_json({**asdict(experiment), "question": experiment.question})
+    else:
+        print(experiment.doc)
+    return 0
+
+
+def named(
+    verb: str, about: str | None, args: Sequence[str], flags: Callable[..., Any]
+) -> tuple[experiments.Experiment, Sequence[str]]:
+    """The experiment named right after the verb, and the arguments that follow."""
+    if args and args[0] in HELP:
+        names = ", ".join(experiments.discover())
+        about = (
+            f"{about}\n\nNAME is one of: {names}. "
+            f"isoflop {verb} NAME --help shows its own options too."
+        )
+        parse(f"{verb} NAME", about, ["--help"], flags)
+    if not args or args[0].startswith("-"):
+        raise Usage(f"name the experiment first: isoflop {verb} NAME [OPTIONS]; see isoflop list")
+    return experiments.find(args[0]), args[1:]
+
+
+def measured(runs: Path, name: str) -> Path:
+    """Where the table that an experiment measures is kept."""
+    return runs / "measured" / f"{name}.jsonl"

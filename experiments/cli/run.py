@@ -1,0 +1,189 @@
+"""`isoflop run`: train what a grid lacks, or measure a table."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from isoflop.experiments.cli import interrupts
+from isoflop.experiments.cli.flags import RunFlags, Usage, deferred, layout, parse, shard
+from isoflop.experiments.cli.listing import measured, named
+from isoflop.experiments.cli.text import budget_table, complain, print_json, si, table
+
+if TYPE_CHECKING:
+    from isoflop.sim.grid.estimate import Plan
+    from isoflop.sim.grid.grid import Outcome
+    from isoflop.sim.records.store import Row
+    from isoflop.sim.spec import Cell
+    from isoflop.sim.train.sharding import Layout
+
+SHOWN_MODULES = 5  # of those whose code changed
+
+
+def run(args: Sequence[str]) -> int:
+    """Train what an experiment lacks, or with --dry-run tell what that would take."""
+    experiment, rest = named("run", run.__doc__, args, RunFlags)
+    from isoflop.sim.data import cache
+
+    # measurements of speed compile afresh
+    settings = cache.FAST_COMPILING | (cache.compilation() if experiment.trains else {})
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)  # read when JAX is imported, here and in workers
+    module = experiment.load()
+    options = module.cells if experiment.trains else deferred(module.measure)
+    flags, cells = parse(f"run {experiment.name}", experiment.question, rest, RunFlags, options)
+    if not experiment.trains:
+        return _measure(experiment.name, flags, cells)
+    return _train(flags, cells)
+
+
+def bench(args: Sequence[str]) -> int:
+    """Time training, prefill and decoding beside this machine's matrix products (run bench)."""
+    return run(["bench", *args])
+
+
+def _train(flags: RunFlags, cells: list[Cell]) -> int:
+    from isoflop.sim.grid.estimate import plan
+    from isoflop.sim.grid.grid import execute
+    from isoflop.sim.records.store import Store
+
+    part, workers = shard(flags.shard), flags.workers
+    if workers < 1:
+        raise Usage(f"--workers {workers} must be at least 1")
+    if not cells:
+        raise Usage("these options leave the grid without a run; see --help")
+    asked = _laid_out(flags, cells)
+    store = Store(flags.runs)
+    budget = plan(cells, store, workers=workers, shard=part, retrain_changed=flags.retrain_changed)
+    for warning in _about_records(budget, flags):
+        print(f"warning: {warning}", file=sys.stderr)
+    if flags.dry_run:
+        if flags.json:
+            print_json(asdict(budget) | {"flops": budget.flops})
+        else:
+            print(budget_table(budget, workers))
+        return 0
+    from isoflop.experiments.cli.progress import Progress
+    from isoflop.sim.train.loop import train
+
+    trainer = train if asked is None else functools.partial(train, layout=asked)
+    with (
+        interrupts.raised_until_caught() as check,
+        Progress(cells, budget, sys.stderr, flags.quiet) as progress,
+    ):
+
+        def watch(message: Any) -> None:
+            check(message)
+            progress.watch(message)
+
+        outcome = execute(
+            cells,
+            flags.runs,
+            trainer,
+            workers=workers,
+            shard=part,
+            watch=watch,
+            need_bytes=budget.peak_bytes,
+            retrain_changed=flags.retrain_changed,
+        )
+    rows = store.rows(cells)
+    if flags.json:
+        print_json([_result(row) for row in rows])
+    else:
+        unknown = sum(row.record.final and not row.record.sources for row in rows)
+        print(_summary(outcome, len(budget.rows), unknown))
+        if not flags.quiet:
+            from isoflop.figures.report.summary import conclusion
+
+            if found := conclusion(rows):
+                print(f"\n{found}")
+    return _verdict(outcome)
+
+
+def _laid_out(flags: RunFlags, cells: list[Cell]) -> Layout | None:
+    """The layout asked for, if any, once every run of the grid can have it."""
+    if not flags.layout:
+        return None
+    asked = layout(flags.layout)
+    if asked.devices > 1 and flags.workers > 1:
+        raise Usage(
+            f"--layout {asked} gives every device to one job; leave out --workers {flags.workers}"
+        )
+    for model, batch in {(cell.run.model, cell.run.budget.batch) for cell in cells}:
+        asked.check(model, batch)
+    if not flags.dry_run:
+        asked.mesh()
+    return asked
+
+
+def _verdict(outcome: Outcome) -> int:
+    """The exit code of a grid: 2 where the user can fix it, 1 where a run failed otherwise."""
+    failed = [record for record in outcome.trained if record.status == "failed"]
+    if outcome.mistakes:
+        more = f" ({len(failed)} runs failed so)" if len(failed) > 1 else ""
+        return complain(outcome.mistakes[0] + more)
+    if failed:
+        complain(f"{len(failed)} runs failed; the first: {failed[0].reason}")
+        return 1
+    return 0
+
+
+def _about_records(budget: Plan, flags: RunFlags) -> Iterator[str]:
+    """What is not as it should be among the records that are there."""
+    if budget.left_out:
+        more = f" and {len(budget.left_out) - 1} more" if budget.left_out[1:] else ""
+        yield f"a record of the runs directory{more} is left out: {budget.left_out[0]}"
+    if budget.changed and not flags.retrain_changed:
+        modules = sorted({name for names in budget.changed.values() for name in names})
+        if len(modules) > SHOWN_MODULES:
+            modules = [*modules[:SHOWN_MODULES], f"{len(modules) - SHOWN_MODULES} more"]
+        yield (
+            f"{len(budget.changed)} of {len(budget.rows)} runs were trained by other code than "
+            f"today's ({', '.join(modules)} changed since); --retrain-changed trains them again"
+        )
+
+
+def _summary(outcome: Outcome, total: int, unknown: int) -> str:
+    said = [f"{outcome.count('ok')} of {total} runs trained"]
+    if outcome.finished:
+        whose = f" ({unknown} by code that they do not name)" if unknown else ""
+        said.append(f"{outcome.finished} finished before{whose}")
+    if outcome.elsewhere:
+        said.append(f"{outcome.elsewhere} trained by other processes meanwhile")
+    said += [f"{n} {word}" for word in ("diverged", "failed") if (n := outcome.count(word))]
+    jobs = {record.run.trunk: record for record in outcome.trained}.values()  # their last records
+    if compiled := sum(record.compiled + record.cached for record in jobs):
+        seconds = sum(record.compile_seconds for record in jobs)
+        cached = sum(record.cached for record in jobs)
+        said.append(f"{compiled} programs in {seconds:.0f} s, {cached} of them compiled before")
+    return ", ".join(said)
+
+
+def _measure(name: str, flags: RunFlags, measure: Callable[[], list[dict]]) -> int:
+    if flags.dry_run:
+        raise Usage(f"{name} measures at once and has no budget table; see isoflop describe {name}")
+    if flags.layout:
+        raise Usage(f"{name} measures on one device; leave out --layout")
+    from isoflop.sim.records.store import Store, write_table
+
+    path = measured(flags.runs, name)
+    Store(flags.runs).check(0)
+    rows = measure()
+    write_table(path, rows)
+    if flags.json:
+        print_json(rows)
+    elif not flags.quiet:
+        print(table([{k: _number(v) for k, v in row.items()} for row in rows]))
+    return 0
+
+
+def _result(row: Row) -> dict[str, Any]:
+    return {"labels": row.labels} | row.record.model_dump(mode="json", exclude={"run", "curve"})
+
+
+def _number(value: Any) -> str:
+    return si(value) if isinstance(value, int | float) and not isinstance(value, bool) else value

@@ -1,0 +1,105 @@
+"""`isoflop figures`, `report` and `records`: what an experiment's records show."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from isoflop import experiments
+from isoflop.experiments.cli.flags import ShowFlags, Usage, deferred, parse
+from isoflop.experiments.cli.listing import measured, named
+from isoflop.experiments.cli.text import print_json
+
+if TYPE_CHECKING:
+    from isoflop.sim.records.store import Row
+
+
+def figures(args: Sequence[str]) -> int:
+    """Draw an experiment's figures from its records: SVG, PNG, and the numbers as JSON."""
+    name, flags, rows = _records("figures", figures.__doc__, args)
+    if importlib.util.find_spec(f"isoflop.figures.{name}") is None:
+        raise Usage(f"{name} has no figures; define draw(rows, out) in figures/{name}.py")
+    written = importlib.import_module(f"isoflop.figures.{name}").draw(rows, flags.out / name)
+    if not written:
+        raise Usage(f"{name} has no finished runs in {flags.runs}; first: isoflop run {name}")
+    _print_paths(written, flags.json)
+    return 0
+
+
+def report(args: Sequence[str]) -> int:
+    """Write an experiment's report: one interactive page that needs no network."""
+    name, flags, rows = _records("report", report.__doc__, args)
+    from isoflop.sim.records.store import Row, measured_of, read_context
+
+    if not rows:
+        raise Usage(f"{name} has no finished runs in {flags.runs}; first: isoflop run {name}")
+    if not isinstance(rows[0], Row):
+        raise Usage(f"{name} measures and trains no runs to report on; see isoflop figures {name}")
+    from isoflop.figures.report.page import build
+
+    context = measured(flags.runs, "context")
+    page = build(
+        name,
+        rows,
+        flags.out / name,
+        question=experiments.find(name).question,
+        context=measured_of(rows, read_context(context)) if context.exists() else None,
+        company=_baseline_compressors(rows),
+    )
+    _print_paths([page], flags.json)
+    return 0
+
+
+def records(args: Sequence[str]) -> int:
+    """Write an experiment's records as a table: NAME.csv, and NAME.jsonl with everything."""
+    name, flags, rows = _records("records", records.__doc__, args)
+    from isoflop.sim.records.store import Row, write_csv, write_rows
+
+    if not rows or not isinstance(rows[0], Row):
+        raise Usage(f"{name} has no finished runs in {flags.runs}; first: isoflop run {name}")
+    flat, whole = (flags.out / name / f"{name}.{suffix}" for suffix in ("csv", "jsonl"))
+    write_csv(flat, rows)
+    write_rows(whole, rows)
+    _print_paths([flat, whole], flags.json)
+    return 0
+
+
+def _records(verb: str, doc: str | None, args: Sequence[str]) -> tuple[str, ShowFlags, list]:
+    """The experiment's rows, or the table that it measured, in the runs directory."""
+    from isoflop.sim.records.store import Store, read_rows, read_steps, read_table, timed
+
+    experiment, rest = named(verb, doc, args, ShowFlags)
+    module = experiment.load()
+    options = deferred(module.cells if experiment.trains else module.measure)
+    flags, cells = parse(f"{verb} {experiment.name}", doc, rest, ShowFlags, options)
+    if not experiment.trains:
+        table = flags.records or measured(flags.runs, experiment.name)
+        return experiment.name, flags, read_table(table)
+    if flags.records is not None:  # of which no cell is asked, nor its data
+        return experiment.name, flags, list(read_rows(flags.records))
+    rows, steps = Store(flags.runs).rows(cells()), measured(flags.runs, "bench")
+    return experiment.name, flags, timed(rows, read_steps(steps)) if steps.exists() else rows
+
+
+def _baseline_compressors(rows: Sequence[Row]) -> dict[str, float] | None:
+    """Compressors' bits per byte on the held-out text; None where the data are not text."""
+    from isoflop.models.errors import UserError
+    from isoflop.sim.data import compressed_bits_per_byte
+
+    try:
+        source = rows[0].record.run.data.open()
+    except UserError as error:  # the losses are there, the text need not be
+        print(f"warning: no other compressor is measured: {error}", file=sys.stderr)
+        return None
+    return None if source.bytes_per_token is None else compressed_bits_per_byte(source)
+
+
+def _print_paths(paths: Sequence[Path], as_json: bool) -> None:
+    if as_json:
+        print_json([str(path) for path in paths])
+    else:
+        print("\n".join(map(str, paths)))

@@ -1,0 +1,100 @@
+"""The verbs of the command, one a row: nothing here, and nothing that this imports, brings JAX."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from isoflop.experiments.cli.flags import deferred, parse
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A function of a module of `experiments/cli`, imported when its verb is called.
+
+    The function's typed parameters are its flags, and it prints what it finds; or, with `raw`, it
+    takes the words after the verb as they are and returns the exit code.
+    """
+
+    module: str
+    function: str
+    help: str  # one line, shown without importing the module
+    raw: bool = False
+
+    def __call__(self, name: str, args: Sequence[str]) -> int:
+        """Run the verb, called `name`; returns the exit code."""
+        module = importlib.import_module(f"{__package__}.{self.module}")
+        function: Callable[..., Any] = getattr(module, self.function)
+        if self.raw:
+            return function(args)
+        about = (inspect.getdoc(function) or "").split("\n\nArgs:")[0]  # flags show the rest
+        (bound,) = parse(name, about, args, deferred(function))
+        bound()
+        return 0
+
+
+VERBS = {
+    "list": Verb("listing", "list_", "Name every experiment and its question."),
+    "describe": Verb(
+        *("listing", "describe"),
+        "Print an experiment's question, command, duration and expected answer.",
+        raw=True,
+    ),
+    "run": Verb(
+        *("run", "run"),
+        "Train what an experiment lacks, or with --dry-run tell what that would take.",
+        raw=True,
+    ),
+    "figures": Verb(
+        *("show", "figures"),
+        "Draw an experiment's figures from its records: SVG, PNG, and the numbers as JSON.",
+        raw=True,
+    ),
+    "report": Verb(
+        *("show", "report"),
+        "Write an experiment's report: one interactive page that needs no network.",
+        raw=True,
+    ),
+    "records": Verb(
+        *("show", "records"),
+        "Write an experiment's records as a table: NAME.csv, and NAME.jsonl with everything.",
+        raw=True,
+    ),
+    "bench": Verb(
+        *("run", "bench"),
+        "Time training, prefill and decoding beside this machine's matrix products (run bench).",
+        raw=True,
+    ),
+    "compile": Verb(
+        *("ahead", "compile_"),
+        "Compile training steps for a TPU that is not there: memory, FLOPs, the largest batch.",
+        raw=True,
+    ),
+    "fit": Verb(
+        *("fit", "fit"),
+        "Fit a law of scale to records, with its interval or the reason why there is none.",
+    ),
+    "compare": Verb(
+        *("fit", "compare"),
+        "Tell what one architecture's loss costs another, and where they cross.",
+    ),
+    "selftest": Verb(
+        *("selftest", "selftest"),
+        "Compare an architecture with itself: what intervals of such runs are worth.",
+    ),
+    "plan": Verb(
+        *("plan", "plan"),
+        "Choose sizes and amounts of data for a compute budget, before training.",
+    ),
+    "import": Verb(
+        *("checkpoints", "import_"),
+        "Describe a Hugging Face checkpoint, measure its loss on a text, sample from it.",
+    ),
+    "export": Verb(
+        *("checkpoints", "export"),
+        "Write a trained run's weights as a Hugging Face checkpoint.",
+    ),
+}
