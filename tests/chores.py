@@ -1,4 +1,4 @@
-"""Jobs for the executor's processes. This module brings nothing but the standard library."""
+"""Jobs for the executors' processes. This module brings nothing but the standard library."""
 
 import os
 import signal
@@ -6,24 +6,24 @@ import sys
 import time
 
 
-def describe(job, tell):
+def describe(job, emit):
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     time.sleep(0.2)  # so that every process gets one
-    tell((job, os.getpid(), cores, "jax" in sys.modules))
+    emit((job, os.getpid(), cores, "jax" in sys.modules))
 
 
-def die_at_two(job, tell):
+def die_at_two(job, emit):
     if job == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    tell(job)
+    emit(job)
 
 
-def refuse_two(job, tell):
+def refuse_two(job, emit):
     if job == 2:
         raise ValueError("two is refused")
-    tell(job)
+    emit(job)
 
 
-def linger(job, tell):
-    tell(os.getpid())
+def linger(job, emit):
+    emit(os.getpid())
     time.sleep(600)

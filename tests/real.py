@@ -11,6 +11,7 @@ from pathlib import Path
 from isoflop.models.families import zoo
 from isoflop.sim.data import ZipfFacts
 from isoflop.sim.grid import grid, leases
+from isoflop.sim.grid.executors.local import Local
 from isoflop.sim.optim import AdamW
 from isoflop.sim.spec import Budget, Cell, Run
 from isoflop.sim.train import checkpoints
@@ -47,14 +48,14 @@ def often(*args, **kwargs):
 def main(root: Path, fatal: int | None = None) -> None:
     leases.EXPIRY_SECONDS, leases.RENEW_SECONDS, grid.POLL_SECONDS = 3.0, 0.2, 0.1
 
-    def watch(message) -> None:
+    def on_event(message) -> None:
         step = getattr(message, "step", 0)
         if step:
             print(message.job, step, flush=True)
         if fatal is not None and step >= fatal:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    grid.execute(cells(), root, often, workers=2, watch=watch)
+    grid.execute(cells(), root, often, executor=Local(workers=2), on_event=on_event)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
+import types
+from dataclasses import dataclass
 from pathlib import Path
 
 import fakes
@@ -23,7 +25,9 @@ from isoflop.experiments.cli.verbs import VERBS
 from isoflop.models.base import Init
 from isoflop.sim.cost.flops import param_counts, training_flops
 from isoflop.sim.grid.estimate import plan
-from isoflop.sim.grid.grid import Ended, Landed, Leased, Started, jobs
+from isoflop.sim.grid.executors import base
+from isoflop.sim.grid.executors.local import Local
+from isoflop.sim.grid.grid import Ended, Leased, Recorded, Started, jobs
 from isoflop.sim.records.store import Store, read_rows, read_table, write_table
 from isoflop.sim.train import loop
 from isoflop.sim.train.loop import names
@@ -219,6 +223,25 @@ def test_dry_run_prints_runs_totals_and_warnings_and_trains_nothing(isoflop, tmp
     assert told["flops"] == sum(row["flops"] for row in told["rows"])
 
 
+def test_an_executor_of_others_is_chosen_by_name_and_its_fields_are_flags(isoflop, monkeypatch):
+    @dataclass(frozen=True)
+    class Pool(Local):
+        queue: str = "short"
+
+        def run(self, jobs, work, on_event):
+            asked.append(self)
+            super().run(jobs, work, on_event)
+
+    asked: list[Pool] = []
+    point = types.SimpleNamespace(load=lambda: Pool)
+    monkeypatch.setattr(base, "_installed", lambda: {"pool": point})
+    assert isoflop("run", "toy", "--executor", "pool", "--queue", "long", "--quiet")[0] == 0
+    assert asked == [Pool(queue="long")]
+    assert "called --queue" in the_error(isoflop("run", "toy", "--queue", "long"))
+    told = the_error(isoflop("run", "gauge", "--executor=pool"))
+    assert told == "error: gauge measures in this process; leave out --executor pool\n"
+
+
 def test_shards_train_a_part_each(isoflop):
     assert isoflop("run", "toy", "--shard", "0/2", "--quiet")[1] == "4 of 4 runs trained\n"
     assert isoflop("run", "toy", "--shard", "1/2", "--quiet")[1] == "4 of 4 runs trained\n"
@@ -243,7 +266,8 @@ MISTAKES = {
     "--dry-run cannot stand where it does; see isoflop run": ["run", "toy", "--", "--dry-run"],
     "called --jsno; perhaps you meant --json": ["list", "--jsno"],
     "--shard 2/2 must be i/n with 0 ≤ i < n": ["run", "toy", "--shard", "2/2"],
-    "--workers 0 must be at least 1": ["run", "toy", "--workers", "0"],
+    "workers=0 must be at least 1": ["run", "toy", "--workers", "0"],
+    "no executor slrum; use one of: local": ["run", "toy", "--executor", "slrum"],
     "called fdsp; perhaps you meant fsdp": ["run", "toy", "--layout", "fdsp=2"],
     "must be sizes of at least 1 by name": ["run", "toy", "--layout", "fsdp=two"],
     "batch=2 must be a multiple of": ["run", "toy", "--layout", "data=4", "--dry-run"],
@@ -336,21 +360,21 @@ def test_the_live_display_shows_the_grid_and_each_running_job(tmp_path):
                 console.print(progress.render())
             return capture.get()
 
-        progress.watch(Started(first.trunk))
+        progress.on_event(Started(first.trunk))
         assert "0/8 runs" in shown()
         assert "compiling" in shown()
-        progress.watch(fakes.Event(first.trunk, 75, 300, 2.5, 12345.0))
+        progress.on_event(fakes.Event(first.trunk, 75, 300, 2.5, 12345.0))
         assert "dense, width 16" in shown()
         assert "75/300" in shown()
         assert "12.3k" in shown()
         failed = fakes.record(first.runs[0]).model_copy(update={"status": "failed", "reason": "!"})
-        progress.watch(Landed(first.trunk, failed))
-        progress.watch(Landed(first.trunk, fakes.record(first.runs[1])))
+        progress.on_event(Recorded(first.trunk, failed))
+        progress.on_event(Recorded(first.trunk, fakes.record(first.runs[1])))
         assert "2/8 runs, 1 diverged or failed" in shown()
         assert "left" in shown()
-        progress.watch(Ended(first.trunk))
+        progress.on_event(Ended(first.trunk))
         assert "75/300" not in shown()
-        progress.watch(Leased(second.trunk, "process 1 on here"))
+        progress.on_event(Leased(second.trunk, "process 1 on here"))
     assert (tmp_path / "lines").read_text().splitlines() == [
         "[1/8] dense, width 16, steps 50, seed 0: failed loss 2.5000: !",
         "[2/8] dense, width 16, steps 50, seed 1: ok loss 2.5000",
@@ -437,7 +461,7 @@ def test_a_note_of_a_job_is_a_warning_even_when_quiet(tmp_path):
     cells = fakes.cells()
     with (tmp_path / "lines").open("w") as stream:
         progress = Progress(cells, plan(cells, Store(tmp_path)), stream, quiet=True)
-        progress.watch(loop.Note(cells[0].run.trunk, "the disk is full"))
+        progress.on_event(loop.Note(cells[0].run.trunk, "the disk is full"))
     assert (tmp_path / "lines").read_text() == "warning: dense, width 8: the disk is full\n"
 
 

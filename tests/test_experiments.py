@@ -19,6 +19,7 @@ from isoflop.figures.report.summary import conclusion, interval
 from isoflop.figures.style import scientific
 from isoflop.models.errors import UserError
 from isoflop.models.families.matching import unmatched
+from isoflop.sim.grid.executors.local import Local
 from isoflop.sim.laws.forms import PowerLaw
 from isoflop.sim.optim import AdamW
 from isoflop.sim.records.store import Record, Row, read_rows
@@ -92,11 +93,11 @@ def test_the_gpu_studys_commands_in_the_readme_are_of_its_168_runs():
     told = re.findall(r"`isoflop run ladder --scale gpu (.*?)`", README)
     assert len(told) == 2
     for options in told:
-        flags, cells = parse(
-            "run", None, options.split(), RunFlags, partial(ladder.cells, scale="gpu")
+        _, where, cells = parse(
+            "run", None, options.split(), RunFlags, Local, partial(ladder.cells, scale="gpu")
         )
         assert len(cells) == 168
-        assert flags.workers in (1, 14)
+        assert where.workers in (1, 14)
 
 
 def test_the_readmes_experiment_is_matched_in_size():

@@ -17,6 +17,7 @@ import real
 from isoflop.models.errors import UserError
 from isoflop.sim.grid import grid as grids
 from isoflop.sim.grid import leases
+from isoflop.sim.grid.executors.local import Local
 from isoflop.sim.grid.grid import Leased, Started, execute, jobs, product, zipped
 from isoflop.sim.records.store import Store
 
@@ -130,7 +131,7 @@ def test_a_mistake_of_the_users_inside_a_job_is_told_apart_from_a_bug(tmp_path):
 
 def test_a_worker_that_is_killed_fails_the_runs_it_had_not_written(tmp_path):
     grid = fakes.cells(width=[16])
-    outcome = execute(grid, tmp_path, fakes.dies_after_one, workers=2)
+    outcome = execute(grid, tmp_path, fakes.dies_after_one, executor=Local(workers=2))
     assert (outcome.count("ok"), outcome.count("failed")) == (1, 3)
     assert all("SIGKILL" in r.reason for r in outcome.trained if r.status == "failed")
     assert execute(grid, tmp_path, fakes.train).count("ok") == 3
@@ -198,7 +199,7 @@ def test_a_job_that_another_process_trains_is_come_back_to_when_its_lease_ends(t
     finishes, free, gives_up = jobs(grid)
     seen, stop = [], threading.Event()
 
-    def watch(message):
+    def on_event(message):
         seen.append(message)
         if isinstance(message, Leased) and len([m for m in seen if isinstance(m, Leased)]) == 2:
             stop.set()
@@ -219,7 +220,7 @@ def test_a_job_that_another_process_trains_is_come_back_to_when_its_lease_ends(t
     thread = threading.Thread(target=other)
     thread.start()
     begun.wait(60)
-    outcome = execute(grid, tmp_path, fakes.train, watch=watch)
+    outcome = execute(grid, tmp_path, fakes.train, on_event=on_event)
     thread.join()
     who = f"process {os.getpid()} on {socket.gethostname()}"
     assert {Leased(finishes.trunk, who), Leased(gives_up.trunk, who)} <= set(
@@ -276,7 +277,7 @@ def test_a_job_whose_lease_was_taken_over_stops_and_is_come_back_to(tmp_path, im
         yield from fakes.train(runs, work, emit, wanted)
 
     seen = []
-    outcome = execute(fakes.cells(width=[8]), tmp_path, robbed, watch=seen.append)
+    outcome = execute(fakes.cells(width=[8]), tmp_path, robbed, on_event=seen.append)
     assert [type(m) for m in seen if isinstance(m, Leased | Started)] == [Started, Leased, Started]
     assert (outcome.count("ok"), outcome.count("failed")) == (4, 0)
 
@@ -286,11 +287,11 @@ def test_workers_that_are_ended_leave_no_lease(tmp_path):
         pass
 
     def stop(message):
-        if isinstance(message, grids.Landed):
+        if isinstance(message, grids.Recorded):
             raise Stop
 
     with pytest.raises(Stop):
-        execute(fakes.cells(), tmp_path, fakes.slowly, workers=2, watch=stop)
+        execute(fakes.cells(), tmp_path, fakes.slowly, executor=Local(workers=2), on_event=stop)
     assert not list(tmp_path.glob("leases/*"))
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from isoflop.experiments import pick
 
 if TYPE_CHECKING:
+    from isoflop.sim.grid.executors.base import Executor
     from isoflop.sim.train.sharding import Layout
 
 HELP = {"-h", "--help"}
@@ -34,8 +35,9 @@ class ListFlags:
 class RunFlags:
     runs: Path = Path("runs")
     """The runs directory: one folder per run; finished runs are never trained again."""
-    workers: int = 1
-    """Processes that train side by side, each with its share of the cores."""
+    executor: str = "local"
+    """Where jobs run: local, on this machine's cores, or another of sim/grid/executors or of an
+    installed package; its own options stand among these."""
     shard: str = "0/1"
     """Train the i-th of n parts, counted from 0, as in 0/4: for several machines or job arrays."""
     layout: str = ""
@@ -102,6 +104,18 @@ def _unboxed(panel: str) -> str:
     lines = [line.strip("│ ") if line.strip("│╭╮╰╯─- ") else "" for line in panel.splitlines()]
     below = itertools.dropwhile(lambda line: not line, lines[1:])
     return " ".join(itertools.takewhile(bool, below)).rstrip(".")
+
+
+def executor(args: Sequence[str]) -> Callable[..., Executor]:
+    """The executor that `--executor NAME` asks for among the arguments: its fields are flags."""
+    from isoflop.sim.grid.executors import base
+
+    words = [word for arg in args for word in arg.split("=", 1)]
+    name = RunFlags.executor
+    if "--executor" in words[:-1]:
+        name = words[words.index("--executor") + 1]
+    pick(name, base.names(), "executor")
+    return base.find(name)
 
 
 def deferred(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:

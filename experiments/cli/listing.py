@@ -38,7 +38,7 @@ def describe(args: Sequence[str]) -> int:
 
 
 def named(
-    verb: str, about: str | None, args: Sequence[str], flags: Callable[..., Any]
+    verb: str, about: str | None, args: Sequence[str], *flags: Callable[..., Any]
 ) -> tuple[experiments.Experiment, Sequence[str]]:
     """The experiment named right after the verb, and the arguments that follow."""
     if args and args[0] in HELP:
@@ -47,7 +47,7 @@ def named(
             f"{about}\n\nNAME is one of: {names}. "
             f"isoflop {verb} NAME --help shows its own options too."
         )
-        parse(f"{verb} NAME", about, ["--help"], flags)
+        parse(f"{verb} NAME", about, ["--help"], *flags)
     if not args or args[0].startswith("-"):
         raise Usage(f"name the experiment first: isoflop {verb} NAME [OPTIONS]; see isoflop list")
     return experiments.find(args[0]), args[1:]

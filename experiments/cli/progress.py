@@ -15,7 +15,7 @@ from rich.text import Text
 
 from isoflop.experiments.cli.text import console, duration, labelled, si
 from isoflop.models.errors import printable
-from isoflop.sim.grid.grid import Ended, Landed, Leased, Started
+from isoflop.sim.grid.grid import Ended, Leased, Recorded, Started
 from isoflop.sim.records.store import Record
 from isoflop.sim.train.loop import Note
 
@@ -34,7 +34,7 @@ class _Running:
 
 @dataclass
 class Progress:
-    """A context manager whose `watch` takes the messages of `sim.grid.grid.execute`.
+    """A context manager whose `on_event` takes the events of `sim.grid.grid.execute`.
 
     The time left is the planned seconds left over the planned seconds done per second of clock.
     """
@@ -44,7 +44,7 @@ class Progress:
     stream: Any  # a text file; a terminal has a live display
     quiet: bool = False
     running: dict[str, _Running] = field(default_factory=dict)
-    landed: dict[str, Record] = field(default_factory=dict)
+    recorded: dict[str, Record] = field(default_factory=dict)
     leased: dict[str, str] = field(default_factory=dict)  # trunk → who else trains it
 
     def __post_init__(self) -> None:
@@ -70,13 +70,13 @@ class Progress:
         if self.live:
             self.live.stop()
 
-    def watch(self, message: Any) -> None:
-        match message:
+    def on_event(self, event: Any) -> None:
+        match event:
             case Started(trunk):
                 self.running[trunk] = _Running(time.monotonic())
                 self.leased.pop(trunk, None)
-            case Landed(_, record):
-                self.landed[record.key] = record
+            case Recorded(_, record):
+                self.recorded[record.key] = record
                 self._line(self._result(record))
             case Ended(trunk):
                 self.running.pop(trunk, None)
@@ -87,7 +87,7 @@ class Progress:
                 self._line(f"{self.titles[trunk]}: leased by {owner}; left for later")
             case Note(trunk, text):
                 self._warn(f"{self.titles[trunk]}: {text}")
-            case event:
+            case _:
                 if event.job in self.running:
                     self.running[event.job].event = event
 
@@ -104,15 +104,15 @@ class Progress:
             print(f"warning: {text}", file=self.stream, flush=True)
 
     def _result(self, record: Record) -> str:
-        count = f"[{self.finished + len(self.landed)}/{len(self.plan.rows)}]"
+        count = f"[{self.finished + len(self.recorded)}/{len(self.plan.rows)}]"
         loss = "" if record.loss is None else f" loss {record.loss:.4f}"
         reason = f": {printable(record.reason)}" if record.reason else ""
         took = f" in {duration(record.seconds)}" if record.seconds else ""
         return f"{count} {self.labels[record.key]}: {record.status}{loss}{took}{reason}"
 
     def render(self) -> Group:
-        failures = [record for record in self.landed.values() if record.status != "ok"]
-        done, total = self.finished + len(self.landed), len(self.plan.rows)
+        failures = [record for record in self.recorded.values() if record.status != "ok"]
+        done, total = self.finished + len(self.recorded), len(self.plan.rows)
         head = Table.grid(padding=(0, 2))
         counts = f"{done}/{total} runs"
         if failures:
@@ -136,7 +136,7 @@ class Progress:
 
     def _left(self) -> float | None:
         """Seconds left; None before there is anything to go by."""
-        done = sum(self.seconds[key] for key in self.landed)
+        done = sum(self.seconds[key] for key in self.recorded)
         total = sum(self.seconds.values())
         elapsed = time.monotonic() - self.began
         return elapsed * max(total - done, 0) / done if done else None

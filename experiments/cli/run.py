@@ -10,12 +10,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from isoflop.experiments.cli import interrupts
-from isoflop.experiments.cli.flags import RunFlags, Usage, deferred, layout, parse, shard
+from isoflop.experiments.cli.flags import RunFlags, Usage, deferred, executor, layout, parse, shard
 from isoflop.experiments.cli.listing import measured, named
 from isoflop.experiments.cli.text import budget_table, complain, print_json, si, table
 
 if TYPE_CHECKING:
     from isoflop.sim.grid.estimate import Plan
+    from isoflop.sim.grid.executors.base import Executor
     from isoflop.sim.grid.grid import Outcome
     from isoflop.sim.records.store import Row
     from isoflop.sim.spec import Cell
@@ -26,7 +27,7 @@ SHOWN_MODULES = 5  # of those whose code changed
 
 def run(args: Sequence[str]) -> int:
     """Train what an experiment lacks, or with --dry-run tell what that would take."""
-    experiment, rest = named("run", run.__doc__, args, RunFlags)
+    experiment, rest = named("run", run.__doc__, args, RunFlags, executor(args))
     from isoflop.sim.data import cache
 
     # measurements of speed compile afresh
@@ -35,10 +36,14 @@ def run(args: Sequence[str]) -> int:
         os.environ.setdefault(name, value)  # read when JAX is imported, here and in workers
     module = experiment.load()
     options = module.cells if experiment.trains else deferred(module.measure)
-    flags, cells = parse(f"run {experiment.name}", experiment.question, rest, RunFlags, options)
+    command = f"run {experiment.name}"
     if not experiment.trains:
-        return _measure(experiment.name, flags, cells)
-    return _train(flags, cells)
+        flags, measure = parse(command, experiment.question, rest, RunFlags, options)
+        return _measure(experiment.name, flags, measure)
+    flags, where, cells = parse(
+        command, experiment.question, rest, RunFlags, executor(rest), options
+    )
+    return _train(flags, where, cells)
 
 
 def bench(args: Sequence[str]) -> int:
@@ -46,17 +51,15 @@ def bench(args: Sequence[str]) -> int:
     return run(["bench", *args])
 
 
-def _train(flags: RunFlags, cells: list[Cell]) -> int:
+def _train(flags: RunFlags, where: Executor, cells: list[Cell]) -> int:
     from isoflop.sim.grid.estimate import plan
     from isoflop.sim.grid.grid import execute
     from isoflop.sim.records.store import Store
 
-    part, workers = shard(flags.shard), flags.workers
-    if workers < 1:
-        raise Usage(f"--workers {workers} must be at least 1")
+    part, workers = shard(flags.shard), where.workers
     if not cells:
         raise Usage("these options leave the grid without a run; see --help")
-    asked = _laid_out(flags, cells)
+    asked = _laid_out(flags, workers, cells)
     store = Store(flags.runs)
     budget = plan(cells, store, workers=workers, shard=part, retrain_changed=flags.retrain_changed)
     for warning in _about_records(budget, flags):
@@ -76,17 +79,17 @@ def _train(flags: RunFlags, cells: list[Cell]) -> int:
         Progress(cells, budget, sys.stderr, flags.quiet) as progress,
     ):
 
-        def watch(message: Any) -> None:
-            check(message)
-            progress.watch(message)
+        def on_event(event: Any) -> None:
+            check(event)
+            progress.on_event(event)
 
         outcome = execute(
             cells,
             flags.runs,
             trainer,
-            workers=workers,
+            executor=where,
             shard=part,
-            watch=watch,
+            on_event=on_event,
             need_bytes=budget.peak_bytes,
             retrain_changed=flags.retrain_changed,
         )
@@ -104,14 +107,14 @@ def _train(flags: RunFlags, cells: list[Cell]) -> int:
     return _verdict(outcome)
 
 
-def _laid_out(flags: RunFlags, cells: list[Cell]) -> Layout | None:
+def _laid_out(flags: RunFlags, workers: int, cells: list[Cell]) -> Layout | None:
     """The layout asked for, if any, once every run of the grid can have it."""
     if not flags.layout:
         return None
     asked = layout(flags.layout)
-    if asked.devices > 1 and flags.workers > 1:
+    if asked.devices > 1 and workers > 1:
         raise Usage(
-            f"--layout {asked} gives every device to one job; leave out --workers {flags.workers}"
+            f"--layout {asked} gives every device to one job; leave out --workers {workers}"
         )
     for model, batch in {(cell.run.model, cell.run.budget.batch) for cell in cells}:
         asked.check(model, batch)
@@ -168,6 +171,8 @@ def _measure(name: str, flags: RunFlags, measure: Callable[[], list[dict]]) -> i
         raise Usage(f"{name} measures at once and has no budget table; see isoflop describe {name}")
     if flags.layout:
         raise Usage(f"{name} measures on one device; leave out --layout")
+    if flags.executor != RunFlags.executor:
+        raise Usage(f"{name} measures in this process; leave out --executor {flags.executor}")
     from isoflop.sim.records.store import Store, write_table
 
     path = measured(flags.runs, name)

@@ -28,7 +28,8 @@ from pydantic import TypeAdapter, ValidationError
 from isoflop.models.errors import UserError
 from isoflop.sim.durable import unwritable, write
 from isoflop.sim.grid import leases
-from isoflop.sim.grid import local as executor
+from isoflop.sim.grid.executors.base import Executor, WorkerDied
+from isoflop.sim.grid.executors.local import Local
 from isoflop.sim.records.provenance import changed
 from isoflop.sim.records.store import Record, Store, brief
 from isoflop.sim.spec import Cell, Run, canonical
@@ -36,6 +37,7 @@ from isoflop.sim.spec import Cell, Run, canonical
 if TYPE_CHECKING:
     from isoflop.sim.train.loop import Event, Note
 
+HERE = Local()  # one job after another, in this process
 POLL_SECONDS = 1.0  # between looks at the leases of others, once nothing else is left to train
 
 Result = tuple[Record, Mapping[str, np.ndarray]]
@@ -72,7 +74,7 @@ class Started:
 
 
 @dataclass(frozen=True)
-class Landed:
+class Recorded:
     """A run has its record."""
 
     trunk: str
@@ -82,7 +84,7 @@ class Landed:
 @dataclass(frozen=True)
 class Ended:
     trunk: str
-    mistake: str = ""  # what the user can mend, if that is why it failed
+    mistake: str = ""  # what the user can fix, if that is why it failed
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Leased:
     owner: str
 
 
-Watch = Callable[["Started | Landed | Ended | Leased | Event | Note"], None]
+OnEvent = Callable[["Started | Recorded | Ended | Leased | Event | Note"], None]
 
 
 @dataclass(frozen=True)
@@ -138,23 +140,21 @@ def execute(
     root: Path,
     trainer: Trainer,
     *,
-    workers: int = 1,
+    executor: Executor = HERE,
     shard: tuple[int, int] = (0, 1),
-    watch: Watch = lambda message: None,
+    on_event: OnEvent = lambda event: None,
     need_bytes: int = 0,
     retrain_changed: bool = False,
 ) -> Outcome:
     """Train the cells that have no final record in the runs directory `root`, or, with
     `retrain_changed`, one of other code than today's (sim/records/provenance.py).
 
-    One worker trains in this process; more are spawned and share its cores, and then `trainer`
-    must be importable by name. Returns when every run has a record, its own or another process's,
-    or has failed here. Raises UserError, before training, if the directory cannot be written or has
-    less than `need_bytes` free, or a record in it is damaged; an exception inside a job becomes its
-    runs' reason for failing, and the other jobs go on.
+    Where others than this process train, `trainer` must be importable by name. Returns when every
+    run has a record, its own or another process's, or has failed here. Raises UserError, before
+    training, if the directory cannot be written or has less than `need_bytes` free, or a record in
+    it is damaged; an exception inside a job becomes its runs' reason for failing, and the other
+    jobs go on.
     """
-    if workers < 1:
-        raise UserError(f"workers={workers} must be at least 1")
     store = Store(root)
     store.check(need_bytes)
     every = jobs(cells, shard)
@@ -166,32 +166,29 @@ def execute(
     leased: list[str] = []
     mistakes: list[str] = []
 
-    def tell(message: Any) -> None:
-        match message:
-            case Landed():
-                trained.append(message.record)
+    def note(event: Any) -> None:
+        match event:
+            case WorkerDied(job, reason):
+                with leases.hold(_lease(root, job.trunk), token) as held:
+                    if held.other is None:
+                        _fail(store, missing(job.runs), reason, note)
+                note(Ended(job.trunk))
+                return
+            case Recorded():
+                trained.append(event.record)
             case Leased():
-                others.expired(_lease(root, message.trunk))  # watched from now on
-                leased.append(message.trunk)
-            case Ended() if message.mistake:
-                mistakes.append(message.mistake)
-        watch(message)
-
-    def lost(job: Job, reason: str) -> None:
-        with leases.hold(_lease(root, job.trunk), token) as held:
-            if held.other is None:
-                _fail(store, missing(job.runs), reason, tell)
-        tell(Ended(job.trunk))
+                others.expired(_lease(root, event.trunk))  # watched from now on
+                leased.append(event.trunk)
+            case Ended() if event.mistake:
+                mistakes.append(event.mistake)
+        on_event(event)
 
     work = functools.partial(train_job, root, trainer, token, retrain_changed)
     ready = [job for job in every if asked[job.trunk]]
     waiting: list[Job] = []
     try:
         while ready or waiting:
-            if workers == 1:
-                executor.serial(work, ready, tell)
-            else:
-                executor.spawn(work, ready, workers, tell, lost)
+            executor.run(ready, work, note)
             waiting += [job for job in ready if job.trunk in leased]
             leased.clear()
             ready = [job for job in waiting if others.expired(_lease(root, job.trunk))]
@@ -212,7 +209,7 @@ def train_job(
     token: str,
     retrain_changed: bool,
     job: Job,
-    tell: Callable[[Any], None],
+    emit: Callable[[Any], None],
 ) -> None:
     """Train one job's missing runs and write their records, unless another process leased it.
 
@@ -222,12 +219,12 @@ def train_job(
     try:
         with leases.hold(_lease(root, job.trunk), token) as held:
             if held.other is not None:
-                tell(Leased(job.trunk, held.other.owner))
+                emit(Leased(job.trunk, held.other.owner))
             elif missing := _missing(store, job.runs, retrain_changed):
-                tell(Started(job.trunk))
-                tell(Ended(job.trunk, _train(store, trainer, job, missing, held, tell)))
+                emit(Started(job.trunk))
+                emit(Ended(job.trunk, _train(store, trainer, job, missing, held, emit)))
             else:  # another process finished it in the meantime
-                tell(Ended(job.trunk))
+                emit(Ended(job.trunk))
     except BrokenPipeError:  # whoever watches has gone
         raise
     except OSError as error:  # never the trainer's: those are reasons for failing
@@ -244,7 +241,7 @@ def _train(
     job: Job,
     missing: dict[str, Run],
     held: leases.Held,
-    tell: Callable[[Any], None],
+    emit: Callable[[Any], None],
 ) -> str:
     """The body of `train_job`; the user's mistake, if one stopped it."""
     folder = store.root / "jobs" / job.trunk
@@ -252,36 +249,36 @@ def _train(
     error: list[Exception] = []
     with (folder / "metrics.jsonl").open("ab", buffering=0) as log:
 
-        def emit(event: Event | Note) -> None:
+        def logged(event: Event | Note) -> None:
             known = {k: v for k, v in asdict(event).items() if v == v}  # JSON has no NaN
             with contextlib.suppress(OSError):  # a full disk is told by what cannot do without it
                 log.write(json.dumps(known).encode() + b"\n")
-            tell(event)
+            emit(event)
             if held.lost.is_set():
                 raise _LeaseLost
 
         def guarded() -> Iterator[Result]:  # catches the trainer's exceptions, not those of saving
             try:
-                yield from trainer(runs, folder / "work", emit, set(missing))
+                yield from trainer(runs, folder / "work", logged, set(missing))
             except Exception as exception:
                 error.append(exception)
 
         for record, weights in guarded():
             if missing.pop(record.key, None) is not None:
                 store.save(record, weights)
-                tell(Landed(job.trunk, record))
+                emit(Recorded(job.trunk, record))
     if not missing:  # a job that failed goes on from its checkpoints when it is tried again
         shutil.rmtree(folder / "work", ignore_errors=True)
         return ""
     if error and isinstance(error[0], _LeaseLost):
-        tell(Leased(job.trunk, "another process, which took it over"))
+        emit(Leased(job.trunk, "another process, which took it over"))
         return ""
     mistake = str(error[0]) if error and isinstance(error[0], UserError) else ""
     reason = mistake or (_reason(error[0]) if error else "the trainer ended without this run")
     if error and not mistake:
         write(folder / "failure.txt", "".join(traceback.format_exception(error[0])).encode())
         reason += f" (traceback in jobs/{job.trunk}/failure.txt)"
-    _fail(store, missing, reason, tell)
+    _fail(store, missing, reason, emit)
     return mistake
 
 
@@ -319,14 +316,14 @@ def _missing(store: Store, runs: Iterable[Run], retrain_changed: bool = False) -
 
 
 def _fail(
-    store: Store, missing: Mapping[str, Run], reason: str, tell: Callable[[Any], None]
+    store: Store, missing: Mapping[str, Run], reason: str, emit: Callable[[Any], None]
 ) -> None:
     """Write failed records, but not over those of an earlier training that went well."""
     for key, run in missing.items():
         record = Record(key=key, run=run, status="failed", reason=reason)
         if not store.done(key):
             store.save(record, {})
-        tell(Landed(run.trunk, record))
+        emit(Recorded(run.trunk, record))
 
 
 def _reason(error: Exception) -> str:

@@ -13,16 +13,35 @@ import signal
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-Tell = Callable[[Any], None]
-Work = Callable[[Any, Tell], None]  # importable and picklable where it runs in other processes
-Lost = Callable[[Any, str], None]
+from isoflop.models.errors import UserError
+from isoflop.sim.grid.executors.base import OnEvent, Work, WorkerDied
+
+
+@dataclass(frozen=True)
+class Local:
+    """One worker is this process; more are spawned, and share its cores."""
+
+    workers: int = 1
+    """Processes that train side by side, each with its share of the cores."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UserError(f"workers={self.workers} must be at least 1")
+
+    def run(self, jobs: Sequence[Any], work: Work, on_event: OnEvent) -> None:
+        """As the contract says; a job in this process that ends it ends the grid."""
+        if self.workers == 1:
+            for job in jobs:
+                work(job, on_event)
+        else:
+            spawn(jobs, work, on_event, self.workers)
 
 
 @dataclass(eq=False)
@@ -33,19 +52,12 @@ class _Worker:
     job: Any
 
 
-def serial(work: Work, jobs: Sequence[Any], tell: Tell) -> None:
-    """Run `work(job, tell)` for each job, here."""
-    for job in jobs:
-        work(job, tell)
+def spawn(jobs: Sequence[Any], work: Work, on_event: OnEvent, workers: int) -> None:
+    """Run `work(job, emit)` for each job, in order, on `workers` processes.
 
-
-def spawn(work: Work, jobs: Sequence[Any], workers: int, tell: Tell, lost: Lost) -> None:
-    """Run `work(job, tell)` for each job, in order, on `workers` processes.
-
-    `tell` is called here, in the calling process. A process that dies takes only its own job with
-    it: `lost(job, reason)` is called and a new process goes on. An exception that `work` lets out
-    stops everything and is raised here. The share of cores depends on `workers` alone, not on how
-    many jobs are left, so that an interrupted grid goes on with as many threads as it began with.
+    `on_event` is called here, in the calling process, and a new process follows one that died. The
+    share of cores depends on `workers` alone, not on how many jobs are left, so that an interrupted
+    grid goes on with as many threads as it began with.
     """
     todo = deque(jobs)
     crew: list[_Worker] = []
@@ -60,12 +72,12 @@ def spawn(work: Work, jobs: Sequence[Any], workers: int, tell: Tell, lost: Lost)
                 except (EOFError, ConnectionResetError):
                     worker.process.join()
                     crew.remove(worker)
-                    lost(worker.job, _death(worker.process.exitcode))
+                    on_event(WorkerDied(worker.job, _death(worker.process.exitcode)))
                     if todo:
                         crew.append(_hire(work, worker.share, workers, todo.popleft()))
                     continue
-                if kind == "tell":
-                    tell(message)
+                if kind == "event":
+                    on_event(message)
                 elif kind == "raise":
                     raise message
                 elif todo:
@@ -101,7 +113,7 @@ def _serve(pipe: Connection, work: Work, workers: int) -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.75 / workers:.3f}")
     while (job := pipe.recv()) is not None:
         try:
-            work(job, lambda message: pipe.send(("tell", message)))
+            work(job, lambda message: pipe.send(("event", message)))
         except Exception as error:
             error.add_note(traceback.format_exc())
             pipe.send(("raise", error))
