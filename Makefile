@@ -23,17 +23,17 @@ test-slow: $(STAMP)
 parity: $(PARITY_STAMP)
 	$(PARITY)/bin/python -m pytest -n 2 --dist loadfile -m parity
 
-# every committed figure and every table of the README, from the committed records
+# every committed figure and every table of the READMEs, from the committed records
 RECORDS := experiments/results
 results: $(STAMP)
-	$(BIN)/python -m isoflop.experiments.cli.readme README.md
+	$(BIN)/python -m isoflop.experiments.cli.readme
 	for name in quickstart context bench peers lr_transfer ladder; do \
 		$(BIN)/isoflop figures $$name --records $(RECORDS)/$$name.jsonl --out figures/out || exit 1; done
 	for name in lr_transfer ladder; do \
 		$(BIN)/isoflop figures $$name --records $(RECORDS)/$${name}_gpu.jsonl --out figures/out/gpu \
 		|| exit 1; done
 	cp figures/out/lr_transfer/lr_transfer.json $(RECORDS)/learning_rates.json
-	$(BIN)/python -m isoflop.experiments.cli.readme README.md
+	$(BIN)/python -m isoflop.experiments.cli.readme
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

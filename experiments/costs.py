@@ -2,8 +2,8 @@
 
 Exact, from the configs: parameters, training FLOPs per token at several lengths under every
 convention, and for one decoded token its FLOPs, the bytes it reads and the state it needs, at 2
-bytes for a weight or an element of the state. The README's table is made of these rows by
-`python -m isoflop.experiments.cli.readme README.md`.
+bytes for a weight or an element of the state. The table of models/README.md is made of these rows
+by `python -m isoflop.experiments.cli.readme`.
 
 Command:   isoflop run costs --conventions executed causal
 Duration:  seconds; nothing is trained or timed

@@ -30,7 +30,7 @@ DRAWS = 1000
 
 
 def numbers(rows: Sequence[Row], draws: int = DRAWS) -> dict[str, Any]:
-    """Everything that the ladder's figures draw and the README quotes. Empty without runs."""
+    """Everything that the ladder's figures draw and the READMEs quote. Empty without runs."""
     cells = points(rows)
     if not cells:
         return {}

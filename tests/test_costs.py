@@ -1,4 +1,4 @@
-"""The cost table is arithmetic, and the README's copy of it is the generated one."""
+"""The cost table is arithmetic, and the READMEs' copies of it are the generated ones."""
 
 import pytest
 
@@ -27,8 +27,9 @@ def test_the_readmes_generated_parts_are_what_is_generated(measured, monkeypatch
         return [row for row in measured if row["convention"] in conventions]
 
     monkeypatch.setattr(costs, "measure", asked)
-    text = (readme.ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.insert(text) == text, "run: python -m isoflop.experiments.cli.readme README.md"
+    for name, parts in readme.DOCUMENTS.items():
+        text = (readme.ROOT / name).read_text(encoding="utf-8")
+        assert readme.insert(text, parts) == text, "run: python -m isoflop.experiments.cli.readme"
 
 
 def test_a_family_has_a_row_for_each_convention():

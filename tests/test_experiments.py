@@ -85,12 +85,13 @@ def test_the_ladder_of_a_gpu_has_other_sizes_and_eight_times_the_tokens_a_step()
         ladder.cells(scale="gpu", sizes=5)
 
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README, STUDIES = (ROOT / "README.md").read_text(), (ROOT / "experiments/README.md").read_text()
 
 
-def test_the_gpu_studys_commands_in_the_readme_are_of_its_168_runs():
+def test_the_gpu_studys_commands_in_the_readmes_are_of_its_168_runs():
     """Of seven families, in every place that names the command."""
-    told = re.findall(r"`isoflop run ladder --scale gpu (.*?)`", README)
+    told = re.findall(r"`isoflop run ladder --scale gpu (.*?)`", README + STUDIES)
     assert len(told) == 2
     for options in told:
         _, where, cells = parse(
@@ -162,7 +163,7 @@ def test_the_rates_in_use_are_those_of_the_committed_sweep_of_equal_trials():
     assert set(families.tuned()["rates"]) == set(families.STUDIED)
     for found in lr_transfer.tuned(committed)["families"].values():
         assert found["trials"] == {"32": 6, "64": 6}
-        assert abs(found["shift"]) <= 1  # as the experiment expects, and the README says
+        assert abs(found["shift"]) <= 1  # as the experiment expects, and sim/README.md says
 
 
 def test_an_untuned_family_is_refused_with_the_remedy():

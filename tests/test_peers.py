@@ -1,7 +1,6 @@
 """The peers are the same models, which is checked before anything is timed."""
 
 import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +10,7 @@ from isoflop.experiments import peers
 from isoflop.experiments.bench import Shape
 from isoflop.models.checkpoints import huggingface as interop
 from isoflop.models.errors import UserError
-from isoflop.sim.records.store import read_table
 
-PEERS = Path(peers.__file__).parent / "results" / "peers.jsonl"
 TINY = Shape(width=64, depth=2, seq_len=32, batch=2)
 
 every_peer = pytest.mark.parametrize("family", peers.TYPES)
@@ -106,46 +103,3 @@ def made(family: str, program: str) -> peers.Peer:
     pytest.importorskip("transformers")
     config = peers.compared(family, TINY)
     return peers.Peer(peers.published(family, config), config, TINY, "float32", program)
-
-
-def test_what_the_readme_says_of_two_cores_is_in_the_committed_table():
-    table = [row for row in read_table(PEERS) if row["device"] == "cpu"]
-    rows = [row for row in table if not row["compiled"]]
-    recurrences = [row for row in rows if row["family"] not in ("dense", "moe")]
-    steps = [row for row in recurrences if row["program"] == "train_step"]
-    slowest, fastest = (pick(row["ratio"] for row in steps) for pick in (min, max))
-    assert (slowest, fastest) == pytest.approx((1.6, 9.6), abs=0.05)
-    assert all(1.45 < row["peer_memory_bytes"] / row["memory_bytes"] < 4.5 for row in steps)
-    assert all(row["ratio"] > 2.6 for row in rows if row["program"] == "decode")
-    ratios = {
-        (row["family"], row["seq_len"], row["program"]): row["ratio"]
-        for row in rows
-        if row["family"] in ("dense", "moe") and row["program"] != "decode"
-    }
-    expected = {
-        ("dense", 256, "train_step"): 1.27,
-        ("moe", 256, "train_step"): 0.9,
-        ("dense", 256, "prefill"): 1.2,
-        ("moe", 256, "prefill"): 0.75,
-        ("dense", 8192, "train_step"): 0.85,
-        ("moe", 8192, "train_step"): 0.85,
-    }
-    assert ratios == pytest.approx(expected, abs=0.025)
-    more = {
-        (row["family"], row["seq_len"]): row["memory_bytes"] / row["peer_memory_bytes"]
-        for row in rows
-        if row["family"] in ("dense", "moe") and row["program"] == "train_step"
-    }
-    expected = {("dense", 256): 1.01, ("moe", 256): 1.07, ("dense", 8192): 0.9, ("moe", 8192): 0.93}
-    assert more == pytest.approx(expected, abs=0.02)
-    eager, compiled = (
-        {
-            row["family"]: row["ratio"]
-            for row in table
-            if (row["shape"], row["program"], row["compiled"]) == ("medium", "train_step", mode)
-        }
-        for mode in (False, True)
-    )
-    assert compiled["gated_deltanet"] == pytest.approx(1.2, abs=0.05)
-    changes = {name: compiled[name] / eager[name] for name in ("mamba2", "mamba")}
-    assert changes == pytest.approx({"mamba2": 1 / 1.3, "mamba": 2}, abs=0.1)

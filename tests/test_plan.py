@@ -196,7 +196,7 @@ def test_more_than_four_epochs_are_warned_about(store):
 
 
 def test_families_of_unlike_size_are_told_once_with_the_worst_pair(store):
-    """The README's own words: matched within 3 %."""
+    """The own words of sim/README.md: matched within 3 %."""
     cells = fakes.cells(family="dense")
 
     def other(d_ff):

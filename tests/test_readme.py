@@ -1,4 +1,4 @@
-"""The README's prose has the numbers of the committed records: both are read, none is here."""
+"""The READMEs' prose has the numbers of the committed records: both are read, none is here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from isoflop.experiments.cli import readme
 from isoflop.sim.cost.flops import param_counts
 from isoflop.sim.records.store import Row, read_rows, read_table
 
-TEXT = " ".join((readme.ROOT / "README.md").read_text(encoding="utf-8").split())
+READMES = [readme.ROOT / name for name in readme.DOCUMENTS if name.endswith("README.md")]
+TEXT = " ".join(" ".join(path.read_text(encoding="utf-8") for path in READMES).split())
 RESULTS = readme.ROOT / "experiments" / "results"
 WORDS = {"two": 2, "three": 3, "four": 4, "eight": 8}
 N = r"(\d*\.?\d+)"  # a number as it is written
@@ -21,7 +22,7 @@ N = r"(\d*\.?\d+)"  # a number as it is written
 def told(sentence: str) -> list[str]:
     """The numbers of a sentence, in which each N stands for one; it has to be there, once."""
     found = re.findall(N.join(map(re.escape, sentence.split("N#"))), TEXT)
-    assert len(found) == 1, f"{len(found)} sentences of the README read: {sentence}"
+    assert len(found) == 1, f"{len(found)} sentences of the READMEs read: {sentence}"
     return [found[0]] if isinstance(found[0], str) else list(found[0])
 
 
@@ -89,7 +90,7 @@ def test_gains_of_both_studies():
     before, after = (gains(study, "executed") for study in ("laptop", "gpu"))
     written = told(
         "Mamba's gain goes from N# to N#, the hybrid's from N# to N#, Gated DeltaNet's and "
-        "Mamba-2's from N# to N#,"
+        "Mamba-2's from N# to N#."
     )
     for family, ends in zip(
         ("mamba", "hybrid", "gated_deltanet", "mamba2"), (0, 2, 4, 4), strict=True
@@ -111,6 +112,11 @@ def peers(gpu: bool) -> list[dict]:
     ]
 
 
+def ours_is_smaller(row: dict) -> float:
+    """How many times as much memory a training step of the peer allocates."""
+    return row["peer_memory_bytes"] / row["memory_bytes"]
+
+
 def ends(rows: list[dict], program: str) -> list[float]:
     ratios = [row["ratio"] for row in rows if row["program"] == program]
     return [min(ratios), max(ratios)]
@@ -126,7 +132,7 @@ def test_times_beside_pytorch_on_an_h100():
         [*ends(rows, "train_step"), *ends(rows, "prefill"), *ends(rows, "decode")],
     )
     large = [row for row in rows if row["width"] == 512 and row["program"] == "train_step"]
-    memory = [row["peer_memory_bytes"] / row["memory_bytes"] for row in large]
+    memory = [ours_is_smaller(row) for row in large]
     agree(
         told("At d 512 a training step needs N# to N# times less memory than theirs"),
         [min(memory), max(memory)],
@@ -136,16 +142,71 @@ def test_times_beside_pytorch_on_an_h100():
 def test_times_beside_pytorch_on_two_cores():
     rows = peers(gpu=False)
     recurrences = [row for row in rows if row["family"] not in ("dense", "moe")]
+    shares = [1 / ours_is_smaller(row) for row in recurrences if row["program"] == "train_step"]
     agree(
-        told("On two CPU cores the recurrences train N# to N# times as fast as eager PyTorch's"),
-        ends(recurrences, "train_step"),
+        told(
+            "On two CPU cores the recurrences train N# to N# times as fast as eager PyTorch's in "
+            "N# to N# times the memory"
+        ),
+        [*ends(recurrences, "train_step"), min(shares), max(shares)],
     )
     (least,) = told("and every family decodes at least N# times as fast")
     decoded = ends(rows, "decode")[0]
     assert float(least) <= decoded < float(least) + 0.1
 
 
-def test_shares_of_the_best_matrix_products():
+def test_dense_and_moe_beside_pytorch_on_two_cores():
+    rows = {
+        (row["family"], row["seq_len"], row["program"]): row
+        for row in peers(gpu=False)
+        if row["family"] in ("dense", "moe")
+    }
+
+    def at(seq_len: int, program: str) -> list[float]:
+        return [rows[family, seq_len, program]["ratio"] for family in ("dense", "moe")]
+
+    def memory(seq_len: int) -> list[float]:
+        steps = (rows[family, seq_len, "train_step"] for family in ("dense", "moe"))
+        return [1 / ours_is_smaller(row) for row in steps]
+
+    short, shares = at(256, "train_step"), memory(256)
+    agree(
+        told("Dense attention trains N# times as fast as eager PyTorch at 256 tokens, in N# times"),
+        [short[0], shares[0]],
+    )
+    agree(told("MoE N# times as fast in N# times the memory"), [short[1], shares[1]])
+    agree(told("they read prompts N# and N# times as fast"), at(256, "prefill"))
+    agree(
+        told("At 8192 tokens dense attention trains N# and MoE N# times as fast"),
+        at(8192, "train_step"),
+    )
+    agree(told("on another day), in N# and N# times the memory"), memory(8192))
+
+
+def test_recurrences_beside_torch_compile_on_two_cores():
+    eager, compiled = (
+        {
+            row["family"]: row["ratio"]
+            for row in read_table(RESULTS / "peers.jsonl")
+            if (row["device"], row["shape"], row["program"], row["compiled"])
+            == ("cpu", "medium", "train_step", mode)
+        }
+        for mode in (False, True)
+    )
+    agree(
+        told(
+            "Gated DeltaNet trains N# times as fast; it makes Mamba-2's peer N# times as fast, and "
+            "Mamba's N# times as slow"
+        ),
+        [
+            compiled["gated_deltanet"],
+            eager["mamba2"] / compiled["mamba2"],
+            compiled["mamba"] / eager["mamba"],
+        ],
+    )
+
+
+def test_shares_of_the_best_matmuls():
     table = read_table(RESULTS / "bench.jsonl")
     steps = [row for row in table if row["program"] == "train_step" and row["width"] == 256]
     shares = {row["family"]: row["matmul_share"] for row in steps}
@@ -153,7 +214,7 @@ def test_shares_of_the_best_matrix_products():
         float,
         told(
             "training steps at width 256 run at N# of that rate for dense and linear attention, at "
-            "N# for experts and at N# for Mamba"
+            "N# for MoE and at N# for Mamba"
         ),
     )
     written = {"dense": both, "linear": both, "moe": experts, "mamba": mamba}

@@ -1,29 +1,30 @@
-"""The README's generated parts, made anew by `python -m isoflop.experiments.cli.readme README.md`.
+"""Generated parts of the documents, made again by `python -m isoflop.experiments.cli.readme`.
 
-Each stands between two comments that name it, and a test holds the file to what is made here. The
-committed runs are first given the FLOPs that the code counts now, so that one table has one count
-even after a form of a mixer has changed, and as a label the seconds of a step, where its shape was
-timed in turns with the others'; `isoflop figures` then has to draw them again.
+Each stands between two comments that name it, and a test holds every file to what is made here; the
+tables of what there is are in `experiments/cli/catalogue.py`. The committed runs are first given
+the FLOPs that the code counts now, so that one table has one count even after a form of a mixer has
+changed, and as a label the seconds of a step, where its shape was timed in turns with the others';
+`isoflop figures` then has to draw them again.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from isoflop.experiments import costs
+from isoflop.experiments.cli import catalogue
+from isoflop.experiments.cli.catalogue import ROOT, markdown
 from isoflop.experiments.cli.text import si
 from isoflop.figures.study import ends
 from isoflop.models.mixers import rnn
 from isoflop.sim.cost.flops import CONVENTIONS, training_flops
 from isoflop.sim.records.store import Row, read_rows, read_table, timed, write_rows
 
-ROOT = Path(__file__).resolve().parents[2]
 STUDIES = {  # records → what was made of them
     ROOT / "experiments" / "results" / f"{name}.jsonl": ROOT / "figures" / "out" / at / "study.json"
     for name, at in (("ladder", "ladder"), ("ladder_gpu", "gpu/ladder"))
@@ -79,7 +80,7 @@ def shortest_mixer() -> str:
 
 
 def ladder_table(path: Path) -> str:
-    """Each family's best loss, its gains over dense, and what its law foretells."""
+    """Each family's best loss, its gains over dense, and the error of its law on held-out runs."""
     study = json.loads(path.read_text(encoding="utf-8"))
     shown = [cost for cost in SHOWN if cost in study["gains"]]
     gains = {cost: {item["arm"]: item for item in study["gains"][cost]} for cost in shown}
@@ -104,6 +105,22 @@ def ladder_table(path: Path) -> str:
         "held out",
     ]
     return markdown(heads, body)
+
+
+def gains_table() -> str:
+    """Gains over dense at the far end of both studies' windows, in the costs that differ most."""
+    laptop, gpu = (json.loads(path.read_text(encoding="utf-8"))["gains"] for path in (LAPTOP, GPU))
+    columns = {
+        "executed FLOPs": laptop["executed"],
+        "seconds of 2 CPU cores": laptop["seconds"],
+        "executed FLOPs, H100": gpu["executed"],
+    }
+    gains = {head: {item["arm"]: item for item in items} for head, items in columns.items()}
+    body = [
+        [f"`{arm}`", *(_gain(found[arm]) if arm in found else "—" for found in gains.values())]
+        for arm in gains["executed FLOPs"]
+    ]
+    return markdown(["family", *columns], body)
 
 
 def peers_table() -> str:
@@ -147,24 +164,35 @@ def _held_out(study: dict[str, Any], family: str) -> str:
     return " / ".join("—" if part is None else f"{part:.1%}" for part in parts)
 
 
-def markdown(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *body]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-PARTS: dict[str, Callable[[], str]] = {
-    "costs": cost_table,
-    "conventions": conventions_table,
-    "mixer": shortest_mixer,
-    "peers": peers_table,
-    "ladder": partial(ladder_table, LAPTOP),
-    "ladder_gpu": partial(ladder_table, GPU),
+DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {  # file → its generated parts
+    "README.md": {"gains": gains_table},
+    "models/README.md": {
+        "mixers": catalogue.mixers,
+        "families": catalogue.zoo_families,
+        "costs": cost_table,
+        "conventions": conventions_table,
+        "formats": catalogue.formats,
+        "mixer": shortest_mixer,
+    },
+    "sim/README.md": {
+        "sources": catalogue.sources,
+        "optimisers": catalogue.optimisers,
+        "conventions": catalogue.conventions,
+        "laws": catalogue.laws,
+    },
+    "experiments/README.md": {
+        "catalogue": catalogue.catalogue,
+        "ladder": partial(ladder_table, LAPTOP),
+        "ladder_gpu": partial(ladder_table, GPU),
+        "peers": peers_table,
+    },
+    "LOG.md": {"index": catalogue.log_index},
 }
 
 
-def insert(text: str) -> str:
-    """The text with its generated parts made anew."""
-    for name, make in PARTS.items():
+def insert(text: str, parts: dict[str, Callable[[], str]]) -> str:
+    """The text with its generated parts made again."""
+    for name, make in parts.items():
         begin, end = (
             f"<!-- {mark}{name}: python -m isoflop.experiments.cli.readme -->" for mark in ("", "/")
         )
@@ -176,5 +204,6 @@ def insert(text: str) -> str:
 if __name__ == "__main__":
     for path in RUNS:
         write_rows(path, timed(map(recounted, read_rows(path)), read_table(STEPS)))
-    readme = Path(sys.argv[1])
-    readme.write_text(insert(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for name, parts in DOCUMENTS.items():
+        document = ROOT / name
+        document.write_text(insert(document.read_text(encoding="utf-8"), parts), encoding="utf-8")

@@ -2,7 +2,8 @@
 
 For anybody's runs: one architecture beside itself, its seeds split in two halves. Without a change
 intervals should cover 1 about nine times in ten; with one half's costs multiplied, the factor
-should come out again (protocol of the README's study; synthetic surfaces in the tests).
+should come out again (protocol of the study in experiments/README.md; synthetic surfaces in the
+tests).
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ from isoflop.sim.optim.base import Optim, Params, adam
 
 
 class AdamW(Optim):
+    """Adam with decoupled weight decay; the rate of a matrix falls as base_width / d_model."""
+
     kind: Literal["adamw"] = "adamw"
     b1: float = Field(0.9, ge=0, lt=1)
     b2: float = Field(0.95, ge=0, lt=1)
