@@ -26,7 +26,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, fie
 from pydantic_core import PydanticKnownError
 
 from isoflop.models.errors import UserError
-from isoflop.models.packing import Position
+from isoflop.models.packing import Lengths, Position
 
 State = Any  # a pytree of arrays whose leading axis is the batch
 Aux = dict[str, Array]  # scalars a channel mixer reports beside its output
@@ -182,6 +182,16 @@ class Mixer(nnx.Module):
         """The state before any token. Caches hold `dtype`; recurrent states are always fp32."""
         raise TypeError(f"{type(self).__name__} has no state")
 
+    def prefill(
+        self, x: Float[Array, "b t d"], state: State, lengths: Lengths = None
+    ) -> tuple[State, Float[Array, "b t d"]]:
+        """A prompt at once, after what `state` has taken: the state after it, and all outputs.
+
+        It equals a `step` for each token. Row i has lengths[i] of them at the left (None: all);
+        the rest is padding, which changes no state and no token's output, and gets some output.
+        """
+        raise TypeError(f"{type(self).__name__} has no prefill")
+
     def room(self, state: State) -> Int[Array, " b"] | None:
         """Tokens that each sequence's state still takes; None: any number."""
         return None
@@ -195,6 +205,12 @@ class Mixer(nnx.Module):
     ) -> tuple[Float[Array, "b t d"], Left]:
         """The parallel form inside a model; only a mixer that needs or leaves something differs."""
         return self(x, position), left
+
+    def forward_prefill(
+        self, x: Float[Array, "b t d"], state: State, left: Left, lengths: Lengths = None
+    ) -> tuple[State, Float[Array, "b t d"], Left]:
+        """The prefill form inside a model."""
+        return (*self.prefill(x, state, lengths), left)
 
     def forward_step(
         self, state: State, x: Float[Array, "b d"], left: Left
@@ -242,6 +258,12 @@ class Channel(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], Aux]:
         raise TypeError(f"{type(self).__name__} has no forward")
+
+    def prefill(self, x: Float[Array, "b t d"], lengths: Lengths = None) -> Float[Array, "b t d"]:
+        """The output alone, where the tokens from lengths[i] on of row i are padding; only a
+        channel mixer that shares something between tokens differs.
+        """
+        return self(x)[0]
 
 
 AnyMixer = Annotated[

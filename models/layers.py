@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike, Float
 
 from isoflop.models.base import Init, Matrix
-from isoflop.models.packing import Position
+from isoflop.models.packing import Lengths, Position, last
 
 BATCH = ("data", "fsdp", "expert")  # axes of a mesh over which a batch lies
 # elementwise FLOPs of jax.nn's activations for one number, as their jaxprs have them
@@ -190,6 +190,13 @@ class ShortConv(nnx.Module):
         """Of all channels, or of some from the `first` on."""
         history = jnp.zeros((x.shape[0], self.width - 1, x.shape[-1]), x.dtype)
         return self._mix(jnp.concatenate([history, x], axis=1), x.shape[1], position, first)
+
+    def prefill(
+        self, x: Float[Array, "b t i"], state: Float[Array, "b w i"], lengths: Lengths = None
+    ) -> tuple[Float[Array, "b w i"], Float[Array, "b t i"]]:
+        """The last inputs, and the outputs of all tokens after those that `state` holds."""
+        window = jnp.concatenate([state, x], axis=1)
+        return last(window, self.width - 1, lengths), self._mix(window, x.shape[1])
 
     def init_state(self, batch: int, dtype: Any) -> Float[Array, "b w i"]:
         return jnp.zeros((batch, self.width - 1, self.channels), dtype)

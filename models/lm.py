@@ -32,7 +32,7 @@ from isoflop.models.base import (
 from isoflop.models.errors import UserError
 from isoflop.models.kernels.platforms import full_precision
 from isoflop.models.layers import BATCH, LayerNorm, Linear, RMSNorm, place
-from isoflop.models.packing import Position, positions
+from isoflop.models.packing import Lengths, Position, last, positions
 
 LAYERS_MAX = 4096  # of a model, each traced on its own
 PARAMS_MAX = 2**43  # of a model: several times the largest there is
@@ -218,6 +218,16 @@ class BlockModule(nnx.Module):
             x = self._add(x, y)
         return state, self._channel(x[:, None])[0][:, 0], left
 
+    def prefill(
+        self, state: State, x: Float[Array, "b t d"], left: Left, lengths: Lengths
+    ) -> tuple[State, Float[Array, "b t d"], Left]:
+        if self.mixer is not None and self.mixer_norm is not None:
+            state, y, left = self.mixer.forward_prefill(self.mixer_norm(x), state, left, lengths)
+            x = place(self._add(x, y), BATCH)
+        if self.channel is not None and self.channel_norm is not None:
+            x = self._add(x, self.channel.prefill(self.channel_norm(x), lengths))
+        return state, place(x, BATCH), left
+
     def _channel(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], Aux]:
         if self.channel is None or self.channel_norm is None:
             return x, {}
@@ -315,6 +325,29 @@ class LM(nnx.Module):
         ]
 
     @full_precision
+    def prefill(
+        self,
+        state: list[State],
+        tokens: Int[Array, "b t"],
+        lengths: Int[Array, " b"] | None = None,
+        every: bool = False,
+    ) -> tuple[list[State], Float[Array, "b w"] | Float[Array, "b t w"]]:
+        """Read prompts at once, after what the state has taken: the state after them, and the
+        logits of each one's last token, or those of `every` token.
+
+        Row i has lengths[i] tokens at the left (None: all); the rest is padding, whatever tokens
+        stand there, and changes nothing. What it and a row without tokens give means nothing.
+        Raises UserError and gives NaN as `step` does.
+        """
+        self._check_room(state, tokens.shape[1] if lengths is None else lengths)
+        x, left = self._embed(tokens), Left()
+        after = []
+        for block, before in zip(self.blocks, state, strict=True):
+            before, x, left = _call("prefill", *nnx.split(block), before, x, left, lengths)
+            after.append(before)
+        return after, self.logits(self.norm(x if every else last(x, 1, lengths)[:, 0]))
+
+    @full_precision
     def step(
         self, state: list[State], tokens: Int[Array, " b"]
     ) -> tuple[list[State], Float[Array, "b w"]]:
@@ -323,7 +356,7 @@ class LM(nnx.Module):
         Beyond what the state can take (`config.max_tokens`), a sequence's logits are NaN inside a
         compiled program; outside of one, where that is seen beforehand, it is a UserError.
         """
-        self._check_room(state)
+        self._check_room(state, 1)
         x, left = self._embed(tokens), Left()
         after = []
         for block, before in zip(self.blocks, state, strict=True):
@@ -331,15 +364,18 @@ class LM(nnx.Module):
             after.append(before)
         return after, self.logits(self.norm(x))
 
-    def _check_room(self, state: list[State]) -> None:
-        """Raise UserError if a sequence's state is full, where its values are known."""
+    def _check_room(self, state: list[State], tokens: int | Int[Array, " b"]) -> None:
+        """Raise UserError if a sequence's state cannot take as many tokens, where that is known."""
         for i, (block, before) in enumerate(zip(self.blocks, state, strict=True)):
             room = block.mixer.room(before) if block.mixer else None
-            if room is not None and not isinstance(room, jax.core.Tracer) and room.min() < 1:
-                kind = type(block.mixer).__name__
+            if room is None or isinstance(tokens > room, jax.core.Tracer):
+                continue
+            if (tokens > room).any():
+                kind, most = type(block.mixer).__name__, int(room[(tokens - room).argmax()])
+                takes = f"takes {most} tokens more" if most > 0 else "has taken every token"
                 raise UserError(
-                    f"the decoding state of block {i} ({kind}) has taken every token of the "
-                    f"context that it was made for; init_state for a longer context"
+                    f"the decoding state of block {i} ({kind}) {takes} of the context that it was "
+                    f"made for; init_state for a longer context"
                 )
 
 

@@ -9,11 +9,14 @@ not change: masked work is executed (Krell et al. 2021, 2107.02027, for why one 
 limited capacity, and experts that choose, still share their room between all tokens of a call.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 Position = Int[Array, "b t"] | None
+Lengths = Int[Array, " b"] | None  # real tokens at the left of each row; None: all
 
 
 def positions(segment_ids: Int[Array, "b t"]) -> Int[Array, "b t"]:
@@ -40,3 +43,31 @@ def kept(position: Position) -> Float[Array, "b t 1"] | None:
 def previous(x: Float[Array, "b t d"], position: Position) -> Float[Array, "b t d"]:
     """The token before each token of the same segment, 0 where there is none."""
     return restart(jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1], position, 0.0)
+
+
+def is_real(lengths: Int[Array, " b"], size: int) -> Bool[Array, "b t"]:
+    """Whether each of `size` tokens of a row is one of its own, or padding to their right."""
+    return jnp.arange(size)[None] < lengths[:, None]
+
+
+def pad(x: Float[Array, "b *h t k"], lengths: Lengths, value: float = 0.0) -> Array:
+    """`x`, with `value` at the padding."""
+    if lengths is None:
+        return x
+    real = is_real(lengths, x.shape[-2])[..., None]
+    return jnp.where(real if x.ndim == 3 else real[:, None], x, value)
+
+
+def last(window: Float[Array, "b p i"], size: int, lengths: Lengths) -> Float[Array, "b s i"]:
+    """The `size` inputs up to the last real token, of those that `window` has before the first
+    token (`size` as well) and of the tokens themselves.
+    """
+    if lengths is None:
+        return window[:, window.shape[1] - size :]
+    cut = partial(jax.lax.dynamic_slice_in_dim, slice_size=size)
+    return jax.vmap(cut)(window, lengths)
+
+
+def count(x: Float[Array, "b t d"], lengths: Lengths) -> Int[Array, " b"]:
+    """Real tokens of each row."""
+    return jnp.full(len(x), x.shape[1], jnp.int32) if lengths is None else lengths

@@ -197,6 +197,122 @@ def test_step_matches_parallel_in_outputs_and_gradients(config):
         assert relative(np.asarray(got), np.asarray(want)) < 1e-5
 
 
+SPLITS = np.array([0, 1, 2, 16, 31, 32, 33, 64, 80, 81])  # chunk boundaries, beside them, ends
+
+
+def split_rows(seed: int = 1):
+    """(one text in every row, what follows each of SPLITS in it, and its length)."""
+    x = np.repeat(tokens(batch=1, seed=seed), len(SPLITS), axis=0)
+    after = np.stack([np.roll(row, -n, axis=0) for row, n in zip(x, SPLITS, strict=True)])
+    return x, after, LENGTH - SPLITS
+
+
+@cache
+def prefilled(config):
+    """Outputs and states, row by row: of the oracle after every token; after a prompt of each of
+    SPLITS, as padded rows of one batch, and after what follows it.
+    """
+    params, apply = build(config)
+
+    def oracle(params, x):
+        mixer = apply(params)
+
+        def step(state, x):
+            state, y = mixer.step(state, x)
+            return state, (y, state)
+
+        state = mixer.init_state(1, LENGTH)
+        return jax.lax.scan(step, state, x[:, None])[1]
+
+    def twice(params, x, after):
+        mixer = apply(params)
+        state, first = mixer.prefill(x, mixer.init_state(len(x), LENGTH), jnp.asarray(SPLITS))
+        last, second = mixer.prefill(after, state, jnp.asarray(LENGTH - SPLITS))
+        return state, first, last, second
+
+    x, after, _ = split_rows()
+    (y, states) = jax.jit(oracle)(params, x[0])
+    return y[:, 0], states, jax.jit(twice)(params, x, after)
+
+
+def leaves(state, row):
+    return [np.asarray(leaf)[row] for leaf in jax.tree.leaves(state)]
+
+
+@every_mixer
+def test_prefill_leaves_the_state_that_steps_leave_whatever_stands_in_the_padding(config):
+    _, states, (state, _, last, _) = prefilled(config)
+    params, apply = build(config)
+    empty = apply(params).init_state(1, LENGTH)
+    for row, n in enumerate(SPLITS):
+        want = leaves(empty, 0) if n == 0 else [s[0] for s in leaves(states, n - 1)]
+        for end, oracle in ((state, want), (last, [s[0] for s in leaves(states, -1)])):
+            for got, expected in zip(leaves(end, row), oracle, strict=True):
+                assert got.dtype == expected.dtype
+                assert np.abs(got - expected).max() <= 1e-5 * max(1e-3, np.abs(expected).max())
+
+
+@every_mixer
+def test_prefill_in_two_parts_equals_the_parallel_form_wherever_it_is_split(config):
+    want = np.asarray(mixed(config)(split_rows()[0][:2]))[0]
+    _, _, (_, first, _, second) = prefilled(config)
+    for row, n in enumerate(SPLITS):
+        got = np.concatenate([first[row, :n], second[row, : LENGTH - n]])
+        assert relative(got, want) < 1e-5
+
+
+@every_mixer
+def test_steps_after_a_prefill_equal_the_parallel_form_wherever_it_is_split(config):
+    params, apply = build(config)
+    x, after, _ = split_rows()
+    want = np.asarray(mixed(config)(x[:2]))[0]
+
+    def goes_on(params, state, x):
+        return jax.lax.scan(apply(params).step, state, jnp.moveaxis(x, 1, 0))[1]
+
+    state = prefilled(config)[2][0]
+    got = np.moveaxis(np.asarray(jax.jit(goes_on)(params, state, after)), 0, 1)
+    for row, n in enumerate(SPLITS[:-1]):
+        assert np.abs(got[row, : LENGTH - n] - want[n:]).max() < 1e-5 * np.abs(want).max()
+
+
+@every_mixer
+@pytest.mark.slow
+def test_gradients_pass_through_a_prefilled_state(config):
+    params, apply = build(config)
+    x, weight = tokens(), tokens(seed=2)
+
+    def two_parts(mixer, x):
+        state, first = mixer.prefill(x[:, :37], mixer.init_state(len(x), LENGTH))
+        return jnp.concatenate([first, mixer.prefill(x[:, 37:], state)[1]], axis=1)
+
+    def gradients(form):
+        return jax.jit(jax.grad(lambda p, x: jnp.sum(form(apply(p), x) * weight), argnums=(0, 1)))(
+            params, x
+        )
+
+    got, want = gradients(two_parts), gradients(lambda mixer, x: mixer(x))
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert relative(np.asarray(one), np.asarray(other)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["attention", "gqa-window-qk-norm"])
+def test_a_prompt_beyond_the_context_is_nan_from_there_on_and_of_its_own_row_alone(name):
+    config, context = MIXERS[name], 19
+    params, apply = build(config)
+    x, lengths = tokens(length=30, batch=3), jnp.asarray([30, 19, 12])
+
+    def prefill(params, x, more):
+        mixer = apply(params)
+        state, y = mixer.prefill(x, mixer.init_state(3, context), lengths)
+        return y, mixer.prefill(more, state, jnp.asarray([1, 1, 9]))[1]
+
+    y, more = (np.isnan(z).all(-1) for z in jax.jit(prefill)(params, x, x[:, :9]))
+    assert (y == [[t >= context and row == 0 for t in range(30)] for row in range(3)]).all()
+    assert (more[:, 0] == [True, True, False]).all()
+    assert (more[2] == [t >= 7 for t in range(9)]).all()
+
+
 def decode_beyond(config, context):
     """Against the parallel form, far beyond the context that the state was made for."""
     params, apply = build(config)

@@ -14,8 +14,8 @@ from isoflop.models.mixers import delta, mamba, rwkv
 LENGTH, D_K, D_V = 40, 3, 4
 FORMS = {
     "associative": recurrence.associative,
-    "chunked": lambda *x: recurrence.chunked(*x, chunk=16),
-    "chunk-of-all": lambda *x: recurrence.chunked(*x, chunk=1000),
+    "chunked": lambda *x: recurrence.chunked(*x, chunk=16)[1],
+    "chunk-of-all": lambda *x: recurrence.chunked(*x, chunk=1000)[1],
 }
 every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
 scalar_or_channel = pytest.mark.parametrize("gates", [1, D_K], ids=["scalar", "channel"])
@@ -100,11 +100,11 @@ def test_heads_of_values_share_a_head_of_keys(batch):
 def test_few_sequences_take_several_chunks_at_once(monkeypatch, together, length, calls):
     """`calls`: sequences × chunks that the body sees. The result is that of one at a time."""
     x = inputs(4, 1, moderate, length)
-    want = recurrence.chunked(*x, chunk=16)
+    want = recurrence.chunked(*x, chunk=16)[1]
     seen, body = [], recurrence._by_heads
     monkeypatch.setattr(recurrence, "TOGETHER", [2 * together] * 2)  # there are two heads
     monkeypatch.setattr(recurrence, "_by_heads", lambda S, x: seen.append(len(x[0])) or body(S, x))
-    assert_close(recurrence.chunked(*x, chunk=16), want)
+    assert_close(recurrence.chunked(*x, chunk=16)[1], want)
     assert seen == [calls]
 
 
@@ -117,7 +117,7 @@ def test_a_cpu_takes_many_sequences_chunk_by_chunk_and_an_accelerator_all_at_onc
             patch.setattr(
                 jax.lax, "platform_dependent", lambda *args, name=name, **forms: forms[name](*args)
             )
-            program = jax.make_jaxpr(lambda *x: recurrence.chunked(*x, chunk=16))(*x)
+            program = jax.make_jaxpr(lambda *x: recurrence.chunked(*x, chunk=16)[1])(*x)
             form[name] = re.findall(r"length=(\d+)", str(program))
     assert form == {"cpu": ["1", "3"], "default": ["3", "1"]}  # the inner loop is printed first
 
@@ -128,7 +128,7 @@ def test_ten_thousand_extreme_gates_change_nothing(gates, dtype):
     """Two heads of 1250 sequences a case: beside the oracle, and finite gradients."""
     x = inputs(1250, gates, extreme, dtype=dtype)
     want = np.asarray(jax.jit(recurrence.sequential)(*x))
-    (_, got), gradients = value_and_gradients(lambda *x: recurrence.chunked(*x, chunk=32))(*x)
+    (_, got), gradients = value_and_gradients(lambda *x: recurrence.chunked(*x, chunk=32)[1])(*x)
     scale = np.abs(want).max((2, 3))
     assert (np.abs(np.asarray(got) - want).max((2, 3)) <= 1e-5 * scale).all()
     for g in gradients:
@@ -138,10 +138,10 @@ def test_ten_thousand_extreme_gates_change_nothing(gates, dtype):
 
 def test_gates_of_one_sum_and_gates_of_zero_forget():
     q, k, v, _ = inputs(1, 1, moderate)
-    keep = recurrence.chunked(q, k, v, jnp.zeros((1, 2, LENGTH, 1)), chunk=16)
+    keep = recurrence.chunked(q, k, v, jnp.zeros((1, 2, LENGTH, 1)), chunk=16)[1]
     causal = np.tril(np.einsum("bhtk,bhsk->bhts", q, k))
     assert_close(keep, np.einsum("bhts,bhsv->bhtv", causal, v))
-    forget = recurrence.chunked(q, k, v, jnp.full((1, 2, LENGTH, 1), -1e4), chunk=16)
+    forget = recurrence.chunked(q, k, v, jnp.full((1, 2, LENGTH, 1), -1e4), chunk=16)[1]
     assert_close(forget, np.einsum("bhtk,bhtk->bht", q, k)[..., None] * v)
 
 
@@ -186,7 +186,7 @@ def test_extreme_gates_change_nothing_in_the_delta_rule(gates):
     beta = jnp.asarray(rng.uniform(0, 2, (500, 2, LENGTH, 1)), jnp.float32)
     q, k, v, beta, log_a = half_rounded(q, k, v, beta, log_a)
     x = (q, delta.unit(k), v, beta, log_a)
-    assert_same_and_finite(lambda *x: delta.chunked(*x, chunk=16), stepped(delta.step), x)
+    assert_same_and_finite(lambda *x: delta.chunked(*x, chunk=16)[1], stepped(delta.step), x)
 
 
 @pytest.mark.slow
@@ -196,7 +196,7 @@ def test_extreme_gates_change_nothing_in_rwkv7():
     key, rate = (jnp.asarray(rng.uniform(-1, 1, k.shape), jnp.float32) for _ in range(2))
     r, k, v, key, rate, log_w = half_rounded(r, k, v, key, jnp.abs(rate), log_w)
     x = (r, k, v, delta.unit(key), rate * delta.unit(key), log_w)
-    assert_same_and_finite(lambda *x: rwkv.chunked(*x, chunk=16), stepped(rwkv.step), x)
+    assert_same_and_finite(lambda *x: rwkv.chunked(*x, chunk=16)[1], stepped(rwkv.step), x)
 
 
 def sequential_mamba(u, dt, A, B, C):
@@ -216,7 +216,7 @@ def test_states_that_forget_at_once_keep_the_digits_of_their_gradient():
     def gradient(form):
         return np.asarray(jax.grad(lambda A: form(u, dt, A, B, C).sum())(A))
 
-    got = gradient(lambda *x: mamba.scan(*x, None, chunk=16))
+    got = gradient(lambda *x: mamba.scan(*x, None, chunk=16)[1])
     for state, want in zip(got, gradient(sequential_mamba), strict=True):
         assert_close(state, want)
 
@@ -231,7 +231,7 @@ def test_chunks_side_by_side_equal_tokens_in_turn(monkeypatch, most):
     A = -jnp.asarray([[1.0] * 3, [4.0] * 3], jnp.float32)
 
     def value(A, B, C, tokens):
-        return mamba.scan(*tokens, A, B, C, keep, chunk=32)
+        return mamba.scan(*tokens, A, B, C, keep, chunk=32)[1]
 
     x = A, B, C, (u, dt)
     want = value_and_gradients(value)(*x)
@@ -258,7 +258,7 @@ def test_extreme_steps_change_nothing_in_mambas_scan():
         return sequential_mamba(u, dt, A, B, C)
 
     def chunked(u, dt, B, C):
-        return mamba.scan(u, dt, A, B, C, None, chunk=16)
+        return mamba.scan(u, dt, A, B, C, None, chunk=16)[1]
 
     for got, want in zip(
         jax.tree.leaves(value_and_gradients(chunked)(u, dt, B, C)),

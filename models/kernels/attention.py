@@ -96,11 +96,59 @@ def attend(
 
     On an NVIDIA GPU bf16 without segments goes to cuDNN, whose kernel tiles by itself.
     """
-    tiles = partial(_by_tiles, block=(tile, window))
+
+    def tiles(q, k, v, position):
+        return _by_tiles(q, k, v, position, (tile, window))[0]
+
     if _flash(q, position):
         kernel = partial(_cudnn, window=window)
         return jax.lax.platform_dependent(q, k, v, position, cuda=kernel, default=tiles)
     return tiles(q, k, v, position)
+
+
+def attend_on(
+    q: Float[Array, "b h t k"],
+    k: Float[Array, "b g t k"],
+    v: Float[Array, "b g t k"],
+    cache: tuple[Float[Array, "b g s k"], Float[Array, "b g s k"]],
+    held: Int[Array, "b s"],
+    place: Int[Array, "b t"],
+    tile: int,
+    window: int | None,
+) -> Float[Array, "b h t k"]:
+    """`attend` of tokens at `place` that also look at a `cache` of the keys and values of earlier
+    ones, at the places `held` (negative: none there).
+
+    The online softmax of the tokens' own keys goes on with the cache, a tile of keys at a time. A
+    tile that no row holds a key in costs nothing, so that an empty cache does not.
+    """
+    out, lse = _by_tiles(q, k, v, None, (tile, window))
+    q = rearrange(q, "b (g r) t k -> b g r t k", g=k.shape[1])
+    running = out.reshape(q.shape).astype(jnp.float32), lse, jnp.ones_like(lse)
+
+    def some(running, inputs):
+        keys, values, held = inputs
+
+        def more(running):
+            visible = (held >= 0)[:, None, :]
+            if window is not None:
+                visible = visible & (place[:, :, None] - held[:, None, :] < window)
+            scores = _dot("bgrtk,bgsk->bgrts", q, keys) * q.shape[-1] ** -0.5
+            scores = jnp.where(visible[:, None, None], scores, UNSEEN)
+            return _gather(running, scores, values)
+
+        return jax.lax.cond((held >= 0).any(), more, lambda running: running, running), None
+
+    missing = -held.shape[1] % tile
+
+    def split(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0)))
+        return rearrange(x, "b g (n s) k -> n b g s k", s=tile)
+
+    held = jnp.pad(held, ((0, 0), (0, missing)), constant_values=-1)
+    inputs = *map(split, cache), rearrange(held, "b (n s) -> n b s", s=tile)
+    (out, _, total), _ = jax.lax.scan(some, running, inputs)
+    return rearrange((out / total).astype(v.dtype), "b g r t k -> b (g r) t k")
 
 
 def _flash(q: Array, position: Position) -> bool:
@@ -119,7 +167,10 @@ def _cudnn(q: Array, k: Array, v: Array, position: None, window: int | None) -> 
     return jnp.moveaxis(out, 2, 1)
 
 
-def _by_tiles(q: Array, k: Array, v: Array, position: Position, block: Block) -> Array:
+def _by_tiles(
+    q: Array, k: Array, v: Array, position: Position, block: Block
+) -> tuple[Array, Float[Array, "b g r t 1"]]:
+    """Outputs, and the logarithm of each query's sum of weights."""
     batch, heads, length, size = q.shape
     groups, tile = k.shape[1], block[0]
 
@@ -128,8 +179,8 @@ def _by_tiles(q: Array, k: Array, v: Array, position: Position, block: Block) ->
 
     q = q.reshape(batch, groups, heads // groups, length, size)
     place = None if position is None else position[..., None]
-    out = _attend(block, *jax.tree.map(whole_tiles, (q, k, v, place)))
-    return out.reshape(batch, heads, -1, size)[:, :, :length]
+    out, lse = _attend(block, *jax.tree.map(whole_tiles, (q, k, v, place)))
+    return out.reshape(batch, heads, -1, size)[:, :, :length], lse[:, :, :, :length]
 
 
 def _at(arrays: Any, i: Array | int, tile: int) -> Any:
@@ -159,19 +210,20 @@ def _scores(block: Block, i, j, q: Queries, k: SeenKeys, place: Place) -> Float[
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(block: Block, q: Queries, k: Keys, v: Keys, place: Place) -> Queries:
+def _attend(block: Block, q: Queries, k: Keys, v: Keys, place: Place):
     return _forward(block, q, k, v, place)[0]
 
 
 def _forward(block: Block, q: Queries, k: Keys, v: Keys, place: Place):
     forms = _forms(block, q, _forward_in_turn, _forward_by_rows, _forward_by_diagonals)
     out, lse = forms(q, k, v, place)
-    return out, (q, k, v, place, out, lse)
+    return (out, lse), (q, k, v, place, out, lse)
 
 
-def _backward(block: Block, saved, d_out: Queries):
+def _backward(block: Block, saved, gradient):
     q, k, v, place, out, lse = saved
-    overlap = _dot("bgrtk,bgrtk->bgrt", d_out, out)[..., None]
+    d_out, d_lse = gradient  # dL joins as dS = P dL
+    overlap = _dot("bgrtk,bgrtk->bgrt", d_out, out)[..., None] - d_lse
     forms = _forms(block, q, _backward_in_turn, _backward_by_rows, _backward_by_diagonals)
     gradients = forms(q, k, v, place, d_out, lse, overlap)
     return *(g.astype(x.dtype) for g, x in zip(gradients, (q, k, v), strict=True)), None

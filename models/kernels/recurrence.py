@@ -102,21 +102,32 @@ def prefix(
 
 
 def chunked(
-    q: Float[Array, "b g t k"], k: Float[Array, "b g t k"], v: Values, log_a: Gates, chunk: int
-) -> Values:
+    q: Float[Array, "b g t k"],
+    k: Float[Array, "b g t k"],
+    v: Values,
+    log_a: Gates,
+    chunk: int,
+    start: Memory | None = None,
+) -> tuple[Memory, Values]:
     """Chunks of `chunk` tokens: products inside, one state carried between (2312.06635, §4).
+    The state after the last token, and all outputs, from a state `start` (None: 0) on.
 
     With scalar gates, consecutive heads of v may share a head of q and k (2405.21060, §7.2).
     Every exponent is a sum of log-gates over an interval, so never positive: nothing overflows.
     """
     body = _by_heads if log_a.shape[-1] == 1 else _by_channels
-    return by_chunks(body, (q, k, v, log_a), (k.shape[-1], v.shape[-1]), chunk)
+    return by_chunks(body, (q, k, v, log_a), (k.shape[-1], v.shape[-1]), chunk, start)
 
 
 def by_chunks(
-    body: Callable, inputs: Sequence[Array], memory: tuple[int, int], chunk: int
-) -> Values:
-    """`body(S, inputs) -> (S, out)` over chunks of inputs (b h t ·), from S = 0 of sides `memory`.
+    body: Callable,
+    inputs: Sequence[Array],
+    memory: tuple[int, int],
+    chunk: int,
+    start: Memory | None = None,
+) -> tuple[Memory, Values]:
+    """`body(S, inputs) -> (S, out)` over chunks of inputs (b h t ·), from S = `start`, or from 0 of
+    sides `memory`, on. A token whose inputs are all 0 must not change S: chunks are filled up so.
 
     `body` is given m neighbouring chunks at once, as (m·b h c ·), and passes the state on from each
     to the next by `states`: few sequences would make its products small otherwise, and an
@@ -129,8 +140,9 @@ def by_chunks(
     chunks = -(-length // chunk)
 
     groups = [chunks // divisor(chunks, most // (batch * heads)) for most in TOGETHER]
-    few, many = (partial(_by_chunks, memory, chunk, n) for n in groups)
-    return by_platform(partial(few, jax.checkpoint(body)), partial(many, body))(*inputs)
+    few, many = (partial(_by_chunks, chunk, n) for n in groups)
+    S = jnp.zeros((batch, heads, *memory), jnp.float32) if start is None else start
+    return by_platform(partial(few, jax.checkpoint(body)), partial(many, body))(S, *inputs)
 
 
 def divisor(count: int, most: int) -> int:
@@ -138,18 +150,18 @@ def divisor(count: int, most: int) -> int:
     return max(m for m in range(1, count + 1) if m <= max(1, most) and count % m == 0)
 
 
-def _by_chunks(memory: tuple[int, int], chunk: int, n: int, body, *inputs: Array) -> Values:
+def _by_chunks(
+    chunk: int, n: int, body: Callable, S: Memory, *inputs: Array
+) -> tuple[Memory, Values]:
     """`by_chunks` in n groups of them."""
-    batch, heads, length, _ = inputs[-1].shape
+    batch, _, length, _ = inputs[-1].shape
 
     def split(x: Float[Array, "b h t k"]) -> Float[Array, "n mb h c k"]:
-        # a padded token has k = 0 and log_a = 0, so it changes nothing
         x = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, 0), (0, -length % chunk), (0, 0)))
         return rearrange(x, "b h (n m c) k -> n (m b) h c k", n=n, c=chunk)
 
-    S = jnp.zeros((batch, heads, *memory), jnp.float32)
-    _, out = jax.lax.scan(body, S, tuple(map(split, inputs)))
-    return rearrange(out, "n (m b) h c v -> b h (n m c) v", b=batch)[:, :, :length]
+    S, out = jax.lax.scan(body, S, tuple(map(split, inputs)))
+    return S, rearrange(out, "n (m b) h c v -> b h (n m c) v", b=batch)[:, :, :length]
 
 
 def states(S: Memory, kept: Kept, inflow: Memories) -> tuple[Memory, Memories]:
@@ -352,33 +364,41 @@ def diagonal_step(
 
 
 def diagonal(
-    a: Float[Array, "b t i"], u: Float[Array, "b t i"], chunk: int
-) -> Float[Array, "b t i"]:
-    """`diagonal_step` over all tokens from h = 0; the backward pass keeps one state per chunk.
+    a: Float[Array, "b t i"],
+    u: Float[Array, "b t i"],
+    chunk: int,
+    start: Float[Array, "b i"] | None = None,
+) -> tuple[Float[Array, "b i"], Float[Array, "b t i"]]:
+    """`diagonal_step` over all tokens from h = `start` (None: 0): the last h, and all. The backward
+    pass keeps one state per chunk.
 
     A scan on a CPU, where `associative_scan` takes three times as long.
     """
-    return by_platform(partial(_diagonal_in_turn, chunk=chunk), _diagonal_at_once)(a, u)
+    h = jnp.zeros(a[:, 0].shape, jnp.float32) if start is None else start
+    return by_platform(partial(_diagonal_in_turn, chunk=chunk), _diagonal_at_once)(h, a, u)
 
 
-def _diagonal_at_once(a: Float[Array, "b t i"], u: Float[Array, "b t i"]) -> Float[Array, "b t i"]:
+def _diagonal_at_once(
+    h: Float[Array, "b i"], a: Float[Array, "b t i"], u: Float[Array, "b t i"]
+) -> tuple[Float[Array, "b i"], Float[Array, "b t i"]]:
     a, u = (jnp.moveaxis(x, 1, 0) for x in (a, u))
-    return jnp.moveaxis(prefix(jnp.zeros_like(u[0]), a, u), 0, 1)
+    states = prefix(h, a, u)
+    return states[-1], jnp.moveaxis(states, 0, 1)
 
 
 def _diagonal_in_turn(
-    a: Float[Array, "b t i"], u: Float[Array, "b t i"], chunk: int
-) -> Float[Array, "b t i"]:
+    h: Float[Array, "b i"], a: Float[Array, "b t i"], u: Float[Array, "b t i"], chunk: int
+) -> tuple[Float[Array, "b i"], Float[Array, "b t i"]]:
     length = a.shape[1]
     chunk = min(chunk, length)
 
-    def chunks(x: Float[Array, "b t i"]) -> Float[Array, "n c b i"]:
-        x = jnp.pad(x, ((0, 0), (0, -length % chunk), (0, 0)))
+    def chunks(x: Float[Array, "b t i"], value: float) -> Float[Array, "n c b i"]:
+        more = (0, 0), (0, -length % chunk), (0, 0)
+        x = jnp.pad(x, more, constant_values=value)  # a = 1 and u = 0 keep the state
         return rearrange(x, "b (n c) i -> n c b i", c=chunk)
 
     def tokens(h: Float[Array, "b i"], inputs):
         return jax.lax.scan(diagonal_step, h, inputs)
 
-    start = jnp.zeros(a[:, 0].shape, jnp.float32)
-    _, h = jax.lax.scan(jax.checkpoint(tokens), start, (chunks(a), chunks(u)))
-    return rearrange(h, "n c b i -> b (n c) i")[:, :length]
+    h, states = jax.lax.scan(jax.checkpoint(tokens), h, (chunks(a, 1.0), chunks(u, 0.0)))
+    return h, rearrange(states, "n c b i -> b (n c) i")[:, :length]

@@ -24,7 +24,7 @@ from isoflop.models.base import Cost, Init, Mixer, MixerConfig, State
 from isoflop.models.errors import check_multiple
 from isoflop.models.kernels import attention as tiled
 from isoflop.models.layers import SIGMOID, Linear, RMSNorm, gated
-from isoflop.models.packing import Position
+from isoflop.models.packing import Lengths, Position, count, is_real
 from isoflop.models.rotary import RopeScaling, check_dims, frequencies, rope, rope_flops
 
 TILES = (64, 256, 1024)  # sides of a tile for up to 512 tokens, 2048 to 4096, and from 16384 on
@@ -165,6 +165,35 @@ class SoftmaxAttention(Mixer):
         out = tiled.attend(q, k, v, position, self.config.tile(x.shape[1]), self.config.window)
         return self._finish(rearrange(out, "b h t k -> b t (h k)"), x)
 
+    def prefill(
+        self, x: Float[Array, "b t d"], state: State, lengths: Lengths = None
+    ) -> tuple[State, Float[Array, "b t d"]]:
+        """As `step` token by token: of a ring, only the last tokens stay, and what is beyond the
+        cache's last slot is NaN.
+        """
+        position, config = state["position"], self.config
+        slots, new = state["k"].shape[2], x.shape[1]
+        here = position[:, None] + jnp.arange(new)[None]
+        q, k, v = self._heads(x, here[:, None])
+        k, v = (z.astype(state["k"].dtype) for z in (k, v))
+        cache, held = (state["k"], state["v"]), _held(position, slots)
+        out = tiled.attend_on(q, k, v, cache, held, here, config.tile(new), config.window)
+        if slots != config.window:  # the cache ends
+            past = here >= slots
+            if lengths is not None:  # padding stays finite, or it would spoil what rows share
+                past = past & is_real(lengths, new)
+            out = jnp.where(past[:, None, :, None], jnp.nan, out)
+        after = position + count(x, lengths)
+        source = _held(after, slots) - position[:, None]  # of each slot's token among the new ones
+        fresh = (source >= 0)[:, None, :, None]
+        taken = jnp.clip(source, 0, new - 1)[:, None, :, None]
+        keys, values = (
+            jnp.where(fresh, jnp.take_along_axis(z, taken, axis=2), old)
+            for z, old in zip((k, v), cache, strict=True)
+        )
+        out = self._finish(rearrange(out, "b h t k -> b t (h k)"), x)
+        return {"k": keys, "v": values, "position": after}, out
+
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:
         shape = (batch, self.config.kv_heads, self.config.slots(context), self.d_head)
         return {
@@ -217,6 +246,14 @@ class SoftmaxAttention(Mixer):
 
     def _finish(self, o: Float[Array, "*batch i"], x: Float[Array, "*batch d"]):
         return self.out(o if self.gate is None else gated(jax.nn.sigmoid, self.gate(x), o))
+
+
+def _held(position: Int[Array, " b"], slots: int) -> Int[Array, "b s"]:
+    """The place of the token in each slot after `position` tokens, below 0 where there is none:
+    token p lies in slot p mod slots, until one a whole turn later takes it.
+    """
+    last = position[:, None] - 1
+    return last - (last - jnp.arange(slots)[None]) % slots
 
 
 def _attend(

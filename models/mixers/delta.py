@@ -41,7 +41,7 @@ from isoflop.models.layers import (
     in_rows,
     lift,
 )
-from isoflop.models.packing import Position, restart
+from isoflop.models.packing import Lengths, Position, pad, restart
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # initial steps of the scalar gate, as in Mamba-2
 UNIT_EPS = 1e-6
@@ -178,7 +178,19 @@ class DeltaRule(Mixer):
         q, k, v = self._heads(*parts)
         beta, log_a = self._gates(x)
         log_a = restart(log_a, position, recurrence.FORGET)
-        return self._finish(chunked(q, k, v, beta, log_a, self.config.chunk_size), x)
+        return self._finish(chunked(q, k, v, beta, log_a, self.config.chunk_size)[1], x)
+
+    def prefill(
+        self, x: Float[Array, "b t d"], state: State, lengths: Lengths = None
+    ) -> tuple[State, Float[Array, "b t d"]]:
+        joined = jnp.concatenate([self.q(x), self.k(x), self.v(x)], axis=-1)
+        conv, joined = self.conv.prefill(joined, state["conv"], lengths)
+        keys = self.config.n_heads * self.d_k
+        q, k, v = self._heads(*jnp.split(joined, [keys, 2 * keys], axis=-1))
+        beta, log_a = self._gates(x)
+        k, log_a = pad(k, lengths), pad(log_a, lengths)
+        S, o = chunked(q, k, v, beta, log_a, self.config.chunk_size, state["S"])
+        return {"conv": conv, "S": S}, self._finish(o, x)
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:
         shape = (batch, self.config.value_heads, self.d_k, self.d_v)
@@ -252,8 +264,10 @@ def chunked(
     beta: Float[Array, "b h t 1"],
     log_a: recurrence.Gates,
     chunk: int,
-) -> recurrence.Values:
-    """`step` over all tokens, chunk by chunk (the WY form: 2406.06484, §3.2; 2412.06464, §3.3).
+    start: recurrence.Memory | None = None,
+) -> tuple[recurrence.Memory, recurrence.Values]:
+    """`step` over all tokens, chunk by chunk (the WY form: 2406.06484, §3.2; 2412.06464, §3.3):
+    the state after the last, and all outputs, from a state `start` (None: 0) on.
 
     With u_t = β_t (v_t − k_tᵀ diag(a_t) S_{t−1}), S is the plain recurrence over (k, u); inside a
     chunk that starts from S_0, and with k̄ = k under the decay from the chunk's start,
@@ -265,7 +279,7 @@ def chunked(
     No exponent is positive.
     """
     memory = k.shape[-1], v.shape[-1]
-    return recurrence.by_chunks(_chunk, (q, k, v, beta, log_a), memory, chunk)
+    return recurrence.by_chunks(_chunk, (q, k, v, beta, log_a), memory, chunk, start)
 
 
 def _chunk(S: recurrence.Memory, inputs):

@@ -27,7 +27,7 @@ from isoflop.models.base import Cost, Init, Matrix, Mixer, MixerConfig, State
 from isoflop.models.kernels.platforms import by_platform
 from isoflop.models.kernels.recurrence import divisor, in_chunks, prefix
 from isoflop.models.layers import SILU, SOFTPLUS, Linear, RMSNorm, ShortConv, gated, lift
-from isoflop.models.packing import Position, kept
+from isoflop.models.packing import Lengths, Position, kept, pad
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # the released code's range of initial steps
 
@@ -121,8 +121,20 @@ class SelectiveSsm(Mixer):
         u, gate = jnp.split(self.inward(x), 2, axis=-1)
         u = jax.nn.silu(self.conv(u, position))
         dt, B, C = self._select(u)
-        y = scan(u.astype(jnp.float32), dt, self._A(), B, C, kept(position), self.config.chunk)
+        keep, chunk = kept(position), self.config.chunk
+        _, y = scan(u.astype(jnp.float32), dt, self._A(), B, C, keep, chunk)
         return self._finish(y, u, gate)
+
+    def prefill(
+        self, x: Float[Array, "b t d"], state: State, lengths: Lengths = None
+    ) -> tuple[State, Float[Array, "b t d"]]:
+        u, gate = jnp.split(self.inward(x), 2, axis=-1)
+        conv, u = self.conv.prefill(u, state["conv"], lengths)
+        u = jax.nn.silu(u)
+        dt, B, C = self._select(u)
+        dt, chunk, h = pad(dt, lengths), self.config.chunk, state["h"]
+        h, y = scan(u.astype(jnp.float32), dt, self._A(), B, C, None, chunk, h)
+        return {"conv": conv, "h": h}, self._finish(y, u, gate)
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:
         return {
@@ -186,14 +198,18 @@ def scan(
     C: Float[Array, "b t j"],
     keep: Float[Array, "b t 1"] | None,
     chunk: int,
-) -> Float[Array, "b t i"]:
-    """The recurrence over time, storing one state per chunk for the backward pass."""
+    start: Float[Array, "b j i"] | None = None,
+) -> tuple[Float[Array, "b j i"], Float[Array, "b t i"]]:
+    """The recurrence over time from a state `start` (None: 0): the state after the last token, and
+    y of all. One state per chunk is stored for the backward pass.
+    """
     in_turn = partial(_by_chunks, (_forward_in_turn, _backward_in_turn), chunk)
     at_once = partial(_by_chunks, (_forward_at_once, _backward_at_once), min(chunk, SHORT))
-    return by_platform(in_turn, at_once)(A, (u, dt, B, C, keep))
+    h = jnp.zeros((len(u), *A.shape), jnp.float32) if start is None else start
+    return by_platform(in_turn, at_once)(A, h, (u, dt, B, C, keep))
 
 
-def _by_chunks(forms, chunk: int, A, tokens) -> Float[Array, "b t i"]:
+def _by_chunks(forms, chunk: int, A, h, tokens):
     length = tokens[0].shape[1]
     chunk = min(chunk, length)
 
@@ -201,48 +217,48 @@ def _by_chunks(forms, chunk: int, A, tokens) -> Float[Array, "b t i"]:
         x = jnp.pad(x, ((0, 0), (0, -length % chunk), (0, 0)))  # Δ = 0 keeps the state
         return rearrange(x, "b (n c) i -> n c b i", c=chunk)
 
-    y = _scan(forms, A, jax.tree.map(split, tokens))
-    return rearrange(y, "n c b i -> b (n c) i")[:, :length]
+    h, y = _scan(forms, A, h, jax.tree.map(split, tokens))
+    return h, rearrange(y, "n c b i -> b (n c) i")[:, :length]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _scan(forms, A, tokens) -> Float[Array, "n c b i"]:
-    """`forms` are forward, giving y and each chunk's first state, and backward."""
-    return forms[0](A, tokens)[0]
+def _scan(forms, A, h, tokens) -> tuple[Float[Array, "b j i"], Float[Array, "n c b i"]]:
+    """`forms` are forward, giving the last state, y and each chunk's first state, and backward."""
+    return _scan_forward(forms, A, h, tokens)[0]
 
 
-def _scan_forward(forms, A, tokens):
-    y, starts = forms[0](A, tokens)
-    return y, (A, tokens, starts)
+def _scan_forward(forms, A, h, tokens):
+    after, (y, starts) = forms[0](A, h, tokens)
+    return (after, y), (A, tokens, starts)
 
 
-def _scan_backward(forms, saved, dy):
+def _scan_backward(forms, saved, gradient):
     """With g the gradient of h_t: g ← g + C_t dy_t; then dC = h_t dy_t, d(Δu) = g B, dB = g Δu,
     d(ΔA) = g exp(ΔA) h_{t−1}; and g exp(ΔA) goes on to h_{t−1}.
     """
-    dA, gradients = forms[1](*saved, dy)
-    return dA, (*gradients, None)
+    g, dA, gradients = forms[1](*saved, *gradient)
+    return dA, g, (*gradients, None)
 
 
 _scan.defvjp(_scan_forward, _scan_backward)
 
 
-def _forward_in_turn(A, tokens):
-    """(y, the state at each chunk's start), token by token."""
+def _forward_in_turn(A, h, tokens):
+    """The last state, and (y, the state at each chunk's start), token by token."""
 
     def chunk(h, tokens):
         after, y = jax.lax.scan(lambda h, x: ssm_step(A, h, x), h, tokens)
         return after, (y, h)
 
-    return jax.lax.scan(chunk, _empty(A, tokens), tokens)[1]
+    return jax.lax.scan(chunk, h, tokens)
 
 
-def _backward_in_turn(A, tokens, starts, dy):
-    """Chunks from the last to the first."""
-    zero = jnp.zeros_like(starts[0])
+def _backward_in_turn(A, tokens, starts, g, dy):
+    """Chunks from the last to the first, from the gradient g of the last state on."""
+    nothing = jnp.zeros_like(starts[0])
     chunk = partial(_chunk_backward, _by_dots, A)
-    (_, dA), gradients = jax.lax.scan(chunk, (zero, zero), (tokens, starts, dy), reverse=True)
-    return dA.sum(0), gradients
+    (g, dA), gradients = jax.lax.scan(chunk, (g, nothing), (tokens, starts, dy), reverse=True)
+    return g, dA.sum(0), gradients
 
 
 def _chunk_backward(over, A, carry, inputs):
@@ -265,7 +281,7 @@ def _chunk_backward(over, A, carry, inputs):
     return carry, (*gradients, jnp.roll(dC.at[0].set(over(2, last, dy[-1])), -1, axis=0))
 
 
-def _forward_at_once(A, tokens):
+def _forward_at_once(A, h, tokens):
     m = _beside(A, tokens)
 
     def chunks(h, tokens):
@@ -277,11 +293,11 @@ def _forward_at_once(A, tokens):
         _, y = jax.lax.scan(step, starts.reshape(alone.shape), tokens)
         return ends[-1], (y, starts)
 
-    _, (y, starts) = jax.lax.scan(chunks, _empty(A, tokens), _side_by_side(tokens, m))
-    return _apart(y, m), rearrange(starts, "n m b j i -> (n m) b j i")
+    h, (y, starts) = jax.lax.scan(chunks, h, _side_by_side(tokens, m))
+    return h, (_apart(y, m), rearrange(starts, "n m b j i -> (n m) b j i"))
 
 
-def _backward_at_once(A, tokens, starts, dy):
+def _backward_at_once(A, tokens, starts, g, dy):
     m = _beside(A, tokens)
 
     def chunks(carry, inputs):
@@ -302,11 +318,11 @@ def _backward_at_once(A, tokens, starts, dy):
         gradients = jax.lax.optimization_barrier(gradients)
         return (onward[0], dA + more.reshape(shape).sum(0)), gradients
 
-    zero = jnp.zeros_like(starts[0])
+    nothing = jnp.zeros_like(starts[0])
     starts = rearrange(starts, "(n m) b j i -> n (m b) j i", m=m)
     inputs = _side_by_side(tokens, m), starts, _side_by_side(dy, m)
-    (_, dA), gradients = jax.lax.scan(chunks, (zero, zero), inputs, reverse=True)
-    return dA.sum(0), jax.tree.map(lambda x: _apart(x, m), gradients)
+    (g, dA), gradients = jax.lax.scan(chunks, (g, nothing), inputs, reverse=True)
+    return g, dA.sum(0), jax.tree.map(lambda x: _apart(x, m), gradients)
 
 
 def _gradients(over, A, tokens, g, d_exponent):
@@ -327,10 +343,6 @@ def _by_dots(axis: int, x: Float[Array, "*b j i"], y: Float[Array, "*b z"]) -> F
 
 def _by_sums(axis: int, x: Float[Array, "*b j i"], y: Float[Array, "*b z"]) -> Float[Array, "*b y"]:
     return jnp.sum(x * jnp.expand_dims(y, -axis), axis - 3)
-
-
-def _empty(A, tokens) -> Float[Array, "b j i"]:
-    return jnp.zeros((tokens[0].shape[2], *A.shape), jnp.float32)
 
 
 def _faded(A, tokens) -> Float[Array, "b j i"]:

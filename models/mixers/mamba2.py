@@ -36,7 +36,7 @@ from isoflop.models.layers import (
     in_rows,
     lift,
 )
-from isoflop.models.packing import Position, restart
+from isoflop.models.packing import Lengths, Position, pad, restart
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # the released code's range of initial steps
 
@@ -134,7 +134,18 @@ class StateSpaceDual(Mixer):
         gate, xBC, dt = self._project(x)
         u, C, B, v, log_a = self._heads(jax.nn.silu(self.conv(xBC, position)), dt)
         log_a = restart(log_a, position, recurrence.FORGET)
-        return self._finish(recurrence.chunked(C, B, v, log_a, self.config.chunk), u, gate)
+        _, y = recurrence.chunked(C, B, v, log_a, self.config.chunk)
+        return self._finish(y, u, gate)
+
+    def prefill(
+        self, x: Float[Array, "b t d"], state: State, lengths: Lengths = None
+    ) -> tuple[State, Float[Array, "b t d"]]:
+        gate, xBC, dt = self._project(x)
+        conv, xBC = self.conv.prefill(xBC, state["conv"], lengths)
+        u, C, B, v, log_a = self._heads(jax.nn.silu(xBC), dt)
+        v, log_a = pad(v, lengths), pad(log_a, lengths)
+        S, y = recurrence.chunked(C, B, v, log_a, self.config.chunk, state["S"])
+        return {"conv": conv, "S": S}, self._finish(y, u, gate)
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:
         shape = (batch, self.heads, self.config.d_state, self.config.d_head)

@@ -25,13 +25,16 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from isoflop.models.base import Aux, Channel, ChannelConfig, Cost, Init, Matrix, Steered
 from isoflop.models.errors import UserError
 from isoflop.models.layers import SIGMOID, SILU, SOFTMAX, SOFTPLUS, Linear, again, lift
 from isoflop.models.mixers.mlp import SwiGLU
+from isoflop.models.packing import Lengths, is_real
+
+Real = Bool[Array, " t"] | None  # whether a token is one, or padding; None: all are
 
 
 class Moe(ChannelConfig):
@@ -152,10 +155,18 @@ class RoutedExperts(Channel):
         self.shared_gate = Linear(d, 1, axes="dr", init=init) if config.shared_gate else None
 
     def __call__(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], Aux]:
+        return self._served(x, None)
+
+    def prefill(self, x: Float[Array, "b t d"], lengths: Lengths = None) -> Float[Array, "b t d"]:
+        """Padding is sent to no expert, so that it takes no token's room."""
+        real = None if lengths is None else is_real(lengths, x.shape[1]).reshape(-1)
+        return self._served(x, real)[0]
+
+    def _served(self, x: Float[Array, "b t d"], real: Real) -> tuple[Float[Array, "b t d"], Aux]:
         flat = rearrange(x, "b t d -> (b t) d")
         logits = flat.astype(jnp.float32) @ self.router.kernel[...]
         serve = self._tokens_choose if self.config.route == "token" else self._experts_choose
-        y, load, dropped = serve(flat, logits)
+        y, load, dropped = serve(flat, logits, real)
         y = y.reshape(x.shape)
         if self.shared is not None:
             gate = 1.0 if self.shared_gate is None else jax.nn.sigmoid(self.shared_gate(x))
@@ -166,12 +177,12 @@ class RoutedExperts(Channel):
         soft = self.config.gate == "softmax"
         return jax.nn.softmax(logits) if soft else jax.nn.sigmoid(logits)
 
-    def _tokens_choose(self, flat: Float[Array, "t d"], logits: Float[Array, "t e"]):
+    def _tokens_choose(self, flat: Float[Array, "t d"], logits: Float[Array, "t e"], real: Real):
         """Output, share of the choices that each expert got, share of the choices dropped."""
         config = self.config
         gates, chosen = self._choose(logits)
         blocks, rows = config.layout(flat.shape[0])
-        block_expert, row, kept = self._assign(chosen, blocks, rows)
+        block_expert, row, kept = self._assign(chosen, blocks, rows, real)
 
         choice = jnp.arange(chosen.size)
         source = jnp.full(blocks * rows, chosen.size).at[row].set(choice, mode="drop")
@@ -183,10 +194,13 @@ class RoutedExperts(Channel):
         load = jax.nn.one_hot(chosen, config.n_experts).sum((0, 1)) / chosen.size
         return y, load, jnp.mean(~kept, dtype=jnp.float32)
 
-    def _experts_choose(self, flat: Float[Array, "t d"], logits: Float[Array, "t e"]):
+    def _experts_choose(self, flat: Float[Array, "t d"], logits: Float[Array, "t e"], real: Real):
         """Output, share of the rows that each expert has, share of the tokens nobody took."""
         experts, rows = self.config.layout(flat.shape[0])
-        gates, token = jax.lax.top_k(self._scores(logits).T, rows)
+        scores = self._scores(logits)
+        if real is not None:
+            scores = jnp.where(real[:, None], scores, -1.0)  # after all tokens
+        gates, token = jax.lax.top_k(scores.T, rows)
         served = self._experts(flat[token], jnp.arange(experts))
         weighted = served * gates.reshape(-1, 1).astype(flat.dtype)
         y = jnp.zeros_like(flat).at[token.reshape(-1)].add(weighted)
@@ -211,21 +225,25 @@ class RoutedExperts(Channel):
         gates = jnp.take_along_axis(scores, chosen, axis=-1)
         return gates / gates.sum(-1, keepdims=True) if config.renormalize else gates, chosen
 
-    def _assign(self, chosen: Int[Array, "t k"], blocks: int, rows: int):
+    def _assign(self, chosen: Int[Array, "t k"], blocks: int, rows: int, real: Real):
         """Expert of each block, row of each (token, choice), and which were kept."""
         config = self.config
         expert = chosen.reshape(-1)
-        one_hot = jax.nn.one_hot(expert, config.n_experts, dtype=jnp.int32)
+        kept = jnp.ones_like(expert, bool)
+        if real is not None:
+            kept = jnp.repeat(real, config.top_k)
+        one_hot = jax.nn.one_hot(expert, config.n_experts, dtype=jnp.int32) * kept[:, None]
         rank = jnp.take_along_axis(jnp.cumsum(one_hot, axis=0), expert[:, None], 1)[:, 0] - 1
         if config.capacity_factor is not None:
-            kept = rank < rows
-            row = jnp.where(kept, expert * rows + rank, blocks * rows)  # out of range: dropped
-            return jnp.arange(blocks), row, kept
-        needed = -(-one_hot.sum(0) // rows)  # blocks of each expert
-        end = jnp.cumsum(needed)
-        row = (end - needed)[expert] * rows + rank
-        block_expert = jnp.searchsorted(end, jnp.arange(blocks), side="right")
-        return jnp.minimum(block_expert, config.n_experts - 1), row, jnp.ones_like(expert, bool)
+            kept = kept & (rank < rows)
+            block_expert, row = jnp.arange(blocks), expert * rows + rank
+        else:
+            needed = -(-one_hot.sum(0) // rows)  # blocks of each expert
+            end = jnp.cumsum(needed)
+            row = (end - needed)[expert] * rows + rank
+            block_expert = jnp.searchsorted(end, jnp.arange(blocks), side="right")
+            block_expert = jnp.minimum(block_expert, config.n_experts - 1)
+        return block_expert, jnp.where(kept, row, blocks * rows), kept  # out of range: dropped
 
     def _experts(self, x: Float[Array, "n r d"], expert: Int[Array, " n"]) -> Float[Array, "z d"]:
         gate, up, down = (w[...].astype(x.dtype) for w in (self.gate, self.up, self.down))

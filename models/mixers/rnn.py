@@ -22,13 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from pydantic import PositiveInt
 
 from isoflop.models.base import Cost, Init, Matrix, Mixer, MixerConfig, State
 from isoflop.models.kernels.recurrence import diagonal, diagonal_step, in_chunks
 from isoflop.models.layers import Linear, lift
-from isoflop.models.packing import Position, kept, restart
+from isoflop.models.packing import Lengths, Position, count, is_real, kept, pad, restart
 
 
 class Lstm(MixerConfig):
@@ -78,25 +78,43 @@ class LongShortTerm(Mixer):
     def __call__(
         self, x: Float[Array, "b t d"], position: Position = None
     ) -> Float[Array, "b t d"]:
+        state = self.init_state(x.shape[0], x.shape[1])
+        return self._scan(x, state, kept(position), None)[1]
+
+    def prefill(
+        self, x: Float[Array, "b t d"], state: State, lengths: Lengths = None
+    ) -> tuple[State, Float[Array, "b t d"]]:
+        return self._scan(x, state, None, is_real(count(x, lengths), x.shape[1])[..., None])
+
+    def _scan(
+        self,
+        x: Float[Array, "b t d"],
+        state: State,
+        keep: Float[Array, "b t 1"] | None,
+        real: Bool[Array, "b t 1"] | None,
+    ) -> tuple[State, Float[Array, "b t d"]]:
+        """The state after the last token, right where `real` tells padding apart, and outputs."""
         length = x.shape[1]
         chunk = min(self.config.chunk, length)
         across = jnp.asarray(self.across[...])
 
-        def split(x: Float[Array, "b t i"]) -> Float[Array, "n c b i"]:
+        def split(x: Array) -> Array:
             x = jnp.pad(x, ((0, 0), (0, -length % chunk), (0, 0)))
             return rearrange(x, "b (n c) i -> n c b i", c=chunk)
 
         def token(state: State, inputs):
-            gates, keep = inputs
+            gates, keep, real = inputs
             if keep is not None:
                 state = jax.tree.map(lambda s: keep * s, state)
-            return _cell(across, state, gates)
+            after, h = _cell(across, state, gates)
+            if real is not None:
+                after = jax.tree.map(partial(jnp.where, real), after, state)
+            return after, h
 
-        inputs = jax.tree.map(split, (self._gates(x), kept(position)))
-        state = self.init_state(x.shape[0], length)
-        _, h = jax.lax.scan(jax.checkpoint(partial(jax.lax.scan, token)), state, inputs)
+        inputs = jax.tree.map(split, (self._gates(x), keep, real))
+        state, h = jax.lax.scan(jax.checkpoint(partial(jax.lax.scan, token)), state, inputs)
         h = rearrange(h, "n c b i -> b (n c) i")[:, :length]
-        return self.out(h.astype(x.dtype))
+        return state, self.out(h.astype(x.dtype))
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:
         shape = (batch, self.size)
@@ -160,8 +178,16 @@ class MinimalGru(Mixer):
         self, x: Float[Array, "b t d"], position: Position = None
     ) -> Float[Array, "b t d"]:
         decay, inflow = self._inputs(x)
-        h = diagonal(restart(decay, position, 0.0), inflow, self.config.chunk)
+        _, h = diagonal(restart(decay, position, 0.0), inflow, self.config.chunk)
         return self.out(h.astype(x.dtype))
+
+    def prefill(
+        self, x: Float[Array, "b t d"], state: State, lengths: Lengths = None
+    ) -> tuple[State, Float[Array, "b t d"]]:
+        decay, inflow = self._inputs(x)
+        decay, inflow = pad(decay, lengths, 1.0), pad(inflow, lengths)
+        state, h = diagonal(decay, inflow, self.config.chunk, state)
+        return state, self.out(h.astype(x.dtype))
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:
         return jnp.zeros((batch, self.size), jnp.float32)

@@ -31,7 +31,7 @@ from isoflop.models.kernels import recurrence
 from isoflop.models.kernels.recurrence import scores
 from isoflop.models.layers import SIGMOID, Linear, by_rms, centred, in_rows, lift
 from isoflop.models.mixers.delta import System, after, inverse_flops, solve
-from isoflop.models.packing import Position, previous, restart
+from isoflop.models.packing import Lengths, Position, last, pad, previous, restart
 
 MIX_POWERS = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}
 RANK_UNIT = 32
@@ -165,8 +165,24 @@ class TimeMix(Mixer):
         r, k, v, unit, rated, log_w = inputs
         rated = restart(rated, position, 0.0)  # since κ reads before the decay of its own token
         log_w = restart(log_w, position, recurrence.FORGET)
-        y = chunked(r, k, v, unit, rated, log_w, chunk=self.config.chunk)
+        _, y = chunked(r, k, v, unit, rated, log_w, chunk=self.config.chunk)
         return self._finish(y, inputs, gate), left
+
+    def prefill(
+        self, x: Float[Array, "b t d"], state: State, lengths: Lengths = None
+    ) -> tuple[State, Float[Array, "b t d"]]:
+        return self.forward_prefill(x, state, {}, lengths)[:2]
+
+    def forward_prefill(
+        self, x: Float[Array, "b t d"], state: State, left: Left, lengths: Lengths = None
+    ) -> tuple[State, Float[Array, "b t d"], Left]:
+        before, shifted = _shifted(x, state["before"], lengths)
+        inputs, gate, left = self._inputs(x, shifted, left)
+        r, k, v, unit, rated, log_w = inputs
+        k, rated, log_w = (pad(z, lengths) for z in (k, rated, log_w))
+        chunk, S = self.config.chunk, state["S"]
+        S, y = chunked(r, k, v, unit, rated, log_w, chunk=chunk, start=S)
+        return {"before": before, "S": S}, self._finish(y, inputs, gate), left
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:
         heads = self.config.n_heads
@@ -226,6 +242,14 @@ class TimeMix(Mixer):
         return self.out(y.astype(gate.dtype) * gate)
 
 
+def _shifted(
+    x: Float[Array, "b t d"], before: Float[Array, "b d"], lengths: Lengths
+) -> tuple[Float[Array, "b d"], Float[Array, "b t d"]]:
+    """The last token, and the token before each, `before` before the first."""
+    window = jnp.concatenate([before[:, None], x], axis=1)
+    return last(window, 1, lengths)[:, 0], window[:, :-1]
+
+
 def shift(
     mix: Float[Array, "n d"], x: Float[Array, "b t d"], before: Float[Array, "b t d"]
 ) -> dict[str, Float[Array, "b t d"]]:
@@ -247,7 +271,9 @@ def step(S: recurrence.Memory, r, k, v, unit, rated, log_w):
     return S, jnp.einsum("bhk,bhkv->bhv", r, S)
 
 
-def chunked(r, k, v, unit, rated, log_w, *, chunk: int) -> recurrence.Values:
+def chunked(
+    r, k, v, unit, rated, log_w, *, chunk: int, start: recurrence.Memory | None = None
+) -> tuple[recurrence.Memory, recurrence.Values]:
     """`step` over all tokens in chunks, as `delta.chunked` does it.
 
     With p_t = S_{t−1}ᵀ κ_t, S is the plain recurrence over the pairs (k, v) and (−a ⊙ κ, p), and
@@ -256,7 +282,7 @@ def chunked(r, k, v, unit, rated, log_w, *, chunk: int) -> recurrence.Values:
     for r.
     """
     memory = k.shape[-1], v.shape[-1]
-    return recurrence.by_chunks(_chunk, (r, k, v, unit, rated, log_w), memory, chunk)
+    return recurrence.by_chunks(_chunk, (r, k, v, unit, rated, log_w), memory, chunk, start)
 
 
 def _chunk(S: recurrence.Memory, inputs):
@@ -337,6 +363,12 @@ class ChannelMix(Mixer):
         self, x: Float[Array, "b t d"], position: Position = None
     ) -> Float[Array, "b t d"]:
         return self._mix(x, previous(x, position))
+
+    def prefill(
+        self, x: Float[Array, "b t d"], state: State, lengths: Lengths = None
+    ) -> tuple[State, Float[Array, "b t d"]]:
+        state, before = _shifted(x, state, lengths)
+        return state, self._mix(x, before)
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:
         return jnp.zeros((batch, self.mix.shape[0]), dtype)
