@@ -14,7 +14,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, partial
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import jax
@@ -26,7 +26,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, fie
 from pydantic_core import PydanticKnownError
 
 from isoflop.models.errors import UserError
-from isoflop.models.packing import Lengths, Position
+from isoflop.models.packing import Lengths, Position, is_real, lengths_of
 
 State = Any  # a pytree of arrays whose leading axis is the batch
 Aux = dict[str, Array]  # scalars a channel mixer reports beside its output
@@ -187,10 +187,20 @@ class Mixer(nnx.Module):
     ) -> tuple[State, Float[Array, "b t d"]]:
         """A prompt at once, after what `state` has taken: the state after it, and all outputs.
 
-        It equals a `step` for each token. Row i has lengths[i] of them at the left (None: all);
-        the rest is padding, which changes no state and no token's output, and gets some output.
+        Row i has lengths[i] tokens at the left (None: all); the rest is padding, which changes no
+        state and no token's output, and gets some output. This is the definition, token by token;
+        a mixer's own is its parallel form.
         """
-        raise TypeError(f"{type(self).__name__} has no prefill")
+        real = is_real(lengths_of(x, lengths), x.shape[1])
+
+        def token(state: State, inputs: tuple[Array, Array]) -> tuple[State, Array]:
+            x, real = inputs
+            after, y = self.step(state, x)
+            kept = jax.vmap(jnp.where)  # by row
+            return jax.tree.map(partial(kept, real), after, state), y
+
+        state, y = jax.lax.scan(token, state, (jnp.moveaxis(x, 1, 0), real.T))
+        return state, jnp.moveaxis(y, 0, 1)
 
     def room(self, state: State) -> Int[Array, " b"] | None:
         """Tokens that each sequence's state still takes; None: any number."""

@@ -30,12 +30,14 @@ from isoflop.models.base import (
     State,
 )
 from isoflop.models.errors import UserError
+from isoflop.models.generation import Sampling, Written, generate
 from isoflop.models.kernels.platforms import full_precision
 from isoflop.models.layers import BATCH, LayerNorm, Linear, RMSNorm, place
-from isoflop.models.packing import Lengths, Position, last, positions
+from isoflop.models.packing import Lengths, Position, positions
 
 LAYERS_MAX = 4096  # of a model, each traced on its own
 PARAMS_MAX = 2**43  # of a model: several times the largest there is
+GREEDY = Sampling()
 SCAN_FROM = 16  # repeats of the block pattern from which it is scanned instead of unrolled
 
 
@@ -345,7 +347,9 @@ class LM(nnx.Module):
         for block, before in zip(self.blocks, state, strict=True):
             before, x, left = _call("prefill", *nnx.split(block), before, x, left, lengths)
             after.append(before)
-        return after, self.logits(self.norm(x if every else last(x, 1, lengths)[:, 0]))
+        if not every:
+            x = x[jnp.arange(len(x)), -1 if lengths is None else lengths - 1]
+        return after, self.logits(self.norm(x))
 
     @full_precision
     def step(
@@ -363,6 +367,28 @@ class LM(nnx.Module):
             before, x, left = _call("step", *nnx.split(block), before, x, left)
             after.append(before)
         return after, self.logits(self.norm(x))
+
+    def generate(
+        self,
+        tokens: Int[Array, "b t"],
+        count: int,
+        lengths: Int[Array, " b"] | None = None,
+        sampling: Sampling = GREEDY,
+        seed: int = 0,
+        state: list[State] | None = None,
+    ) -> Written:
+        """At most `count` tokens after each prompt, padded as for `prefill`: one compiled program
+        that reads them at once and then decodes. Without a `state` one is made that just fits.
+        Raises UserError for a sampling that is none, and as `step` does for a state without room.
+        """
+        sampling.check(self.config.vocab_size)
+        if count < 1 or tokens.shape[1] < 1:
+            raise UserError("writing needs prompts of at least one token, and one to write")
+        if state is None:
+            state = self.init_state(len(tokens), tokens.shape[1] + count - 1)
+        self._check_room(state, count - 1 + (tokens.shape[1] if lengths is None else lengths))
+        key = jax.random.key(seed)
+        return generate(*nnx.split(self), state, tokens, lengths, count, sampling, key)
 
     def _check_room(self, state: list[State], tokens: int | Int[Array, " b"]) -> None:
         """Raise UserError if a sequence's state cannot take as many tokens, where that is known."""

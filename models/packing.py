@@ -68,6 +68,6 @@ def last(window: Float[Array, "b p i"], size: int, lengths: Lengths) -> Float[Ar
     return jax.vmap(cut)(window, lengths)
 
 
-def count(x: Float[Array, "b t d"], lengths: Lengths) -> Int[Array, " b"]:
+def lengths_of(x: Float[Array, "b t d"], lengths: Lengths) -> Int[Array, " b"]:
     """Real tokens of each row."""
     return jnp.full(len(x), x.shape[1], jnp.int32) if lengths is None else lengths

@@ -13,7 +13,18 @@ SIM = (  # each may import those before it
     *("durable", "optim", "data", "spec", "records", "cost", "train"),
     *("evaluate", "grid", "laws", "compare"),
 )
-MODELS = ("errors", "packing", "base", "kernels", "layers", "rotary", "lm", "mixers", "families")
+MODELS = (
+    "errors",
+    "packing",
+    "base",
+    "kernels",
+    "layers",
+    "rotary",
+    "generation",
+    "lm",
+    "mixers",
+    "families",
+)
 
 
 def imported(path: Path) -> set[tuple[str, ...]]:

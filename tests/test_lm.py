@@ -1,14 +1,18 @@
 """A model is the sum of its parts, and the same function however it is run."""
 
+import math
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from isoflop.models import lm
+from isoflop.models import generation, lm
 from isoflop.models.base import Init, count
 from isoflop.models.errors import UserError
+from isoflop.models.generation import Sampling
 from isoflop.models.lm import Block, ModelConfig, tile
 from isoflop.models.mixers.attention import Attention
 from isoflop.models.mixers.linear import LinearAttention
@@ -188,6 +192,132 @@ def test_decoding_past_the_context_is_refused_or_nan_in_a_compiled_program():
         UserError, match=r"state of block 2 \(SoftmaxAttention\) has taken every token"
     ):
         model.step(state, x[:, 6])
+
+
+@pytest.mark.parametrize(
+    "config", [HYBRID, pytest.param(OPTIONS, marks=pytest.mark.slow)], ids=["hybrid", "options"]
+)
+def test_prefill_of_unequal_prompts_then_steps_give_the_logits_of_the_whole_sequence(config):
+    params, apply = parts(config)
+    x, lengths = tokens(config, batch=3), jnp.asarray([13, 8, 1])
+    want = jax.jit(lambda p, x: apply(p)(x)[0])(params, x)
+
+    def decode(params, x):
+        model = apply(params)
+        state, all_of = model.prefill(model.init_state(*x.shape), x, lengths, every=True)
+        _, last = model.prefill(model.init_state(*x.shape), x, lengths)
+        after = jax.vmap(lambda row, n: jnp.roll(row, -n))(x, lengths)
+        return all_of, last, jax.lax.scan(model.step, state, after.T)[1]
+
+    prompts, last, rest = jax.jit(decode)(params, x)
+    scale = np.abs(np.asarray(want)).max()
+    for row, n in enumerate(lengths):
+        got = np.concatenate([prompts[row, :n], rest[: 19 - n, row]])
+        assert np.abs(got - want[row]).max() < 1e-5 * scale
+        assert np.abs(np.asarray(last[row] - want[row, n - 1])).max() < 1e-5 * scale
+
+
+def test_a_prompt_beyond_the_context_is_refused_or_nan_in_a_compiled_program():
+    config = HYBRID.model_copy(update={"blocks": (Block(mixer=Attention(n_heads=2)),)})
+    params, apply = parts(config)
+    model, x = apply(params), tokens(config, length=7)
+    with pytest.raises(UserError, match=r"takes 6 tokens more of the context that it was made"):
+        model.prefill(model.init_state(2, 6), x)
+    with pytest.raises(UserError, match=r"block 0 \(SoftmaxAttention\) takes 6 tokens more"):
+        model.generate(x[:, :4], 4, state=model.init_state(2, 6))
+    state, _ = jax.jit(lambda p, s: apply(p).prefill(s, x, jnp.asarray([6, 2])))(
+        params, model.init_state(2, 6)
+    )
+    with pytest.raises(UserError, match=r"has taken every token"):
+        model.prefill(state, x[:, :1])
+    model.prefill(state, x[:, :1], jnp.asarray([0, 1]))
+    whole = jax.jit(lambda p, s: apply(p).prefill(s, x, every=True)[1])
+    logits = np.asarray(whole(params, model.init_state(2, 6)))
+    assert (np.isnan(logits).all(-1) == (np.arange(7) == 6)).all()
+
+
+def written(model, x, count, lengths=None, seed=0, **sampling):
+    found = model.generate(x, count, lengths, Sampling(**sampling), seed)
+    assert np.asarray(found.finite).all()
+    return [
+        row[:n].tolist() for row, n in zip(np.asarray(found.tokens), found.lengths, strict=True)
+    ]
+
+
+def test_what_is_written_greedily_is_the_likeliest_after_each_prompt_until_a_stop():
+    params, apply = parts(HYBRID)
+    model, lengths = apply(params), [5, 2, 9]
+    x = tokens(HYBRID, batch=3, length=9)
+    logits = jax.jit(lambda p, x: apply(p)(x)[0])
+    want = np.concatenate([x, np.zeros((3, 6), np.int32)], axis=1)
+    for i in range(6):
+        for row, n in enumerate(lengths):
+            want[row, n + i] = np.argmax(logits(params, want)[row, n + i - 1])
+    want = [want[row, n : n + 6].tolist() for row, n in enumerate(lengths)]
+    assert written(model, x, 6, jnp.asarray(lengths)) == want
+    stop = want[0][2]
+    until = [row[: (*row, stop).index(stop)] for row in want]
+    assert len(until[0]) < 3
+    assert written(model, x, 6, jnp.asarray(lengths), stop=(stop, 10)) == [
+        row[: ([*row, 10]).index(10)] for row in until
+    ]
+    assert written(model, x[:, :2], 1) == [row[:1] for row in written(model, x[:, :2], 4)]
+
+
+def test_top_k_and_top_p_of_one_token_are_greedy_and_a_seed_names_what_is_sampled():
+    params, apply = parts(HYBRID)
+    model, x = apply(params), tokens(HYBRID, batch=2, length=4)
+    greedy = written(model, x, 6)
+    assert written(model, x, 6, temperature=3.0, top_k=1) == greedy
+    assert written(model, x, 6, temperature=3.0, top_p=1e-6) == greedy
+    hot = written(model, x, 6, temperature=3.0)
+    compiled = generation.generate._cache_size()
+    assert written(model, x, 6, temperature=3.0) == hot
+    assert written(model, x, 6, temperature=3.0, seed=1) != hot
+    assert written(model, x, 6, temperature=1e-6) == greedy
+    assert generation.generate._cache_size() == compiled
+    assert written(model, x[:1], 6, temperature=3.0) == hot[:1]  # whatever rows are beside it
+    longer = written(model, x, 9, temperature=3.0)
+    assert [row[:6] for row in longer] == hot
+
+
+@pytest.mark.parametrize(
+    ("sampling", "kept"),
+    [
+        ({}, [0.4, 0.3, 0.2, 0.1]),
+        ({"top_k": 2}, [4 / 7, 3 / 7, 0, 0]),
+        ({"top_p": 0.5}, [4 / 7, 3 / 7, 0, 0]),
+        ({"top_p": 0.7001}, [4 / 9, 3 / 9, 2 / 9, 0]),
+        ({"top_k": 3, "top_p": 0.7}, [4 / 7, 3 / 7, 0, 0]),  # of 4/9, 3/9 and 2/9
+    ],
+)
+def test_a_token_is_chosen_as_often_as_its_share_of_what_is_kept(sampling, kept):
+    """In any order of the vocabulary, at temperature 2 of the squared probabilities."""
+    logits, order = 2 * jnp.log(jnp.asarray([0.4, 0.3, 0.2, 0.1])), np.array([2, 0, 3, 1])
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    one = partial(generation.choose, Sampling(temperature=2.0, **sampling))
+    drawn = np.asarray(jax.jit(jax.vmap(one, (0, None)))(keys, logits[order]))
+    share = np.bincount(drawn, minlength=4) / len(keys)
+    np.testing.assert_allclose(share, np.array(kept)[order], atol=0.015)
+    assert (share[np.array(kept)[order] == 0] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [
+        ({"temperature": -1.0}, "temperature=-1.0 must be a finite number above 0"),
+        ({"temperature": math.nan}, "temperature=nan must be"),
+        ({"top_k": 3}, "top_k needs a temperature above 0"),
+        ({"top_p": 0.5}, "top_p needs a temperature above 0"),
+        ({"temperature": 1.0, "top_k": 0}, "top_k=0 must be at least 1"),
+        ({"temperature": 1.0, "top_p": 1.5}, "top_p=1.5 must be above 0 and at most 1"),
+        ({"stop": (11,)}, "the stop token 11 is none of the vocabulary, 0 to 10"),
+    ],
+)
+def test_a_sampling_that_is_none_is_refused(sampling, message):
+    params, apply = parts(HYBRID)
+    with pytest.raises(UserError, match=message):
+        apply(params).generate(tokens(HYBRID), 2, sampling=Sampling(**sampling))
 
 
 @both

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from isoflop.models.base import Init, MixerConfig, _import_all, _leaves, count
-from isoflop.models.mixers.attention import Attention
+from isoflop.models.base import Init, Mixer, MixerConfig, _import_all, _leaves, count
+from isoflop.models.mixers.attention import Attention, SoftmaxAttention
 from isoflop.models.mixers.delta import DeltaNet
 from isoflop.models.mixers.linear import LinearAttention
 from isoflop.models.mixers.mamba import Mamba
@@ -259,6 +259,30 @@ def test_prefill_in_two_parts_equals_the_parallel_form_wherever_it_is_split(conf
     for row, n in enumerate(SPLITS):
         got = np.concatenate([first[row, :n], second[row, : LENGTH - n]])
         assert relative(got, want) < 1e-5
+
+
+def test_every_mixer_prefills_in_parallel_and_one_that_does_not_token_by_token():
+    """Whose own prefill is not written yet gets the definition's."""
+    _import_all()
+    modules = [cls for cls in _leaves(Mixer) if cls.__module__.startswith("isoflop.models.")]
+    assert len(modules) > 8
+    assert all("prefill" in vars(cls) for cls in modules)
+    config = MIXERS["gqa-window-qk-norm"]
+    params, apply = build(config)
+    x, lengths = tokens(length=30), jnp.asarray([30, 9])
+
+    def prefill(params, form):
+        mixer = apply(params)
+        return form(mixer, x, mixer.init_state(2, 40), lengths)
+
+    (state, y), (own_state, own) = (
+        jax.jit(prefill, static_argnums=1)(params, form)
+        for form in (Mixer.prefill, SoftmaxAttention.prefill)
+    )
+    for row, n in enumerate(lengths):
+        assert relative(np.asarray(y[row, :n]), np.asarray(own[row, :n])) < 1e-5
+    for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(own_state), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 @every_mixer

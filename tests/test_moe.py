@@ -193,6 +193,22 @@ def test_what_capacity_drops_is_counted_and_gets_no_output():
     assert_close(y[:, :5], dense_sum(module, x[:, :5]))
 
 
+@every_form
+def test_padding_takes_no_token_s_room(config):
+    """Tokens that every expert would take first, as padding before the next row's tokens."""
+    module = config.build(D_MODEL, init=Init(0))
+    graph, params = nnx.split(module)
+    lengths = jnp.asarray([8, 21])
+    prefill = jax.jit(lambda p, x, n: nnx.merge(graph, p).prefill(x, n))
+    quiet = tokens()
+    loud = quiet.at[0, 8:].multiply(30.0)
+    few, many = (np.asarray(prefill(params, x, lengths)) for x in (quiet, loud))
+    assert np.isfinite(many).all()
+    assert (few[0, :8] == many[0, :8]).all()
+    assert (few[1] == many[1]).all()
+    assert_close(prefill(params, quiet, jnp.asarray([21, 21])), run(module, quiet)[0])
+
+
 def test_every_channel_mixer_has_a_row():
     _import_all()
     classes = {

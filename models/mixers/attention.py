@@ -24,7 +24,7 @@ from isoflop.models.base import Cost, Init, Mixer, MixerConfig, State
 from isoflop.models.errors import check_multiple
 from isoflop.models.kernels import attention as tiled
 from isoflop.models.layers import SIGMOID, Linear, RMSNorm, gated
-from isoflop.models.packing import Lengths, Position, count, is_real
+from isoflop.models.packing import Lengths, Position, is_real, lengths_of
 from isoflop.models.rotary import RopeScaling, check_dims, frequencies, rope, rope_flops
 
 TILES = (64, 256, 1024)  # sides of a tile for up to 512 tokens, 2048 to 4096, and from 16384 on
@@ -183,7 +183,7 @@ class SoftmaxAttention(Mixer):
             if lengths is not None:  # padding stays finite, or it would spoil what rows share
                 past = past & is_real(lengths, new)
             out = jnp.where(past[:, None, :, None], jnp.nan, out)
-        after = position + count(x, lengths)
+        after = position + lengths_of(x, lengths)
         source = _held(after, slots) - position[:, None]  # of each slot's token among the new ones
         fresh = (source >= 0)[:, None, :, None]
         taken = jnp.clip(source, 0, new - 1)[:, None, :, None]

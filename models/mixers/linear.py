@@ -26,7 +26,7 @@ from isoflop.models.base import Cost, Init, Mixer, MixerConfig, State
 from isoflop.models.errors import check_multiple
 from isoflop.models.kernels import recurrence
 from isoflop.models.layers import ELU, SILU, SOFTPLUS, Linear, RMSNorm, gated
-from isoflop.models.packing import Lengths, Position, count, pad, restart
+from isoflop.models.packing import Lengths, Position, lengths_of, pad, restart
 from isoflop.models.rotary import check_dims, frequencies, rope, rope_flops
 
 TAU = 16.0  # gates start near 1: σ(0)^(1/16) = .96 forgets half in 16 tokens
@@ -157,7 +157,7 @@ class GatedLinear(Mixer):
         q, k, v, log_a = self._heads(x, here)
         k, log_a = pad(k, lengths), pad(log_a, lengths)
         S, o = recurrence.chunked(q, k, v, log_a, self.config.chunk_size, state["S"])
-        after = {} if position is None else {"position": position + count(x, lengths)}
+        after = {} if position is None else {"position": position + lengths_of(x, lengths)}
         return after | {"S": S}, self._finish(o, x)
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:

@@ -34,7 +34,7 @@ from isoflop.models.layers import SIGMOID, SILU, SOFTMAX, SOFTPLUS, Linear, agai
 from isoflop.models.mixers.mlp import SwiGLU
 from isoflop.models.packing import Lengths, is_real
 
-Real = Bool[Array, " t"] | None  # whether a token is one, or padding; None: all are
+Real = Bool[Array, " bt"] | None  # whether a token is one, or padding; None: all are
 
 
 class Moe(ChannelConfig):

@@ -25,7 +25,7 @@ from isoflop.models.base import Cost, Init, Matrix, Mixer, MixerConfig, State
 from isoflop.models.errors import check_multiple
 from isoflop.models.kernels.recurrence import diagonal, diagonal_step, in_chunks
 from isoflop.models.layers import GELU, SIGMOID, SOFTPLUS, Linear, ShortConv, lift
-from isoflop.models.packing import Lengths, Position, count, pad, restart
+from isoflop.models.packing import Lengths, Position, lengths_of, pad, restart
 
 GATE_POWER = 8.0
 RING = 0.9, 0.999  # initial a^(1/8) lies between, uniform in area
@@ -111,7 +111,7 @@ class RecurrentBlock(Mixer):
         decay, inflow = self._gates(u, first[..., None])
         decay, inflow = pad(decay, lengths, 1.0), pad(inflow, lengths)
         h, states = diagonal(decay, inflow, self.config.chunk, state["h"])
-        first = jnp.where(count(x, lengths)[:, None] > 0, 0, state["first"])
+        first = jnp.where(lengths_of(x, lengths)[:, None] > 0, 0, state["first"])
         return {"conv": conv, "h": h, "first": first}, self._finish(states, x)
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:

@@ -28,7 +28,7 @@ from pydantic import PositiveInt
 from isoflop.models.base import Cost, Init, Matrix, Mixer, MixerConfig, State
 from isoflop.models.kernels.recurrence import diagonal, diagonal_step, in_chunks
 from isoflop.models.layers import Linear, lift
-from isoflop.models.packing import Lengths, Position, count, is_real, kept, pad, restart
+from isoflop.models.packing import Lengths, Position, is_real, kept, lengths_of, pad, restart
 
 
 class Lstm(MixerConfig):
@@ -84,7 +84,7 @@ class LongShortTerm(Mixer):
     def prefill(
         self, x: Float[Array, "b t d"], state: State, lengths: Lengths = None
     ) -> tuple[State, Float[Array, "b t d"]]:
-        return self._scan(x, state, None, is_real(count(x, lengths), x.shape[1])[..., None])
+        return self._scan(x, state, None, is_real(lengths_of(x, lengths), x.shape[1])[..., None])
 
     def _scan(
         self,
