@@ -230,7 +230,7 @@ def test_a_prompt_beyond_the_context_is_refused_or_nan_in_a_compiled_program():
     )
     with pytest.raises(UserError, match=r"has taken every token"):
         model.prefill(state, x[:, :1])
-    model.prefill(state, x[:, :1], jnp.asarray([0, 1]))
+    model._check_room(state, jnp.asarray([0, 1]))
     whole = jax.jit(lambda p, s: apply(p).prefill(s, x, every=True)[1])
     logits = np.asarray(whole(params, model.init_state(2, 6)))
     assert (np.isnan(logits).all(-1) == (np.arange(7) == 6)).all()
