@@ -25,7 +25,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 def only(*values: Any) -> AfterValidator:
-    """These values and no other: what the family computes here, whatever the file might ask."""
+    """A field that must have one of these values, those at which it changes no logit here."""
 
     def check(value: Any) -> Any:
         alike = [v for v in values if isinstance(v, bool) is isinstance(value, bool) and v == value]
@@ -88,7 +88,7 @@ class Published(Declared):
 
     @classmethod
     def of(cls, model_type: str, config: Mapping[str, Any]) -> Published:
-        """The fields of a file. UserError naming the first that cannot be."""
+        """The fields of a config.json. Raises UserError naming the first that is not possible."""
         idle = set(cls.without_effect.split())
         told = {name: value for name, value in config.items() if name not in idle}
         try:
@@ -122,12 +122,12 @@ def _words(model_type: str, error: ErrorDetails) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value from a file in a line: escaped, and short."""
+    """A value from a file as a message shows it: escaped, in one line, cut where it is long."""
     return _SHORT.repr(value)
 
 
 def escaped(name: str) -> str:
-    """A name from a file as it is, or quoted and cut where it could not stand in a line."""
+    """A name from a file as a message shows it: quoted and cut only where it is not printable."""
     return name if name.isprintable() and len(name) <= 200 else shown(name)
 
 

@@ -41,7 +41,7 @@ class Link:
     axes: Mapping[str, int]
 
     def read(self, theirs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> list[Any]:
-        """Ours, whose shapes are known, from the published."""
+        """Our arrays, of these shapes, from the published ones."""
         tensor = self.tensor
         pieces = [self._lay(x, tensor.outer) for x in theirs]
         whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
@@ -50,7 +50,7 @@ class Link:
         return [self._lay(_moved(part, tensor.shift), tensor.inner) for part in parts]
 
     def write(self, ours: Sequence[Any], xp: ModuleType = np) -> list[Any]:
-        """The published from ours."""
+        """The published arrays from ours; `xp` is numpy or jax.numpy."""
         tensor = self.tensor
         parts = [self._lay(_moved(x, -tensor.shift), tensor.inner, True) for x in ours]
         whole = parts[0] if len(parts) == 1 else xp.concatenate(parts)
@@ -58,7 +58,7 @@ class Link:
         return [self._lay(piece, tensor.outer, True) for piece in pieces]
 
     def published_shapes(self, ours: Sequence[tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        """What the published tensors must measure, by name."""
+        """The shapes that the published tensors must have, by name, from those of ours."""
         arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ours]
         out = jax.eval_shape(lambda *ours: self.write(ours, jnp), *arrays)
         return {name: x.shape for name, x in zip(self.theirs, out, strict=True)}

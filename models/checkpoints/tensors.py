@@ -22,7 +22,7 @@ DTYPES = ("F64", "F32", "F16", "BF16")  # whatever becomes fp32 without another 
 
 
 class Tensors:
-    """The tensors of a folder by name, read when asked for."""
+    """The tensors of a checkpoint's folder by name; each is read when asked for."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -30,7 +30,7 @@ class Tensors:
 
     @cached_property
     def files(self) -> dict[str, str]:
-        """Tensor → file."""
+        """Name of each tensor → name of its file. Raises UserError without safetensors there."""
         if (self.folder / INDEX).exists():
             return self._placed()
         if (self.folder / WEIGHTS).exists():
@@ -56,14 +56,15 @@ class Tensors:
 
     @property
     def elements(self) -> int:
-        """In all tensors together."""
+        """How many numbers all tensors hold together."""
         return sum(math.prod(self.shape(name)) for name in self.files)
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """By the header of its file."""
         return tuple(self._slice(name).get_shape())
 
     def check_dtype(self, name: str) -> None:
-        """UserError for what is no floating-point number, or one with scales kept elsewhere."""
+        """Raise UserError for integers, and for quantised numbers, whose scales are elsewhere."""
         if (dtype := self._slice(name).get_dtype()) not in DTYPES:
             raise UserError(
                 f"{self.folder}: {escaped(name)} is stored as {dtype}, and weights must be one of "
@@ -71,7 +72,7 @@ class Tensors:
             )
 
     def read(self, name: str) -> np.ndarray:
-        """As fp32. UserError where a number is not finite."""
+        """The tensor as fp32. Raises UserError where a number is not finite."""
         with np.errstate(over="ignore"):  # told below
             array = self._slice(name)[...].astype(np.float32)
         if not np.isfinite(array).all():
@@ -104,7 +105,7 @@ class Tensors:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a file holds."""
+    """The JSON object in a file. Raises UserError if it is missing or holds anything else."""
     try:
         found = json.loads(path.read_bytes(), object_hook=_float)
     except OSError:

@@ -2,8 +2,8 @@
 
 A `Layout` (one `model_type` of Hugging Face) says which field of config.json is which of ours, and
 which published tensor holds which of our parameters. Import reads the tables from left to right,
-export from right to left; nothing is told twice. What fields there may be, and of which values, its
-schema says (models/checkpoints/fields.py).
+export from right to left. Which fields a file may have, and with which values, its schema says
+(models/checkpoints/fields.py).
 """
 
 from __future__ import annotations

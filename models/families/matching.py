@@ -29,26 +29,30 @@ def depth_for(width: int) -> int:
 
 
 def heads(width: int) -> int:
+    """Heads of `D_HEAD` channels, at least 1."""
     return max(1, width // D_HEAD)
 
 
 def spare(width: int, mixer: MixerConfig) -> int:
-    """Parameters that the mixer leaves of a layer's."""
+    """What the mixer leaves of a layer's 12·d² parameters. Raises UserError for width < 1."""
     if width < 1:
         raise UserError(f"width={width} must be at least 1; choose a width of at least 32")
     return 12 * width**2 - mixer.cost(width, 1).params
 
 
 def channels(size: float) -> int:
-    """A hidden layer's channels: a multiple of 8 from 512 on, which costs nothing of the balance
-    and saves a GPU from padding every operand of every product.
+    """`size` rounded to a whole number of channels: from 512 on to a multiple of 8, which keeps
+    families within `TOLERANCE` and saves a GPU from padding the operands of every matmul.
     """
     step = 8 if size >= 512 else 1
     return max(1, step * round(size / step))
 
 
 def with_mlp(width: int, mixer: MixerConfig) -> Block:
-    """The mixer and the SwiGLU that brings the layer to 12·d² parameters."""
+    """The mixer and the SwiGLU that brings the layer to 12·d² parameters.
+
+    Raises UserError if the mixer leaves none for a SwiGLU of one channel.
+    """
     left = spare(width, mixer)
     if left < 3 * width:
         raise UserError(
@@ -70,7 +74,10 @@ def with_experts(width: int, mixer: MixerConfig, experts: Experts) -> Block:
 def layered(
     width: int, depth: int | None, vocab_size: int, layer: Callable[[int, int], Block]
 ) -> ModelConfig:
-    """The model whose i-th of n layers is `layer(i, n)`."""
+    """The model whose i-th of n layers is `layer(i, n)`; without a depth, `depth_for(width)`.
+
+    Raises UserError for a depth outside 1 … LAYERS_MAX.
+    """
     depth = depth or depth_for(width)
     if not 1 <= depth <= LAYERS_MAX:
         raise UserError(
@@ -82,13 +89,14 @@ def layered(
 
 
 def uniform(width: int, depth: int | None, vocab_size: int, block: Block) -> ModelConfig:
-    """The model of one kind of layer."""
+    """The model whose layers are all `block`."""
     return layered(width, depth, vocab_size, lambda i, n: block)
 
 
 def unmatched(models: Iterable[tuple[str, ModelConfig]]) -> str | None:
-    """What differs most in size among families at one width and depth, in a sentence; None where
-    nothing does by more than TOLERANCE.
+    """The worst pair of (family, model) at one width and depth, in a sentence.
+
+    None where no pair differs by more than TOLERANCE in active non-embedding parameters.
     """
     sizes: dict[tuple[int, int], dict[str, list[int]]] = {}
     for family, model in set(models):

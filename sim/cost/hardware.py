@@ -40,7 +40,7 @@ class Device:
     """One chip, as its maker states it: upper bounds that no measurement may exceed."""
 
     name: str
-    flops_per_second: float  # dense bf16 matrix products
+    flops_per_second: float  # dense bf16 matmuls
     bytes_per_second: float  # of the chip's own memory
     watts: float | None  # the board's limit; None where the maker publishes none
     announced: str
@@ -118,6 +118,7 @@ class Roofline:
 
 
 def roofline(work: Work, on: Device, chips: Number = 1) -> Roofline:
+    """The least seconds of the work's FLOPs and of its bytes. Raises UserError without chips."""
     if not chips > 0:
         raise UserError(f"chips={chips} must be greater than 0")
     return Roofline(
@@ -132,7 +133,7 @@ def decode(
     weight_bytes: Number = 2,
     state_bytes: Number = 2,
 ) -> Work:
-    """One token of each of `batch` sequences, with states made for `context` tokens.
+    """Decoding one token of each of `batch` sequences, with states made for `context` tokens.
 
     `weight_bytes` are those of a weight, `state_bytes` those of an element of the state: 2 for
     bf16, 1 for int8, 0.5 for int4. States are charged as read; a recurrent one is written as well.
@@ -158,12 +159,16 @@ def break_even_context(
     cache_bytes: Number = 2,
     state_bytes: Number = 4,
 ) -> float:
-    """Tokens from which an attention layer's cache outweighs a recurrent layer's state."""
+    """The context, in tokens, from which an attention layer's KV cache (2·n_kv_heads·d_head
+    elements a token) has more bytes than a recurrent layer's state of `state_elements`.
+    """
     return state_elements * state_bytes / (2 * n_kv_heads * d_head * cache_bytes)
 
 
 def joules(on: Device, seconds: Number, chips: Number = 1) -> float:
-    """At the boards' power limit, so an upper bound; hosts, network and cooling come on top."""
+    """Energy at the boards' power limit: an upper bound for the chips, without hosts, network and
+    cooling. Raises UserError for a device without a published power.
+    """
     if on.watts is None:
         raise UserError(f"{on.name} has no published power; pass a Device with watts")
     return on.watts * seconds * chips

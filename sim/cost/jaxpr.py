@@ -1,4 +1,4 @@
-"""FLOPs of any function, read from its jaxpr: of matrix products, and of elementwise arithmetic.
+"""FLOPs of any function, read from its jaxpr: those of matmuls, and of elementwise arithmetic.
 
 XLA's own `cost_analysis` counts a scan's body once and sees no custom calls, so it is no oracle.
 Here a scan's body counts in each of its turns, a `cond` by the branch that is taken there, and what
@@ -64,7 +64,11 @@ def matmul_flops(function: Callable, *args: Any, **kwargs: Any) -> int:
 
 
 def executed_flops(function: Callable, *args: Any, **kwargs: Any) -> tuple[int, int]:
-    """(matmul, elementwise) FLOPs that `function(*args)` executes; else as `matmul_flops`."""
+    """(matmul, elementwise) FLOPs that `function(*args)` executes.
+
+    Arguments are as for `matmul_flops`. Raises UserError as it does, and for a primitive whose
+    FLOPs are not known.
+    """
     jaxpr = _needed(function, args, kwargs)
     return _counted(_matmul, jaxpr), _counted(_elementwise, jaxpr)
 
@@ -149,7 +153,7 @@ class _Turn:
         outs = eqn.primitive.bind(*inputs, **eqn.params)
         return outs[eqn.outvars.index(var)] if eqn.primitive.multiple_results else outs
 
-    def _later(self, variables: Sequence[Any]) -> list[Callable[[], Any]]:
+    def _deferred(self, variables: Sequence[Any]) -> list[Callable[[], Any]]:
         return [partial(self.value, var) for var in variables]
 
     def _of(self, eqn: Any) -> int:
@@ -170,7 +174,7 @@ class _Turn:
 
     def _inside(self, jaxpr: Jaxprs, args: Sequence[Any]) -> int:
         count = len(jaxpr.in_avals if isinstance(jaxpr, ClosedJaxpr) else jaxpr.invars)
-        values = self._later(args) if len(args) == count else [None] * count
+        values = self._deferred(args) if len(args) == count else [None] * count
         return _Turn(self.rule, jaxpr, values).flops()
 
     def _cond(self, eqn: Any) -> int:
@@ -195,7 +199,7 @@ class _Turn:
         body, length = eqn.params["jaxpr"], eqn.params["length"]
         first = eqn.params["num_consts"]
         last = first + eqn.params["num_carry"]
-        values = self._later(eqn.invars)
+        values = self._deferred(eqn.invars)
         carry, rows = values[first:last], [x() if _chooses(body) else None for x in values[last:]]
         if all(x is None for x in rows) and not any(
             _chooses(body) and x() is not None for x in carry
@@ -207,7 +211,7 @@ class _Turn:
             row = [None if x is None else x[i] for x in rows]
             turn = _Turn(self.rule, body, [*values[:first], *carry, *row])
             total += turn.flops()
-            carry = turn._later(turn.jaxpr.outvars[: last - first])
+            carry = turn._deferred(turn.jaxpr.outvars[: last - first])
         return total
 
 

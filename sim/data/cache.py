@@ -36,7 +36,7 @@ def compilation() -> dict[str, str]:
     }
 
 
-# Programs have many small products: trying Triton kernels for each takes most of compiling on a GPU
+# Programs have many small matmuls: trying Triton kernels for each takes most of compiling on a GPU
 # (65 s against 5 for one training step on an H100) and gains nothing over cuBLAS (LOG.md).
 FAST_COMPILING = {"XLA_FLAGS": "--xla_gpu_enable_triton_gemm=false"}
 
@@ -49,9 +49,10 @@ def name(stem: str, *parts: str) -> str:
 def entry(
     name: str, make: Callable[[], Iterable[bytes]], digest: str | None = None
 ) -> tuple[np.ndarray, str]:
-    """The bytes that `make` yields, as a read-only memory map, and their SHA-256 in hex.
+    """The bytes that `make` yields, as a read-only uint8 memory map, and their SHA-256 in hex.
 
-    Where their `digest` is known beforehand, what lies in the cache must have it, or is made again.
+    They are made only if the cache has no intact file of that name, or, where `digest` is given,
+    none with that digest. Raises UserError if the cache cannot be written or reads back damaged.
     """
     path = folder() / name
     found = _read(path)

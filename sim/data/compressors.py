@@ -1,4 +1,4 @@
-"""General compressors as company for a model's loss: bits per byte on the same held-out text."""
+"""Baseline compressors for a model's loss: bits per byte of the same held-out text."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ ZSTD = 22
 
 
 def compressed_bits_per_byte(source: Source, *, primed: bool = False) -> dict[str, float]:
-    """Bits per byte of the whole held-out text under xz -9e, bzip2 -9 and zstd -22.
+    """Bits per byte of the whole held-out text, by compressor: xz -9e, bzip2 -9 and zstd -22.
 
-    A model has seen the training text; these have not. With `primed`, what the held-out text adds
-    to the training text before it: for xz the growth of the archive, for zstd the text as a
-    dictionary; without bzip2, which sees 900 kB at a time. Seconds unprimed; primed, a few seconds
-    per megabyte of training text.
+    A model has seen the training text; these have not. With `primed` they have: xz is charged for
+    what the held-out text adds to an archive of the training text, and zstd has the training text
+    as its dictionary; bzip2 is left out, since its blocks are 900 kB. Takes seconds; primed, a few
+    seconds per megabyte of training text.
 
     Raises UserError if the source's tokens are not text.
     """

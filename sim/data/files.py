@@ -100,7 +100,7 @@ class File(DataConfig):
         return StoredTokens(self.path, digest, train, held_out, stored=[(data, digest)])
 
     def _bytes(self) -> Iterator[bytes]:
-        """The file as it is, and at last a UserError if that is not what this value names."""
+        """The file in pieces. Raises UserError after the last if they have another digest."""
         file_digest(self.path, must_exist=True)
         found = hashlib.sha256()
         with open(self.path, "rb") as file:
@@ -165,7 +165,7 @@ def _file_digest(path: str, size: int, changed_ns: int) -> str:
 
 
 def _utf8(path: str, text: np.ndarray) -> np.ndarray:
-    """The same bytes, if they are text."""
+    """The same bytes. Raises UserError, naming the first bad byte, if they are not UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     for begin in range(0, len(text), CHUNK):
         pending = len(decoder.getstate()[0])
@@ -193,7 +193,7 @@ def _jsonl(path: str, field: str) -> Iterator[bytes]:
                     f"{where} must be UTF-8 text ({error.reason}); convert it with `iconv -t utf-8`"
                 ) from None
             except json.JSONDecodeError as error:
-                raise UserError(f"{where} must be one JSON object ({error}); mend it") from None
+                raise UserError(f"{where} must be one JSON object ({error}); fix it") from None
             yield document(row, field, where)
 
 
@@ -223,17 +223,17 @@ def _parquet(path: str, field: str) -> Iterator[bytes]:
 def document(row: object, field: str, where: str) -> bytes:
     """The text under `field`, as UTF-8. Raises UserError if there is none."""
     if not isinstance(row, dict):
-        raise UserError(f"{where} must be a JSON object, but is a {type(row).__name__}; mend it")
+        raise UserError(f"{where} must be a JSON object, but is a {type(row).__name__}; fix it")
     if field not in row:
         raise _no_field(field, where, list(row))
     if not isinstance(row[field], str):
         kind = type(row[field]).__name__
-        raise UserError(f"{where} must have a string in {field!r}, but has a {kind}; mend it")
+        raise UserError(f"{where} must have a string in {field!r}, but has a {kind}; fix it")
     try:
         return row[field].encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{where} must be text that UTF-8 can hold ({error.reason}); mend it"
+            f"{where} must be text that UTF-8 can hold ({error.reason}); fix it"
         ) from None
 
 

@@ -20,16 +20,16 @@ LLM_C: dict[int, tuple[int, Width]] = {20240520: (1, "uint16"), 20240801: (7, "u
 
 
 def ids_of(width: Width) -> int:
-    """How many ids there are of this width."""
+    """How many different ids this width can hold."""
     return 256 ** np.dtype(width).itemsize
 
 
 def read_ids(path: str, data: np.ndarray, vocab: int, width: Width | None) -> np.ndarray:
-    """The ids in the bytes of a file, without a copy. `width` is what the user states; None leaves
-    it to a header.
+    """The token ids (n,) in a file's bytes `data` (uint8), as a view.
 
-    Raises UserError where neither tells it, where both do and differ, and where the size or the
-    ids contradict it.
+    `width` is what the user states; with None, llm.c's header must. Raises UserError where neither
+    gives the width, where they disagree, where the size is no multiple of it, where the ids look
+    like wider ones, and where an id is not below `vocab`. `path` is for the messages.
     """
     found = _header(path, data)
     if found is None and width is None:

@@ -1,6 +1,6 @@
 """Text to tokens: bytes by default, or a byte-level BPE trained here on the training split alone.
 
-Byte pair encoding as of Sennrich et al. (2016, 1508.07909), over bytes and within the words of
+Byte pair encoding as in Sennrich et al. (2016, 1508.07909), over bytes and within the words of
 GPT-2's pattern (Radford et al. 2019, section 2.2). Every byte is in the vocabulary, so any text is
 encoded without loss, and nothing is downloaded.
 """

@@ -1,13 +1,13 @@
-"""What a run of N parameters and D tokens costs, by the costs that runs of an architecture had.
+"""What training N parameters on D tokens costs, fitted to the costs of an architecture's runs.
 
     C(N, D) = D^b · N · (Σ_k c_k N^−p_k)^±1,    c_k > 0
 
-Sums of powers are what accounting gives: 6·N·D with attention scores (p = ⅓ where depth grows with
-width) and a head (p = ⅔), or one over a sum where a part of N costs nothing, as an embedding does.
-Both forms are positive and grow with N and with D whatever the coefficients, bend as log C does in
-log N, and keep a limit outside the sizes tried. One power with a free exponent is the third form.
-The one chosen has the least Bayesian information criterion; what it leaves, the misfit, is part of
-every interval. Not included: costs with a part that no token adds to.
+Accounting gives sums of powers: 6·N·D plus attention scores (p = ⅓ where depth grows with width)
+plus a head (p = ⅔); or one over a sum, where a part of N costs nothing, as an embedding does. Both
+forms are positive and grow with N and with D whatever the coefficients, bend as log C does in log
+N, and have a limit outside the sizes tried. The third form is one power with a free exponent. The
+form with the least Bayesian information criterion is chosen; its misfit is part of every interval.
+Not included: costs that do not grow with the tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SLOWEST = 0.05  # power of N or D below which a cost does not grow
 
 @dataclass(frozen=True)
 class CostModel:
-    """log C over log N and log D; `logs` and `powers` may hold one entry per bootstrap draw."""
+    """C(N, D); `logs` and `powers` may hold arrays with one entry per bootstrap draw."""
 
     logs: tuple[Any, ...]  # log c_k
     powers: tuple[Any, ...] = (0.0,)  # p_k
@@ -59,8 +59,8 @@ class CostModel:
         return log_n + self.sign * total, 1.0 - self.sign * mean, self.sign * bend
 
     def draws(self, count: int, rng: np.random.Generator) -> CostModel:
-        """The model fitted again `count` times to costs that differ by its misfit, and the misfit
-        of one configuration more: the optimum's own.
+        """One model with `count` draws: refits to costs that scatter by the misfit, each with the
+        misfit of one configuration more, that of the optimum itself.
         """
         if self.misfit <= EXACT:
             return self
@@ -109,7 +109,10 @@ def per_token(flops: float) -> CostModel:
 
 
 def fit_cost(C: Floats, N: Floats, D: Floats) -> CostModel:
-    """The cost model of these runs. Errors: a cost that does not grow with N and with D."""
+    """The cost model of runs with costs C, parameters N and tokens D, each (n,).
+
+    Raises UserError for a cost that does not grow with N and with D.
+    """
     y, n, d = np.log(C), np.log(N), np.log(D)
     size = ranks(N)
     many = int(size.max()) + 1
@@ -126,7 +129,7 @@ def fit_cost(C: Floats, N: Floats, D: Floats) -> CostModel:
     for tokens in (1.0, free):
         for model, parameters in _candidates(n, y - tokens * d - n):
             if len(model.logs) > 1 and parameters >= many:
-                continue  # nothing would be left to tell the misfit by
+                continue  # nothing would be left to estimate the misfit from
             model = replace(model, tokens=tokens)
             left = float(np.mean((tokens * d + model.size(n)[0] - y) ** 2))
             count = parameters + (tokens != 1.0)

@@ -1,4 +1,4 @@
-"""Why these data cannot determine this law, in plain words; every answer is empty when they can."""
+"""Why data cannot determine a law, in one sentence; empty where they can."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ and, from `sim.laws.saturating`,
     Repeated     Chinchilla at the effective N′, D′              Muennighoff 2305.16264, eq. 5-6
 
 Letters and units are those of `sim.laws.law`; how a fit is made, `sim.laws.fit`. Not included:
-broken and shifted power laws, which foretell held-out runs no better than Chinchilla's (LOG.md).
+broken and shifted power laws, which predict held-out runs no better than Chinchilla's (LOG.md).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class PowerLaw(Fittable):
         return self.E + self.A * np.asarray(C, dtype=float) ** -self.alpha
 
     def inverse(self, loss: Any) -> Any:
-        """The cost at which the loss is reached; infinite at or below the asymptote."""
+        """The cost C at which the loss (nats per token) is reached; infinite at or below E."""
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             excess = np.asarray(loss, dtype=float) - self.E
             cost = np.exp(np.log(np.where(excess > 0, excess, np.nan) / self.A) / -self.alpha)

@@ -1,8 +1,9 @@
 """Are runs of several architectures fitted as one? What a table's labels and a fit's residuals say.
 
-A column that is named as labels of architectures are is told always; any other column of words
-where residuals differ between its labels by an F-test; and residuals in two heaps where no column
-tells, by Sarle's coefficient (skewness² + 1)/kurtosis: ⅓ for a normal, 1 for two points.
+Three signs give a warning: a column with a name that architectures go by (`LABELS`); any other
+column of words between whose labels residuals differ by an F-test; and, where no column explains
+it, residuals with two modes by Sarle's bimodality coefficient (skewness² + 1)/kurtosis: ⅓ for a
+normal distribution, 1 for two points.
 """
 
 from __future__ import annotations
@@ -23,15 +24,16 @@ LABELS = {
 }
 MOST = 50  # labels of a column; more of them name runs
 SURE = 1e-4  # p of the F-test
-HEAPS, ENOUGH = 0.65, 20  # Sarle's coefficient, and residuals that it needs
-SMALLEST = 1e-4  # residuals in log L of which heaps are of interest
+BIMODAL, ENOUGH = 0.65, 20  # Sarle's coefficient, and residuals that it needs
+SMALLEST = 1e-4  # residuals in log L from which modes are of interest
 
 
 def mixed(
     columns: Columns, kept: Sequence[int], residuals: Floats, used: Collection[str]
 ) -> list[str]:
-    """Warnings of a fit through rows `kept`, whose residuals these are; `used` columns have a role
-    in the fit, and are no labels.
+    """Warnings about a fit through the rows `kept`, whose residuals in log L these are (n,).
+
+    Columns `used` have a role in the fit and are not taken for labels.
     """
     told = []
     for name, column in columns.items():
@@ -47,7 +49,7 @@ def mixed(
                 f"one law is fitted through all {len(labels)} values of column {quoted(name)} "
                 f"({listed(labels, 4)}){also}; --group {name} fits each on its own"
             )
-    if not told and _heaps(residuals) > HEAPS:
+    if not told and _bimodality(residuals) > BIMODAL:
         told.append(
             "residuals fall into heaps, as of several architectures fitted as one; if a column "
             "names them, --group COLUMN fits each on its own"
@@ -75,7 +77,7 @@ def _differ(values: Sequence[str], residuals: Floats) -> bool:
     return bool(fdtrc(k - 1, n - k, between / (k - 1) / max(within / (n - k), 1e-30)) < SURE)
 
 
-def _heaps(residuals: Floats) -> float:
+def _bimodality(residuals: Floats) -> float:
     off = residuals - residuals.mean() if len(residuals) else residuals
     if len(off) < ENOUGH or (scale := float(off.std())) < SMALLEST:
         return 0.0

@@ -1,4 +1,4 @@
-"""Other people's laws, as printed, to draw beside one's own and to plan with."""
+"""Published laws with the numbers that were printed, to draw beside one's own and to plan with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from isoflop.sim.laws.saturating import Repeated, Routed
 
 @dataclass(frozen=True)
 class Published:
-    """A law as printed: what N and what loss it is about decide whether it may be compared."""
+    """A law as printed, its source, and what it counts: which N, and the loss on which data. Laws
+    that count differently cannot be compared.
+    """
 
     law: Law | Allocation
     source: str

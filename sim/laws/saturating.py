@@ -1,9 +1,10 @@
-"""Two laws with a third axis that saturates: routed experts, and tokens that are repeats.
+"""Two laws with a third axis that saturates: routed experts, and repeated tokens.
 
     Routed     log L = a log N + b log Ê + c log N log Ê + d   Clark 2202.01169, eq. 1
     Repeated   L = E + A / N′^α + B / D′^β                     Muennighoff 2305.16264, eq. 5-6
 
-Ê, N′ and D′ are what many experts, and sizes and tokens beyond the unique data, are worth.
+Ê, N′ and D′ are effective values: what many experts, and sizes and tokens beyond what the unique
+data call for, are worth.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Routed(Fittable):
 
 @dataclass(frozen=True)
 class Repeated(Fittable):
-    """Chinchilla at effective sizes when D tokens are repeats of U unique ones.
+    """Chinchilla at the effective N′ and D′ of D tokens of which U are unique.
 
     D′ = U + U·R_D·(1 − e^(−(D/U − 1)/R_D)) and N′ likewise from U_N = min(N, N*(U)), the size
     that U unique tokens would call for (Muennighoff et al. 2023, eq. 5-6 and appendix A). Unlike

@@ -68,7 +68,7 @@ class Optim(Tagged, Sizes):
 
     @property
     def compiled(self) -> Optim:
-        """What is compiled into a program: all but rates and schedule, which are its arguments."""
+        """What a program is compiled for; rates and schedule, its arguments, are set equal."""
         argument = {name: 1.0 for name in self.rate_fields} | {"base_width": 1, "warmup_steps": 0}
         return self.model_copy(update=argument | {"cooldown": 1.0, "decay": "sqrt", "final": 0.0})
 
@@ -96,12 +96,12 @@ class Optim(Tagged, Sizes):
         return 1.0 if self.base_depth is None else len(model.blocks) / self.base_depth
 
     def deepen(self, model: ModelConfig) -> ModelConfig:
-        """The model with the residual branches scaled as these rates want them."""
+        """The model with its residual branches scaled by m^−α, as these rates assume."""
         scale = self.depth_ratio(model) ** -self.depth_power
         return model.model_copy(update={"branch_scale": scale})
 
     def check(self, model: ModelConfig) -> None:
-        """Raise UserError if rates are to transfer over depth to a model not scaled for it."""
+        """Raise UserError if the model's residual branches are not those of `base_depth`."""
         if self.base_depth is None:
             return
         wanted = self.deepen(model).branch_scale
@@ -169,6 +169,7 @@ def adam(
 
 
 def inside_block(path: tuple[str, ...]) -> bool:
+    """Whether a parameter belongs to a layer, and not to the embedding, last norm or head."""
     return path[0] == "blocks"
 
 

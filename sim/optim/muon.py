@@ -7,7 +7,7 @@ Matrices inside blocks take it, each matrix of a stack (experts, blocks of a dia
 the embedding, the head and vectors take Adam at rates of their own. O has spectral norm about 1, so
 with that shape factor `lr` does not depend on the width (Bernstein & Newhouse 2024, 2409.20325).
 A fused matrix (queries, keys and values in one) is orthogonalised as one. The Newton-Schulz
-products are no part of a run's counted FLOPs.
+matmuls are not part of a run's counted FLOPs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from isoflop.sim.optim.base import Optim, Params, adam, by_parameter, inside_blo
 
 
 class Muon(Optim):
-    """`lr` is of hidden matrices; `adam_lr` of the head, falling as base_width / d_model."""
+    """Orthogonalised momentum at rate `lr` for matrices inside blocks; Adam elsewhere, for the head
+    at `adam_lr`, which falls as base_width / d_model.
+    """
 
     kind: Literal["muon"] = "muon"
     adam_lr: PositiveFloat = 0.01
