@@ -223,7 +223,7 @@ def test_losses_without_an_asymptote_are_at_zero_and_the_law_still_reads():
 
 def test_an_asymptote_that_is_there_is_kept():
     fit = Chinchilla.fit(lab(seeds=2, noise=0.002), draws=50, held_out=())
-    assert (fit.status, fit.faded) == ("converged", False)
+    assert (fit.status, fit.zero_asymptote) == ("converged", False)
     assert fit.interval["E"][0] > 0.5
 
 
@@ -233,7 +233,7 @@ def test_an_exponent_at_its_edge_is_said():
     assert fit.status == "at a bound"
     assert "ran to the edge of its range" in fit.reason
     assert "alpha = " in fit.reason
-    assert not fit.faded
+    assert not fit.zero_asymptote
 
 
 BAD_CELLS = {

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from isoflop.models.errors import UserError
-from isoflop.sim.laws.resample import NEVER, Floats, ranks
+from isoflop.sim.laws.resample import LOG_ZERO, Floats, ranks
 
 POWERS = (0.0, 1 / 3, 1 / 2, 2 / 3, 1.0)  # p_k: matrices, and what grows more slowly than they do
 TERMS = 3  # of a sum: a model's matrices, its attention, its head
@@ -71,7 +71,7 @@ class CostModel:
             level, power = _line(self.sizes, y)
             return replace(self, logs=(level + own,), powers=(-power,))
         fits = [_sum(self.sizes, column, self.powers, self.sign) for column in y.T]
-        logs = tuple(np.log(c + math.exp(NEVER)) + self.sign * own for c in np.array(fits).T)
+        logs = tuple(np.log(c + math.exp(LOG_ZERO)) + self.sign * own for c in np.array(fits).T)
         return replace(self, logs=logs)
 
     def take(self, order: NDArray[np.intp]) -> CostModel:

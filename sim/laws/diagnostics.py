@@ -44,8 +44,10 @@ def unidentifiable(cls: type[Law], x: Sequence[Floats], y: Floats) -> str:
     return ""
 
 
-def drowned(residuals: Floats, predicted: Floats, p: int) -> str:
-    """Noise, corrected for p parameters, against the effect; both in log L, so .01 is 1 %."""
+def noise_dominated(residuals: Floats, predicted: Floats, p: int) -> str:
+    """Whether the noise of residuals (n,), corrected for p parameters, is as large as the spread of
+    the predictions (n,); both in log L, so that .01 is 1 %.
+    """
     n = len(residuals)
     spread = float(np.mean(np.abs(residuals))) * math.sqrt(math.pi / 2)  # of a normal
     noise, signal = spread * math.sqrt(n / (n - p)), float(np.std(predicted))
@@ -58,12 +60,12 @@ def drowned(residuals: Floats, predicted: Floats, p: int) -> str:
 
 
 def at_bound(form: Form, theta: Floats, law: Law) -> str:
-    """Which parameters ended on the edge of the box, those held there on purpose aside, and an
-    asymptote of zero, which is `faded`.
+    """Which parameters ended on the edge of their range, but for those held there on purpose and
+    for an asymptote of zero.
     """
     close = (theta <= form.lower + 1e-6) | (theta >= form.upper - 1e-6)
     loose = close & (form.upper > form.lower)
-    if faded(form, theta):
+    if zero_asymptote(form, theta):
         loose[form.fading] = False
     if not loose.any():
         return ""
@@ -71,6 +73,6 @@ def at_bound(form: Form, theta: Floats, law: Law) -> str:
     return f"{int(loose.sum())} of {len(theta)} parameters ran to the edge of its range ({said})"
 
 
-def faded(form: Form, theta: Floats) -> bool:
+def zero_asymptote(form: Form, theta: Floats) -> bool:
     """Whether the asymptote was free, and these losses are described best without one."""
     return form.fading is not None and bool(theta[form.fading] <= form.lower[form.fading])

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from isoflop.models.errors import UserError
 from isoflop.sim.laws.cost_model import SIX_ND, fit_cost
-from isoflop.sim.laws.diagnostics import at_bound, drowned, faded, unidentifiable
+from isoflop.sim.laws.diagnostics import at_bound, noise_dominated, unidentifiable, zero_asymptote
 from isoflop.sim.laws.holdout import HeldOut, leave_largest_out
 from isoflop.sim.laws.law import Law
 from isoflop.sim.laws.noise import Noise, residual_noise, simulate
@@ -54,7 +54,9 @@ class Fit:
     dropped: tuple[Dropped, ...] = ()
     checklist: dict[str, str] = field(default_factory=dict)
     draws: Law | None = None  # the law with one entry per bootstrap draw
-    faded: bool = False  # at a bound for no other reason than that E = 0 describes the runs best
+    zero_asymptote: bool = (
+        False  # at a bound for no other reason than that E = 0 describes the runs best
+    )
     noise: Noise | None = None  # of one run, by what the fit leaves
     simulated: bool = False  # the draws are of that noise, not of runs: these are too few
     trunk: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))  # of each row
@@ -69,7 +71,7 @@ class Fit:
         """Whether the law describes the losses inside its window: also where E = 0, or where the
         allocation is loose.
         """
-        settled = self.faded or self.status in ("converged", "unidentifiable")
+        settled = self.zero_asymptote or self.status in ("converged", "unidentifiable")
         return settled and self.draws is not None
 
     def json(self) -> dict[str, Any]:
@@ -146,7 +148,7 @@ class Fittable(Law):
         if not solution.converged[best]:
             reason = f"no start reached a minimum in {STEPS} steps"
             return Fit(law, "not converged", reason, **common)
-        if reason := drowned(predicted - y, predicted, len(theta)):
+        if reason := noise_dominated(predicted - y, predicted, len(theta)):
             return Fit(None, "unidentifiable", reason, **common)
 
         if budgets is None:
@@ -197,9 +199,9 @@ class Fittable(Law):
         if share < 0.95:
             reason = f"only {share:.0%} of the bootstrap draws reached a minimum"
             return Fit(law, "not converged", reason, **common)
-        if faded(form, theta):
+        if zero_asymptote(form, theta):
             reason = "E = 0: these runs show no asymptote, and beyond them the law promises none"
-            return Fit(law, "at a bound", reason, faded=True, **common)
+            return Fit(law, "at a bound", reason, zero_asymptote=True, **common)
         return Fit(law, "converged", "", **common)
 
     @classmethod

@@ -18,7 +18,7 @@ import numpy as np
 
 from isoflop.sim.laws.cost_model import CostModel
 from isoflop.sim.laws.resample import (
-    NEVER,
+    LOG_ZERO,
     Floats,
     Form,
     Solution,
@@ -132,4 +132,4 @@ def starts_nd(y: Floats, *rest: Sequence[float]) -> Floats:
 
 def asymptote_of(e: Floats) -> Floats:
     """E of its log, and zero where it is held at zero."""
-    return np.where(e <= NEVER, 0.0, np.exp(e))
+    return np.where(e <= LOG_ZERO, 0.0, np.exp(e))

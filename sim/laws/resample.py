@@ -26,7 +26,7 @@ Terms = Callable[[Floats], tuple[Floats, Floats]]
 DELTA = 1e-3  # Hoffmann et al. 2022, appendix D.2
 TOLERANCE = 1e-9  # predicted decrease of the objective, relative to it, at which a fit is converged
 STEPS = 2000  # of Newton; along the ridge of a weak asymptote a draw takes hundreds
-NEVER = -690.0  # log of an asymptote that is held at zero
+LOG_ZERO = -690.0  # log of an asymptote that is held at zero
 FLOOR = 1e-24  # per point: a noise-free fit has no scale of its own
 
 
@@ -183,7 +183,7 @@ def without(form: Form) -> Form:
     if form.fading is None:
         return form
     lower, upper = form.lower.copy(), form.upper.copy()
-    lower[form.fading] = upper[form.fading] = NEVER
+    lower[form.fading] = upper[form.fading] = LOG_ZERO
     return replace(form, lower=lower, upper=upper, fading=None)
 
 
