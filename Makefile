@@ -32,7 +32,6 @@ results: $(STAMP)
 	for name in lr_transfer ladder; do \
 		$(BIN)/isoflop figures $$name --records $(RECORDS)/$${name}_gpu.jsonl --out figures/out/gpu \
 		|| exit 1; done
-	cp figures/out/lr_transfer/lr_transfer.json $(RECORDS)/learning_rates.json
 	$(BIN)/python -m isoflop.experiments.cli.readme
 
 lint: $(STAMP)

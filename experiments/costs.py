@@ -19,8 +19,9 @@ from typing import Any
 from isoflop.experiments import pick
 from isoflop.experiments.families import model
 from isoflop.models.families import zoo
-from isoflop.sim.cost.flops import CONVENTIONS, param_counts, step_flops
+from isoflop.sim.cost.flops import param_counts, step_flops
 from isoflop.sim.cost.hardware import decode
+from isoflop.sim.cost.names import CONVENTIONS
 
 STATE_BYTES = 2
 

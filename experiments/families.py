@@ -1,12 +1,10 @@
 """What the training experiments share: the families' models, and the rates they train with.
 
-The rates are data: `results/learning_rates.json` is the numbers file that
-`isoflop figures lr_transfer` writes of the runs in `results/lr_transfer.jsonl`.
+The rates are data: `sim.compare.rates` reads them off the committed runs of `lr_transfer`.
 """
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,14 +12,16 @@ from typing import Any
 from isoflop.models.errors import UserError
 from isoflop.models.families import zoo
 from isoflop.models.lm import ModelConfig
+from isoflop.sim.compare import rates
 from isoflop.sim.data import AnyData
 from isoflop.sim.optim import AdamW, Muon, Optim
+from isoflop.sim.records.store import read_rows
 from isoflop.sim.spec import Budget, Cell, Run
 
 RESULTS = Path(__file__).parent / "results"
-RATES = {  # optimiser → the rates tuned for it
-    "adamw": RESULTS / "learning_rates.json",
-    "muon": RESULTS / "learning_rates_muon.json",
+RATES = {  # optimiser → the sweep that its rates are tuned by
+    "adamw": RESULTS / "lr_transfer.jsonl",
+    "muon": RESULTS / "lr_transfer_muon.jsonl",
 }
 OPTIMISERS: dict[str, type[AdamW] | type[Muon]] = {"adamw": AdamW, "muon": Muon}
 SEEDS_MAX = 1000  # of a cell
@@ -44,11 +44,11 @@ def named(family: str, optim: str = "adamw", depth_rule: str = "") -> str:
 
 @cache
 def tuned(optim: str = "adamw") -> dict[str, Any]:
-    """What `figures.lr_transfer.tuned` found: `rates`, `moved`, and each family's sweep."""
+    """What `rates.tuned` finds in the committed sweep: `rates`, `moved`, each family's losses."""
     path = RATES[optim]
     if not path.exists():
         raise UserError(f"{path.name} is missing from experiments/results; reinstall isoflop")
-    return json.loads(path.read_text())
+    return rates.tuned(read_rows(path))
 
 
 def optim(family: str, width: int, warmup_steps: int, kind: str = "adamw") -> Optim:

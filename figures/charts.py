@@ -9,9 +9,10 @@ from typing import Any
 import altair as alt
 
 from isoflop.figures import context, scaling, style
-from isoflop.figures.fits import FamilyFit
-from isoflop.figures.points import Point, conventions, counts, envelope
 from isoflop.figures.report import sampling, vega
+from isoflop.sim.compare.points import Point, conventions
+from isoflop.sim.compare.slopes import series
+from isoflop.sim.compare.study import Study
 
 KEPT = 60  # points of a loss curve that the page keeps
 FLOPS = "datum.flops[convention]"
@@ -19,22 +20,21 @@ PARAMS = "datum.params[count]"
 HELD_OUT = "held-out loss (nats per token)"
 
 
-def loss_vs_flops(cells: Sequence[Point], fits: Sequence[FamilyFit], fitted: str) -> vega.Spec:
-    """`fits` are power laws of the envelope under the convention `fitted`."""
-    names, families = conventions(cells), _families(cells)
-    groups = {f: [cell for cell in cells if cell.family == f] for f in families}
+def loss_vs_flops(study: Study) -> vega.Spec:
+    """Under the first convention with the power laws of the envelopes."""
+    names, families = study.conventions, _families(study.points)
     edges = [
         {"convention": name, "family": f, "x": cell.flops[name], "loss": cell.loss}
-        for name in names
+        for name, by_family in study.frontiers.items()
         for f in families
-        for cell in envelope(groups[f], name)
+        for cell in by_family[f]
     ]
     bands: list[dict[str, Any]] = [
-        {"convention": fitted, "family": item.family, "x": point["flops"], **point}
-        for item in fits
-        for point in item.curve(*_span(cells, item.family, fitted))
+        {"convention": names[0], "family": item.family, "x": point["flops"], **point}
+        for item in study.lines(names[0])
+        for point in item.band()
     ]
-    x, cells = _flops(cells), sampling.cells(cells)
+    x, cells = _flops(study.points), sampling.cells(study)
     reach = [*scaling.reach(cells), *(band[end] for band in bands for end in ("low", "high"))]
     y, bottom = (vega.log_y(field, HELD_OUT, reach) for field in ("loss", "low"))
     colour = vega.colour(families)
@@ -52,12 +52,12 @@ def loss_vs_flops(cells: Sequence[Point], fits: Sequence[FamilyFit], fitted: str
     return vega.frame(layers, families, told, convention=names[0])
 
 
-def loss_vs_params(cells: Sequence[Point]) -> vega.Spec:
+def loss_vs_params(study: Study) -> vega.Spec:
     """Over a choice of parameter count, and of the number of training tokens (0: all), the most to
     begin with; dashes tell lengths apart.
     """
-    names, families = counts(cells), _families(cells)
-    longest, cells = max(cell.tokens for cell in cells), sampling.cells(cells)
+    names, families, cells = study.counts, _families(study.points), sampling.cells(study)
+    longest = max(cell.tokens for cell in study.points)
     x = vega.log_x("x", "parameters", [cell.params[n] for cell in cells for n in names])
     y = vega.log_y("loss", HELD_OUT, scaling.reach(cells))
     lines = (
@@ -92,12 +92,11 @@ def _dashes(cells: Sequence[Point]) -> alt.StrokeDash:
     return alt.StrokeDash("tokens:O", scale=scale, legend=legend if len(lengths) > 1 else None)
 
 
-def loss_curves(cells: Sequence[Point]) -> vega.Spec:
+def loss_curves(study: Study) -> vega.Spec:
     """Runs' curves; `every` chooses between all that are kept and each family's largest cell."""
-    families = _families(cells)
-    largest = scaling.costliest(cells)
+    families, largest = _families(study.points), study.costliest
     runs: list[dict[str, Any]] = []
-    for i, cell in enumerate(sampling.curves(cells, largest)):
+    for i, cell in enumerate(sampling.curves(study)):
         for seed, curve in cell.curves.items():
             kept = thin(curve)
             if kept:
@@ -144,8 +143,8 @@ def loss_curves(cells: Sequence[Point]) -> vega.Spec:
     return vega.frame([line, ends], families, told, every="largest")
 
 
-def bits_per_byte(cells: Sequence[Point], company: dict[str, float]) -> vega.Spec:
-    cells = sampling.cells([cell for cell in cells if cell.bits_per_byte is not None])
+def bits_per_byte(study: Study, company: dict[str, float]) -> vega.Spec:
+    cells = [cell for cell in sampling.cells(study) if cell.bits_per_byte is not None]
     values = [cell.bits_per_byte or 0.0 for cell in cells]
     x = _flops(cells)
     y = vega.log_y("bits_per_byte", "bits per byte", [*values, *company.values()])
@@ -169,7 +168,8 @@ def bits_per_byte(cells: Sequence[Point], company: dict[str, float]) -> vega.Spe
 
 
 def context_scaling(measured: Sequence[dict], quantity: str) -> vega.Spec:
-    lines = context.series(measured, quantity)
+    found = series(measured, quantity)
+    lines = {name: found[name] for name in style.looks(found)}
     rows = [point for line in lines.values() for point in line]
     told = context.QUANTITIES[quantity]
     in_bytes = quantity.endswith("bytes")
@@ -267,11 +267,6 @@ def _flops(cells: Sequence[Point]) -> alt.X:
 
 def _families(cells: Sequence[Point]) -> list[str]:
     return list(style.looks(cell.family for cell in cells))
-
-
-def _span(cells: Sequence[Point], family: str, convention: str) -> tuple[float, float]:
-    values = [cell.flops[convention] for cell in cells if cell.family == family]
-    return min(values), max(values)
 
 
 def thin(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -1,26 +1,15 @@
-"""How time and memory grow with the context: train step, prefill, decoding, state.
-
-A measurement is {family, quantity, seq_len, value, low, high}, where known with the width, depth
-and device it was taken at; `low` and `high` are the spread of its repeats. The slope is that of log
-value against log T between 1k and 8k tokens: 1 is linear, 2 quadratic, 0 constant. Its interval is
-the 90 % t interval of that line, so curvature widens it; two lengths give none.
-"""
+"""How time and memory grow with the context: train step, prefill, decoding, state."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 from matplotlib.axes import Axes
-from scipy.special import stdtrit
 
 from isoflop.figures import style
-
-WINDOW = (1024, 8192)  # tokens, over which slopes are fitted
+from isoflop.sim.compare.slopes import Slope, series, slopes, window
 
 
 class Quantity(NamedTuple):
@@ -35,75 +24,6 @@ QUANTITIES = {
     "decode_seconds": Quantity("Decode (write one token)", "time per token", style.seconds),
     "state_bytes": Quantity("Decoding state", "bytes per sequence", style.bytes_),
 }
-
-
-@dataclass(frozen=True)
-class Slope:
-    """Slope of a log-log line between two lengths; `half` is None with fewer than three."""
-
-    value: float
-    half: float | None
-    n: int
-    shortest: int
-    longest: int
-
-    @property
-    def power(self) -> str:
-        return f"{self.value:.2f}".replace("-0.00", "0.00").replace("-", "−")
-
-    def __str__(self) -> str:
-        return self.power if self.half is None else f"{self.power} ± {self.half:.2f}"
-
-
-def slope(lengths: Iterable[float], values: Iterable[float]) -> Slope | None:
-    """Over the lengths inside WINDOW; None with fewer than two of them."""
-    inside = [
-        (math.log(t), math.log(v))
-        for t, v in zip(lengths, values, strict=True)
-        if WINDOW[0] <= t <= WINDOW[1] and v > 0
-    ]
-    if len({x for x, _ in inside}) < 2:
-        return None
-    ends = round(math.exp(min(inside)[0])), round(math.exp(max(inside)[0]))
-    x, y = np.array(inside).T
-    x = x - x.mean()
-    gradient = float(x @ y / (x @ x))
-    freedom = len(x) - 2
-    if freedom < 1:
-        return Slope(gradient, None, len(x), *ends)
-    rest = y - y.mean() - gradient * x
-    half = float(stdtrit(freedom, 0.95) * math.sqrt(rest @ rest / freedom / (x @ x)))
-    return Slope(gradient, half, len(x), *ends)
-
-
-def series(measured: Iterable[dict], quantity: str) -> dict[str, list[dict[str, Any]]]:
-    """By family, by increasing length; what is not positive has no place on a log axis."""
-    kept = [m for m in measured if m["quantity"] == quantity and m["value"] > 0]
-    return {
-        name: sorted((m for m in kept if m["family"] == name), key=lambda m: m["seq_len"])
-        for name in style.looks(str(m["family"]) for m in kept)
-    }
-
-
-def slopes(measured: Iterable[dict]) -> dict[str, dict[str, Slope | None]]:
-    """By quantity, then family."""
-    measured = list(measured)
-    return {
-        quantity: {
-            name: slope([m["seq_len"] for m in line], [m["value"] for m in line])
-            for name, line in series(measured, quantity).items()
-        }
-        for quantity in QUANTITIES
-        if series(measured, quantity)
-    }
-
-
-def window(fitted: dict[str, dict[str, Slope | None]]) -> tuple[int, int]:
-    """The shortest and the longest length that any slope is of; WINDOW where there is none."""
-    known = [s for lines in fitted.values() for s in lines.values() if s is not None]
-    if not known:
-        return WINDOW
-    return min(s.shortest for s in known), max(s.longest for s in known)
 
 
 def measured_on(measured: Iterable[dict]) -> str:

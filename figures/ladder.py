@@ -1,4 +1,4 @@
-"""The ladder's pictures: the demo's, and what `figures.study` makes of the same runs.
+"""The ladder's pictures: the demo's, and what a study of the same runs says.
 
 Conventions, optima, gains, residuals, and one family's exponent from parts of its runs.
 """
@@ -11,21 +11,21 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from isoflop.figures import quickstart, scaling, study, style
-from isoflop.figures.points import Point, conventions, points
-from isoflop.figures.report import budget, summary
+from isoflop.figures import quickstart, scaling, style
+from isoflop.figures.palette import ORDER
+from isoflop.figures.report import summary
+from isoflop.sim.compare.study import BASELINE, DRAWS, Study, ends
 from isoflop.sim.records.store import Row
 
 
-def draw(rows: list[Row], out: Path, draws: int = study.DRAWS) -> list[Path]:
-    found = study.numbers(rows, draws)
-    if not found:
+def draw(rows: list[Row], out: Path, draws: int = DRAWS) -> list[Path]:
+    study = Study(rows, draws, order=ORDER)
+    if not study.points:
         return []
-    cells = points(rows)
-    looks = style.looks(cell.family for cell in cells)
+    found, looks = study.json(), style.looks(study.families)
     return [
         *quickstart.draw(rows, out),
-        *flop_conventions(cells, out),
+        *flop_conventions(study, out),
         *optima(found, looks, out),
         *gains(found, looks, out),
         *gains_by_compute(found, looks, out),
@@ -35,23 +35,22 @@ def draw(rows: list[Row], out: Path, draws: int = study.DRAWS) -> list[Path]:
     ]
 
 
-def flop_conventions(cells: list[Point], out: Path) -> list[Path]:
-    present = conventions(cells)
+def flop_conventions(study: Study, out: Path) -> list[Path]:
+    present = study.conventions
     columns = min(3, len(present))
-    rankings = [ranking for way in present if (ranking := budget.rank(cells, way))]
     with style.sheet(columns, -(-len(present) // columns), width=4.4, height=4.4) as (
         figure,
         panels,
     ):
         for i, (axes, convention) in enumerate(zip(panels, present, strict=False)):
-            scaling.loss_vs_flops(axes, cells, convention)
+            scaling.loss_vs_flops(axes, study, convention)
             axes.set_ylabel(scaling.LOSS if i % columns == 0 else "")
         style.drop(panels[len(present) :])
         style.key_above(figure)
-        said = " ".join(summary.across(rankings)).removesuffix(".")
+        said = " ".join(summary.across(list(study.rankings.values()))).removesuffix(".")
         style.title(figure, said or "The same runs under each FLOP convention")
         style.note(figure, "lines: each family's lower envelope; small: its other cells")
-    return style.save(figure, [cell.numbers for cell in cells], out, "flop_conventions")
+    return style.save(figure, [cell.numbers for cell in study.points], out, "flop_conventions")
 
 
 def optima(found: dict[str, Any], looks: dict[str, style.Look], out: Path) -> list[Path]:
@@ -142,12 +141,12 @@ def _of_gains(present: dict[str, Any]) -> str:
             if item["ceg"]:
                 signs.setdefault(item["arm"], set()).add(_sign(item["ceg"][-1]))
     far = {item["arm"]: item["ceg"][-1] for item in present[cost] if item["ceg"]}
-    said = f"No gain over {study.BASELINE} is resolved in {style.named(cost)} FLOPs"
+    said = f"No gain over {BASELINE} is resolved in {style.named(cost)} FLOPs"
     if ahead := [name for name in far if _sign(far[name]) > 0]:
         best = max(ahead, key=lambda name: far[name]["value"])
         at = far[best]
         said = (
-            f"{best} gains most over {study.BASELINE} in {style.named(cost)} FLOPs: "
+            f"{best} gains most over {BASELINE} in {style.named(cost)} FLOPs: "
             f"{at['value']:.2f} × [{at['low']:.2f}, {at['high']:.2f}]"
         )
     both = [name for name, found in signs.items() if len(found) > 1]
@@ -170,7 +169,7 @@ def gains_by_compute(
         for i, item in enumerate(shown):
             look = looks[item["arm"]]
             cost, middle, low, high = np.array(
-                [[at["budget"], at["value"], *study.ends(at)] for at in item["ceg"]]
+                [[at["budget"], at["value"], *ends(at)] for at in item["ceg"]]
             ).T
             low, high = np.maximum(low, middle / 10), np.minimum(high, middle * 10)
             cost = cost * 1.02 ** (i - len(shown) / 2)  # side by side, not one over the other
@@ -184,7 +183,7 @@ def gains_by_compute(
         style.log_axis(axes.xaxis, *axes.get_xlim())
         style.log_axis(axes.yaxis, *axes.get_ylim())
         axes.set_xlabel(f"training FLOPs: {style.named(convention)}")
-        axes.set_ylabel(f"compute-equivalent gain over {study.BASELINE}")
+        axes.set_ylabel(f"compute-equivalent gain over {BASELINE}")
         style.key(axes)
         style.title(figure, _of_compute(shown))
         style.note(figure, "90 % intervals; above 1 less compute than the baseline is enough")
@@ -199,7 +198,7 @@ def _of_compute(shown: list[dict[str, Any]]) -> str:
         up, down = last["low"] > first["high"], last["high"] < first["low"]
         ways["rises" if up else "falls" if down else list(ways)[-1]].append(item["arm"])
     said = [f"{way} for {style.listed(names)}" for way, names in ways.items() if names]
-    return f"Through the window the gain over {study.BASELINE} {', '.join(said)}"
+    return f"Through the window the gain over {BASELINE} {', '.join(said)}"
 
 
 def _forest(axes: Axes, items: list[dict[str, Any]], looks: dict[str, style.Look]) -> None:
@@ -208,7 +207,7 @@ def _forest(axes: Axes, items: list[dict[str, Any]], looks: dict[str, style.Look
             axes.annotate("not resolved", (1, row), va="center", fontsize=8, color="#5c6370")
             continue
         far = item["ceg"][-1]
-        low, high = study.ends(far)
+        low, high = ends(far)
         resolved = not low <= 1 <= high
         look = looks[item["arm"]]
         reach = (low or far["value"] / 10, min(high, 10 * far["value"]))  # a side without an end
@@ -276,7 +275,7 @@ def subsets(found: dict[str, Any], out: Path) -> list[Path]:
         return []
     rows = range(len(items))
     with style.sheet(2, width=4.6, height=0.9 + 0.36 * len(items)) as (figure, (left, right)):
-        colour = style.looks([study.BASELINE])[study.BASELINE].colour
+        colour = style.looks([BASELINE])[BASELINE].colour
         left.plot([item["alpha"] for item in items], rows, "o", color=colour)
         left.set_yticks(rows, [item["subset"] for item in items])
         left.set_xlabel("fitted exponent α of the parameters")
@@ -293,7 +292,7 @@ def subsets(found: dict[str, Any], out: Path) -> list[Path]:
         low, high = (pick(item["alpha"] for item in items) for pick in (min, max))
         style.title(
             figure,
-            f"α of {study.BASELINE} is {low:.2f} to {high:.2f} by which of its runs are fitted; "
+            f"α of {BASELINE} is {low:.2f} to {high:.2f} by which of its runs are fitted; "
             f"the loss predicted for the largest is off by at most {max(map(abs, errors)):.1f} %",
         )
     return style.save(figure, found["subsets"], out, "subsets")

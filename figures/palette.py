@@ -76,6 +76,7 @@ FAMILIES = {
     "kimi_linear": Look(SLATE, "D"),
     "kimi_linear_moe": Look(SLATE, "P"),
 }
+ORDER = tuple(FAMILIES)
 FREE = tuple(
     look
     for colour in PETROFF10

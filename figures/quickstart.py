@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from isoflop.figures import fits, scaling, style
-from isoflop.figures.points import Point, conventions, counts, points
-from isoflop.figures.report import budget, summary
+from isoflop.figures import scaling, style
+from isoflop.figures.palette import ORDER
+from isoflop.figures.report import summary
+from isoflop.sim.compare.points import Point, families
+from isoflop.sim.compare.study import Study
 from isoflop.sim.records.store import Row
 
 DRAWS = 300  # of the bootstrap behind the bands
@@ -15,42 +17,42 @@ LENGTHS = 3  # numbers of training tokens that have a panel
 
 def draw(rows: list[Row], out: Path) -> list[Path]:
     """Each figure as SVG and PNG with its numbers as JSON; none where no run finished."""
-    cells = points(rows)
-    if not cells:
+    study = Study(rows, DRAWS, order=ORDER)
+    if not study.points:
         return []
-    left_out = len(rows) - sum(len(cell.losses) for cell in cells)
     return [
-        *loss_vs_flops(cells, left_out, out),
-        *loss_vs_params(cells, out),
-        *loss_curves(cells, out),
+        *loss_vs_flops(study, out),
+        *loss_vs_params(study, out),
+        *loss_curves(study, out),
     ]
 
 
-def loss_vs_flops(cells: list[Point], left_out: int, out: Path) -> list[Path]:
-    convention = _prefer("executed", conventions(cells))
-    lines = fits.power(cells, convention, DRAWS)
+def loss_vs_flops(study: Study, out: Path) -> list[Path]:
+    convention = _prefer("executed", study.conventions)
+    lines = study.lines(convention)
     with style.sheet() as (figure, (axes,)):
-        scaling.loss_vs_flops(axes, cells, convention)
-        scaling.bands(axes, cells, lines, convention)
+        scaling.loss_vs_flops(axes, study, convention)
+        scaling.bands(axes, lines)
         style.key(axes)
-        style.title(figure, summary.headline(budget.rank(cells, convention)))
+        style.title(figure, summary.headline(study.rankings.get(convention)))
         told = "lines: each family's best runs (lower envelope)"
-        if any(cell.low is not None for cell in cells):
+        if any(cell.low is not None for cell in study.points):
             told += "; bars: 90 % over seeds"
         if any(item.fit.ok for item in lines):
             told += "; bands: 90 % interval of the power law through a line"
-        style.note(figure, told + _missing(left_out))
+        style.note(figure, told + _missing(study.lost))
     numbers = {
         "convention": convention,
-        "cells": [cell.numbers for cell in cells],
+        "cells": [cell.numbers for cell in study.points],
         "envelopes": {item.family: item.fit.json() for item in lines},
     }
     return style.save(figure, numbers, out, "loss_vs_flops")
 
 
-def loss_vs_params(cells: list[Point], out: Path) -> list[Path]:
+def loss_vs_params(study: Study, out: Path) -> list[Path]:
     """A row for each way of counting, a column for each number of tokens."""
-    shown = [name for name in ("total", "active") if name in counts(cells)]
+    cells = study.points
+    shown = [name for name in ("total", "active") if name in study.counts]
     lengths = sorted({cell.tokens for cell in cells})
     most = len(lengths) - 1
     kept = sorted({lengths[round(i * most / max(1, LENGTHS - 1))] for i in range(LENGTHS)})
@@ -77,7 +79,7 @@ def loss_vs_params(cells: list[Point], out: Path) -> list[Path]:
 def _of_params(cells: list[Point], tokens: int) -> str:
     """What a larger model gains after the longest training, family by family."""
     gains = {}
-    for name, group in fits.families(cells).items():
+    for name, group in families(cells).items():
         small, large = (pick(group, key=lambda c: c.params["total"]) for pick in (min, max))
         if large.params["total"] > small.params["total"]:
             gains[name] = small.loss - large.loss
@@ -91,8 +93,8 @@ def _of_params(cells: list[Point], tokens: int) -> str:
     return f"After {style.short(tokens)} tokens the largest model over the smallest {said}"
 
 
-def loss_curves(cells: list[Point], out: Path) -> list[Path]:
-    cells = scaling.costliest(cells)
+def loss_curves(study: Study, out: Path) -> list[Path]:
+    cells = study.costliest
     with style.sheet() as (figure, (axes,)):
         scaling.curves(axes, cells)
         style.key(axes)
@@ -111,7 +113,7 @@ def loss_curves(cells: list[Point], out: Path) -> list[Path]:
 
 
 def _of_curves(cells: list[Point]) -> str:
-    ends = {cell.family: curve[-1][1] for cell in cells if (curve := scaling.smooth(cell))}
+    ends = {cell.family: curve[-1][1] for cell in cells if (curve := cell.smooth)}
     if len(ends) < 2:
         return "Training loss against tokens seen"
     order = sorted(ends, key=lambda name: ends[name])

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Sequence
-from statistics import fmean
 
 from matplotlib.axes import Axes
 
 from isoflop.figures import style
-from isoflop.figures.fits import FamilyFit
-from isoflop.figures.points import Point, envelope
+from isoflop.sim.compare.family_fits import FamilyFit
+from isoflop.sim.compare.points import Point
+from isoflop.sim.compare.study import Study
 
 LOSS = "held-out loss (nats per token)"
-PER_OCTAVE = 4  # points of a drawn loss curve for every doubling of its tokens
 
 
-def loss_vs_flops(axes: Axes, cells: Sequence[Point], convention: str = "executed") -> None:
+def loss_vs_flops(axes: Axes, study: Study, convention: str = "executed") -> None:
     """Each family's lower envelope with its intervals over seeds; the other cells behind it."""
-    for name, look in style.looks(cell.family for cell in cells).items():
-        group = [cell for cell in cells if cell.family == name]
-        edge = envelope(group, convention)
+    for name, look in style.looks(study.families).items():
+        edge = study.frontiers[convention][name]
         kept = {id(cell) for cell in edge}
-        rest = [cell for cell in group if id(cell) not in kept]
+        rest = [cell for cell in study.families[name] if id(cell) not in kept]
         axes.plot(
             [cell.flops[convention] for cell in rest],
             [cell.loss for cell in rest],
@@ -36,17 +32,16 @@ def loss_vs_flops(axes: Axes, cells: Sequence[Point], convention: str = "execute
         cost = [cell.flops[convention] for cell in edge]
         axes.plot(cost, [cell.loss for cell in edge], color=look.colour, alpha=0.8)
         _scatter(axes, cost, edge, look, name)
-    _axes(axes, [cell.flops[convention] for cell in cells], cells)
+    _axes(axes, [cell.flops[convention] for cell in study.points], study.points)
     axes.set_xlabel(f"training FLOPs: {style.named(convention)}")
 
 
-def bands(axes: Axes, cells: Sequence[Point], fits: Sequence[FamilyFit], convention: str) -> None:
+def bands(axes: Axes, fits: Sequence[FamilyFit]) -> None:
     """90 % bands of the fitted envelopes, over each family's own window; the axis holds them."""
-    look = style.looks(cell.family for cell in cells)
+    look = style.looks(item.family for item in fits)
     low, high = axes.get_ylim()
     for item in fits:
-        reach = [cell.flops[convention] for cell in cells if cell.family == item.family]
-        line = item.curve(min(reach), max(reach))
+        line = item.band()
         if line:
             axes.fill_between(
                 [point["flops"] for point in line],
@@ -75,13 +70,6 @@ def loss_vs_params(axes: Axes, cells: Sequence[Point], count: str = "non_embeddi
     axes.set_xlabel(f"parameters: {style.named(count)}")
 
 
-def costliest(cells: Sequence[Point]) -> list[Point]:
-    """The largest of each family's cells with most tokens."""
-    order = sorted(cells, key=lambda cell: (cell.tokens, cell.params.get("total", 0)))
-    most = {cell.family: cell for cell in order}
-    return [most[name] for name in style.looks(most)]
-
-
 def curves(axes: Axes, cells: Sequence[Point]) -> None:
     """Training loss of each cell, the mean over its seeds and over a quarter of an octave."""
     shown = []
@@ -89,7 +77,7 @@ def curves(axes: Axes, cells: Sequence[Point]) -> None:
     looks = style.looks(cell.family for cell in cells)
     for cell in cells:
         look = looks[cell.family]
-        seen = smooth(cell)
+        seen = cell.smooth
         if not seen:
             continue
         size = "" if len(sizes) == 1 else f" (width {cell.width}, depth {cell.depth})"
@@ -108,20 +96,6 @@ def curves(axes: Axes, cells: Sequence[Point]) -> None:
     axes.set_ylabel("training loss (nats per token)")
     if shown:
         _log(axes, [x for x, _ in shown], [y for _, y in shown])
-
-
-def smooth(cell: Point) -> list[tuple[float, float]]:
-    """(tokens, loss): geometric means over seeds and over each 1/PER_OCTAVE of an octave."""
-    bins: dict[int, list[tuple[float, float]]] = defaultdict(list)
-    for curve in cell.curves.values():
-        for step, loss in curve:
-            if step > 0 and math.isfinite(loss) and loss > 0:
-                tokens = math.log(step * cell.batch_tokens)
-                bins[math.floor(PER_OCTAVE * tokens / math.log(2))].append((tokens, math.log(loss)))
-    return [
-        (math.exp(fmean(x for x, _ in bins[i])), math.exp(fmean(y for _, y in bins[i])))
-        for i in sorted(bins)
-    ]
 
 
 def _scatter(

@@ -29,21 +29,7 @@ from matplotlib.ticker import (
 
 from isoflop.figures.palette import Look as Look
 from isoflop.figures.palette import looks as looks
-
-NAMES = {  # how a cost or a count is written for people
-    "executed": "executed",
-    "matmul": "matrix products",
-    "causal": "causal",
-    "6ND": "6·N·D (all parameters)",
-    "6ND_non_embedding": "6·N·D (non-embedding)",
-    "6ND_active": "6·N·D (active non-embedding)",
-    "seconds": "seconds of training",
-    "state_bytes": "bytes of decoding state",
-    "total": "total",
-    "active": "active",
-    "non_embedding": "non-embedding",
-    "active_non_embedding": "active non-embedding",
-}
+from isoflop.sim.cost.names import named as named
 
 RC: dict[Any, Any] = {
     "axes.grid": True,
@@ -182,11 +168,6 @@ def bytes_(value: float) -> str:
         if value >= size * (1 - 1e-9):
             return f"{value / size:.3g} {unit}"
     return f"{value:.3g} B"
-
-
-def named(cost: str) -> str:
-    """A convention or a count as people write it."""
-    return NAMES.get(cost, cost)
 
 
 def label(name: str) -> str:

@@ -24,6 +24,8 @@ from isoflop.sim.data import AnyData
 from isoflop.sim.optim import AnyOptim
 
 STEP_TOKENS_MAX = 2**28  # a step's tokens are made on the host, and this many take 1 GiB
+STEPS_MIN = 500  # fewer measure the optimiser's start more than the architecture
+EPOCHS_MAX = 4  # Muennighoff et al. 2023, 2305.16264: beyond it repeated tokens lose their worth
 
 
 class Budget(Sizes):

@@ -8,11 +8,11 @@ from flax import nnx
 
 from isoflop.experiments import context as experiment
 from isoflop.experiments.families import model
-from isoflop.figures import context as figure
 from isoflop.models.base import Init
 from isoflop.models.errors import UserError
 from isoflop.models.families import zoo
 from isoflop.models.lm import ModelConfig
+from isoflop.sim.compare import slopes
 from isoflop.sim.evaluate import context
 
 LENGTHS = (16, 8)  # any order
@@ -60,8 +60,8 @@ def test_the_first_length_has_no_slope_and_every_later_one_has(rows):
 
 
 def test_the_rows_are_what_the_figure_draws(rows):
-    for quantity in figure.QUANTITIES:
-        assert [m["value"] for m in figure.series(rows, quantity)["linear"]] == [
+    for quantity in slopes.QUANTITIES:
+        assert [m["value"] for m in slopes.series(rows, quantity)["linear"]] == [
             row["value"] for row in at(rows, quantity)
         ]
 

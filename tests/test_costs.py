@@ -9,7 +9,8 @@ from isoflop.models.lm import Block, ModelConfig
 from isoflop.models.mixers.attention import Attention
 from isoflop.models.mixers.mamba import Mamba
 from isoflop.models.mixers.moe import Moe
-from isoflop.sim.cost.flops import CONVENTIONS, causal_flops
+from isoflop.sim.cost.flops import causal_flops
+from isoflop.sim.cost.names import CONVENTIONS
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 
 from isoflop.experiments import quickstart
 from isoflop.experiments.cli.main import main
-from isoflop.figures.points import points
 from isoflop.figures.report.summary import conclusion
+from isoflop.sim.compare.points import points
 from isoflop.sim.records.store import read_rows
 
 SIZE = ("--families", "dense", "linear", "--steps", "64", "80", "--seeds", "2")

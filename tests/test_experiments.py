@@ -13,16 +13,17 @@ from isoflop.experiments import families, ladder, quickstart, ruler
 from isoflop.experiments import lr_transfer as sweep_of_rates
 from isoflop.experiments.cli.flags import RunFlags, parse
 from isoflop.figures import lr_transfer
-from isoflop.figures.points import points
-from isoflop.figures.report.budget import rank
 from isoflop.figures.report.summary import conclusion, interval
 from isoflop.figures.style import scientific
 from isoflop.models.errors import UserError
 from isoflop.models.families.matching import unmatched
+from isoflop.sim.compare import rates
+from isoflop.sim.compare.points import points
+from isoflop.sim.compare.rankings import rank
 from isoflop.sim.grid.executors.local import Local
 from isoflop.sim.laws.forms import PowerLaw
 from isoflop.sim.optim import AdamW
-from isoflop.sim.records.store import Record, Row, read_rows
+from isoflop.sim.records.store import Record, Row, read_rows, write_rows
 from isoflop.sim.train.loop import train
 
 TRAINING = {name: e for name, e in experiments.discover().items() if e.trains}
@@ -117,7 +118,7 @@ def test_seeds_of_all_families_see_the_same_data():
 
 
 def test_every_family_of_the_quickstart_has_a_tuned_rate_inside_its_sweep():
-    table = json.loads(families.RATES["adamw"].read_text())
+    table = families.tuned()
     for family in {cell.labels["family"] for cell in quickstart.cells()}:
         detail = table["families"][family]
         widest = max(detail["best"], key=int)
@@ -159,9 +160,9 @@ def test_committed_records_are_of_the_runs_that_their_keys_name(name):
 def test_the_rates_in_use_are_those_of_the_committed_sweep_of_equal_trials():
     committed = read_rows(families.RESULTS / "lr_transfer.jsonl")
     assert {row.record.key for row in committed} == {c.run.key for c in sweep_of_rates.cells()}
-    assert json.loads(families.RATES["adamw"].read_text()) == lr_transfer.tuned(committed)
+    assert families.tuned() == rates.tuned(committed)
     assert set(families.tuned()["rates"]) == set(families.STUDIED)
-    for found in lr_transfer.tuned(committed)["families"].values():
+    for found in families.tuned()["families"].values():
         assert found["trials"] == {"32": 6, "64": 6}
         assert abs(found["shift"]) <= 1  # as the experiment expects, and sim/README.md says
 
@@ -195,7 +196,7 @@ def rows(losses: dict[int, dict[float, float | None]]) -> list[Row]:
 
 
 def test_the_tuned_rate_is_the_best_at_the_widest_width():
-    found = lr_transfer.tuned(
+    found = rates.tuned(
         rows({32: {0.01: 1.0, 0.02: 0.9, 0.04: 1.1}, 64: {0.01: 0.8, 0.02: 0.7, 0.04: None}})
     )
     assert found["rates"] == {"dense": 0.02}
@@ -203,13 +204,13 @@ def test_the_tuned_rate_is_the_best_at_the_widest_width():
 
 
 def test_an_optimum_at_the_edge_is_refused_not_reported():
-    found = lr_transfer.tuned(rows({64: {0.01: 0.8, 0.02: 0.7, 0.04: 0.6}}))
+    found = rates.tuned(rows({64: {0.01: 0.8, 0.02: 0.7, 0.04: 0.6}}))
     assert found["rates"] == {}
     assert "edge" in found["refused"]["dense"]
 
 
 def test_the_optimum_that_moves_is_reported_in_factors_of_two():
-    found = lr_transfer.tuned(
+    found = rates.tuned(
         rows({32: {0.01: 0.5, 0.02: 0.9, 0.04: 1.1}, 64: {0.01: 0.8, 0.02: 0.7, 0.04: 1.0}})
     )
     assert found["families"]["dense"]["shift"] == math.log2(0.02 / 0.01)
@@ -218,7 +219,7 @@ def test_the_optimum_that_moves_is_reported_in_factors_of_two():
 
 def test_a_family_whose_rule_fails_is_trained_at_the_rates_of_its_own_widths(monkeypatch):
     narrow, wide = {0.01: 0.5, 0.02: 0.9, 0.04: 1.1, 0.08: 1.3}, {0.02: 0.8, 0.04: 0.7, 0.08: 1.0}
-    found = lr_transfer.tuned(rows({32: narrow, 64: wide}))
+    found = rates.tuned(rows({32: narrow, 64: wide}))
     assert "from 0.01 at width 32 to 0.04 at 64" in found["moved"]["dense"]
     monkeypatch.setattr(families, "tuned", lambda optim: found)
     assert [families.optim("dense", width, 50).lr for width in (32, 64)] == [0.01, 0.04]
@@ -226,7 +227,19 @@ def test_a_family_whose_rule_fails_is_trained_at_the_rates_of_its_own_widths(mon
         families.optim("dense", 48, 50)
 
 
-def test_the_transfer_figure_writes_what_the_experiments_read(tmp_path):
-    paths = lr_transfer.draw(rows({64: {0.01: 0.8, 0.02: 0.7, 0.04: 1.0}}), tmp_path)
+def test_the_transfer_figure_shows_the_rates_that_the_experiments_train_with(tmp_path):
+    paths = lr_transfer.draw(read_rows(families.RATES["adamw"]), tmp_path)
     numbers = next(path for path in paths if path.suffix == ".json")
-    assert json.loads(numbers.read_text())["rates"] == {"dense": 0.02}
+    assert json.loads(numbers.read_text()) == families.tuned()
+
+
+def test_a_sweep_added_to_the_records_is_trained_with_at_once(tmp_path, monkeypatch):
+    """Nothing is made or copied between the runs of a sweep and the experiments that use it."""
+    path = tmp_path / "sweep.jsonl"
+    write_rows(path, rows({64: {0.01: 0.8, 0.02: 0.7, 0.04: 1.0}}))
+    monkeypatch.setitem(families.RATES, "adamw", path)
+    families.tuned.cache_clear()
+    try:
+        assert families.optim("dense", 64, 50).lr == 0.02
+    finally:
+        families.tuned.cache_clear()

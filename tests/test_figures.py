@@ -17,19 +17,20 @@ from isoflop.experiments import families
 from isoflop.figures import (
     bench,
     context,
-    fits,
     ladder,
     lr_transfer,
     palette,
     peers,
     quickstart,
     scaling,
-    study,
     style,
 )
-from isoflop.figures.points import Point, _intervals, envelope, points, seed_noise
-from isoflop.figures.report import budget
 from isoflop.models.families import zoo
+from isoflop.sim.compare import rankings, slopes
+from isoflop.sim.compare.family_fits import FamilyFit, line, surface
+from isoflop.sim.compare.points import Point, _intervals, envelope, points
+from isoflop.sim.compare.study import Study
+from isoflop.sim.laws.forms import Chinchilla, PowerLaw
 
 
 def cell(family: str, flops: float, losses: dict[int, float], **other: object) -> Point:
@@ -123,7 +124,6 @@ def test_one_seed_has_no_interval():
     (point,) = points([synthetic.row("dense", 32, 2, 500)])
     assert point.low is None
     assert point.high is None
-    assert math.isnan(seed_noise([point]))
 
 
 def test_intervals_over_seeds_cover_the_truth_nine_times_in_ten():
@@ -159,9 +159,9 @@ def power(flops: float, scale: float) -> float:
 
 def test_loss_at_a_budget_between_cells_lies_on_the_power_law_through_them():
     cells = [cell("a", c, {0: power(c, 30), 1: power(c, 33)}) for c in (1e9, 4e9, 9e9)]
-    at = budget.losses_at(cells, "executed", 6e9)
+    at = rankings.losses_at(cells, "executed", 6e9)
     assert at == pytest.approx({0: power(6e9, 30), 1: power(6e9, 33)})
-    assert budget.losses_at(cells, "executed", 5e8) == {}
+    assert rankings.losses_at(cells, "executed", 5e8) == {}
 
 
 def test_noise_that_families_share_by_seed_does_not_hide_a_difference():
@@ -171,7 +171,7 @@ def test_noise_that_families_share_by_seed_does_not_hide_a_difference():
         for family, scale in (("a", 30.0), ("b", 30.3))
         for c in (1e9, 4e9)
     ]
-    ranking = budget.rank(cells, "executed")
+    ranking = rankings.rank(cells, "executed")
     assert ranking is not None
     best, second = ranking.standings
     assert (best.family, second.family) == ("a", "b")
@@ -189,7 +189,7 @@ def test_a_family_against_itself_is_rarely_resolved():
             for family in "ab"
             for c in (1e9, 4e9)
         ]
-        ranking = budget.rank(cells, "executed")
+        ranking = rankings.rank(cells, "executed")
         assert ranking is not None
         resolved += ranking.standings[1].resolved
     assert resolved / 400 < 0.14  # 5 % in each tail, either of two may lead
@@ -201,16 +201,16 @@ def test_one_shared_seed_resolves_nothing():
         for family, losses in (("a", {0: 1.0, 1: 1.01}), ("b", {0: 2.0, 5: 2.0}))
         for c in (1e9, 4e9)
     ]
-    ranking = budget.rank(cells, "executed")
+    ranking = rankings.rank(cells, "executed")
     assert ranking is not None
     behind = ranking.standings[1].behind
-    assert behind == budget.Interval(1.0, None, None, 1)
+    assert behind == rankings.Interval(1.0, None, None, 1)
     assert not ranking.standings[1].resolved
 
 
 def test_a_family_of_one_point_is_not_ranked():
     cells = [cell(f, c, {0: power(c, 30)}) for f in "ab" for c in (1e9, 4e9)]
-    ranking = budget.rank([*cells, cell("c", 2e9, {0: 0.1})], "executed")
+    ranking = rankings.rank([*cells, cell("c", 2e9, {0: 0.1})], "executed")
     assert ranking is not None
     assert ranking.absent == ("c",)
     assert ranking.flops == 4e9
@@ -221,10 +221,10 @@ def test_a_family_of_one_point_is_not_ranked():
 
 def test_the_envelope_s_exponent_is_recovered():
     cells = [cell("a", c, {0: power(c, 30)}) for c in (1e9, 2e9, 4e9, 8e9, 16e9)]
-    (fit,) = fits.power(cells, "executed", draws=20)
+    fit = FamilyFit("a", PowerLaw, line(cells, "executed", draws=20), (1e9, 16e9))
     assert fit.fit.estimate["alpha"] == pytest.approx(0.1, rel=1e-4)
     assert "α 0.1 [" in fit.verdict
-    ends = [fit.curve(1e9, 16e9)[i]["loss"] for i in (0, -1)]
+    ends = [fit.band()[i]["loss"] for i in (0, -1)]
     assert ends == pytest.approx([power(1e9, 30), power(16e9, 30)], rel=1e-4)
 
 
@@ -233,23 +233,23 @@ def test_collinear_size_and_data_are_told_and_not_drawn():
         replace(cell("a", 6.0 * n * 20 * n, {0: power(n, 9)}), params={"active": n}, tokens=20 * n)
         for n in (10_000, 20_000, 40_000, 80_000, 160_000, 320_000)
     ]
-    (fit,) = fits.chinchilla(cells, draws=20)
+    fit = FamilyFit("a", Chinchilla, surface(cells, draws=20))
     assert fit.verdict.startswith("not identifiable: N and D move together")
-    assert fit.curve(1e9, 1e10) == []
+    assert fit.band() == []
 
 
 def test_bands_stay_inside_the_frame():
-    class Wide(fits.FamilyFit):
-        def curve(self, low: float, high: float, n: int = 40) -> list[dict[str, float]]:
-            return [{"flops": c, "loss": 3.0, "low": 1.0, "high": 9.0} for c in (low, high)]
+    class Wide(FamilyFit):
+        def band(self, n: int = 40) -> list[dict[str, float]]:
+            return [{"flops": c, "loss": 3.0, "low": 1.0, "high": 9.0} for c in self.span]
 
-    cells = [cell("a", c, {0: power(c, 30)}) for c in (1e9, 2e9, 4e9, 8e9, 16e9)]
-    (line,) = fits.power(cells, "executed", draws=20)
+    study = Study(synthetic.grid(families=("dense",)), draws=20)
+    (found,) = study.lines("executed")
     with style.sheet() as (_, (axes,)):
-        scaling.loss_vs_flops(axes, cells)
+        scaling.loss_vs_flops(axes, study)
         bottom, top = axes.get_ylim()
         assert 1 < bottom < top < 9
-        scaling.bands(axes, cells, [Wide(line.family, line.form, line.fit)], "executed")
+        scaling.bands(axes, [Wide(found.family, found.form, found.fit, found.span)])
         bottom, top = axes.get_ylim()
     assert bottom < 1
     assert top > 9
@@ -262,15 +262,15 @@ def test_bands_stay_inside_the_frame():
 def test_slope_is_the_exponent_of_a_power_law(exponent: float):
     lengths = [512, 1024, 2048, 4096, 8192]
     values = [1e9, *(3e-4 * t**exponent for t in lengths[1:])]  # 512 lies outside the window
-    found = context.slope(lengths, values)
+    found = slopes.slope(lengths, values)
     assert found is not None
     assert found.value == pytest.approx(exponent, abs=1e-9)
     assert found.half == pytest.approx(0, abs=1e-9)
 
 
 def test_slope_needs_two_lengths_and_its_interval_three():
-    assert context.slope([512, 1024], [1.0, 2.0]) is None
-    two = context.slope([1024, 2048], [1.0, 2.0])
+    assert slopes.slope([512, 1024], [1.0, 2.0]) is None
+    two = slopes.slope([1024, 2048], [1.0, 2.0])
     assert two is not None
     assert (two.n, two.half, str(two)) == (2, None, "1.00")
 
@@ -332,13 +332,10 @@ def words(svg: Path) -> str:
 
 def drawn(tmp_path: Path, rows: list, measured: list[dict]) -> dict[str, str]:
     """The words of every figure, by its name."""
-    found = study.numbers(rows, draws=20)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "numbers", lambda rows, draws: found)
-        ladder.draw(rows, tmp_path)
+    ladder.draw(rows, tmp_path, draws=20)
     context.draw(measured, tmp_path)
     swept = [
-        row.model_copy(update={"labels": row.labels | {"lr": row.record.run.budget.steps / 1e5}})
+        row.model_copy(update={"labels": row.labels | {"lr": row.record.run.rankings.steps / 1e5}})
         for row in rows
     ]
     lr_transfer.draw(swept, tmp_path)

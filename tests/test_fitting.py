@@ -12,7 +12,8 @@ from isoflop.experiments import fitting
 from isoflop.models.errors import UserError
 from isoflop.sim.laws.cost_model import SIX_ND
 from isoflop.sim.laws.forms import Chinchilla, fit_table
-from isoflop.sim.laws.holdout import frontier, seed_noise
+from isoflop.sim.laws.frontier import lower_envelope
+from isoflop.sim.laws.noise import seed_noise
 from isoflop.sim.laws.resample import cell_weights, cells_of, minimise, percentile
 from isoflop.sim.records.readers import read
 
@@ -59,7 +60,7 @@ def test_the_benchmark_refuses_a_grid_that_identifies_nothing():
 
 
 def test_frontier_keeps_only_runs_that_nothing_cheaper_beats():
-    rows = frontier(np.array([3.0, 1.0, 2.0, 2.0]), np.array([5.0, 9.0, 9.5, 7.0]))
+    rows = lower_envelope(np.array([3.0, 1.0, 2.0, 2.0]), np.array([5.0, 9.0, 9.5, 7.0]))
     assert rows.tolist() == [1, 3, 0]
 
 
@@ -85,9 +86,10 @@ def test_cooldown_branches_of_one_trunk_are_drawn_together():
 
 def test_seed_noise_is_the_spread_between_seeds():
     columns = lab(seeds=40, noise=0.01)
-    noise = seed_noise(cells_of(columns, ["N", "D"]), np.log(columns["loss"]))
+    cells = cells_of(columns, ["N", "D"])
+    noise = seed_noise(columns["loss"][cells == i] for i in range(cells.max() + 1))
     assert noise == pytest.approx(0.01, rel=0.05)
-    assert seed_noise(np.arange(3), np.log([3.0, 2.0, 1.0])) is None
+    assert seed_noise([[3.0], [2.0], [1.0]]) is None
 
 
 def test_three_trunks_of_one_seed_have_a_wider_interval_than_those_of_two():

@@ -6,20 +6,19 @@ import pytest
 from flax import nnx
 from jax import ShapeDtypeStruct as Shape
 
-from isoflop.figures import style
 from isoflop.models.base import Init
 from isoflop.models.families import zoo
 from isoflop.models.lm import Block, ModelConfig, tile
 from isoflop.models.mixers.attention import Attention
 from isoflop.models.mixers.mlp import SwiGLU
 from isoflop.sim.cost.flops import (
-    CONVENTIONS,
     causal_flops,
     param_counts,
     step_flops,
     training_flops,
 )
 from isoflop.sim.cost.jaxpr import executed_flops
+from isoflop.sim.cost.names import CONVENTIONS, NAMES, PARAMETERS
 from isoflop.sim.data import Corpus
 from isoflop.sim.optim import AdamW
 from isoflop.sim.records.store import Record
@@ -95,7 +94,8 @@ def test_conventions_of_a_run_follow_their_formulas():
 def test_every_convention_and_count_has_a_name_of_its_own_and_is_on_every_record():
     config = zoo.moe(32, 2)
     for known in (CONVENTIONS, param_counts(config)):
-        assert known.keys() <= style.NAMES.keys()
-        assert len({style.NAMES[name] for name in known}) == len(known)
+        assert known.keys() <= NAMES.keys()
+        assert len({NAMES[name] for name in known}) == len(known)
+    assert param_counts(config).keys() == PARAMETERS.keys()
     assert step_flops(config, 16, 1).keys() == CONVENTIONS.keys()
     assert all(name in (Record.__doc__ or "") for name in CONVENTIONS)

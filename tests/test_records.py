@@ -13,10 +13,9 @@ from fakes import cells, record, run
 from pydantic import ValidationError
 
 from isoflop import experiments
-from isoflop.figures import fits
-from isoflop.figures.points import points
 from isoflop.models.errors import UserError
 from isoflop.models.lm import ModelConfig
+from isoflop.sim.compare.points import columns, points
 from isoflop.sim.records import readers, tables
 from isoflop.sim.records.store import (
     Row,
@@ -227,7 +226,7 @@ def test_commands_read_isoflops_own_records_as_its_figures_do(tmp_path):
     names = {what.upper(): tables.called(told, what, None) for what in ("n", "d")}
     names |= {what: tables.called(told, what, None) for what in ("arch", "flops")}
     names |= {what: what for what in ("loss", "run", "seed")}
-    drawn = fits.columns(points(rows))
+    drawn = columns(points(rows))
     runs = zip(*(map(str, drawn[name]) for name in names), strict=True)
     assert sorted(runs) == sorted(zip(*(told[own] for own in names.values()), strict=True))
     assert tables.called({"N": [], "params.active": []}, "n", None) == "N"

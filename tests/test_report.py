@@ -14,15 +14,15 @@ import pytest
 import synthetic
 import vl_convert
 
-from isoflop.figures import fits, palette
-from isoflop.figures.points import conventions, envelope, points
+from isoflop.figures import palette
 from isoflop.figures.report import page as report
 from isoflop.figures.report import sampling
-from isoflop.figures.report.budget import rank
 from isoflop.figures.report.summary import summarise
 from isoflop.models.families import zoo
 from isoflop.models.families.matching import uniform
-from isoflop.sim.cost.flops import CONVENTIONS
+from isoflop.sim.compare.slopes import slopes
+from isoflop.sim.compare.study import Study
+from isoflop.sim.cost.names import CONVENTIONS
 from isoflop.sim.records.store import Row
 
 SMALL: dict[str, Any] = {"sizes": ((32, 2), (48, 2), (64, 2)), "steps": (500, 2000)}
@@ -63,9 +63,7 @@ def drawn(spec: dict[str, Any], layer: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def words(rows: list[Row], measured: list[dict] | None = None) -> str:
-    cells = points(rows)
-    rankings = [r for way in conventions(cells) if (r := rank(cells, way))]
-    told = summarise(rows, cells, rankings, (), measured or [])
+    told = summarise(Study(rows), slopes=slopes(measured or []))
     return " ".join([*told.found, *told.beside, *told.open])
 
 
@@ -142,9 +140,9 @@ def test_every_run_is_a_line_of_the_table(page: str, rows: list[Row]):
 
 
 def test_unidentifiable_fits_are_told_with_their_reason(page: str, rows: list[Row]):
-    surfaces = fits.chinchilla(points(rows), draws=20)
+    surfaces = Study(rows, draws=20).laws
     assert len(surfaces) == 6
-    for surface in surfaces:  # two values of D cannot determine β
+    for surface in surfaces.values():  # two values of D cannot determine β
         assert surface.verdict.startswith("not identifiable")
         assert html.escape(surface.fit.reason) in page
 
@@ -171,11 +169,12 @@ def test_of_very_many_runs_a_part_is_drawn_and_the_page_says_so(
 ):
     few = synthetic.grid(families=("dense", "mamba"), steps=(500, 1000, 1500, 2000), seeds=(0, 1))
     assert len(few) == 2 * 4 * 4 * 2
-    cells = points([*few, BROKEN])
+    study = Study([*few, BROKEN])
+    cells = study.points
     edges = {
-        (cell.family, cell.flops["executed"])
-        for family in ("dense", "mamba")
-        for cell in envelope([c for c in cells if c.family == family], "executed")
+        (family, cell.flops["executed"])
+        for family, edge in study.frontiers["executed"].items()
+        for cell in edge
     }
     whole = report.build("x", [*few, BROKEN], tmp_path / "whole.html", draws=20)
     for name, most in (("CELLS", 26), ("CURVES", 16), ("LINES", 20)):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import synthetic
 
 from isoflop.experiments.cli import readme
-from isoflop.figures import fits, ladder, study
-from isoflop.figures.points import points
+from isoflop.figures import ladder
+from isoflop.sim.compare.points import longest, points
+from isoflop.sim.compare.study import Study
+from isoflop.sim.laws.forms import Chinchilla, PowerLaw
 from isoflop.sim.records.store import read_rows, read_table, timed
 
 DRAWS = 60
@@ -25,17 +29,14 @@ def rows():
 
 @pytest.fixture(scope="module")
 def found(rows):
-    return study.numbers(rows, draws=DRAWS)
+    return Study(rows, draws=DRAWS).json()
 
 
 def in_seconds(rows):
     """Gains by family, as the study has them."""
-    by_family = fits.families(points(rows))
-    surfaces = {
-        name: fits.surface(group, draws=DRAWS, asymptote=False, held_out=())
-        for name, group in by_family.items()
-    }
-    return {item["arm"]: item for item in study.gains(points(rows), "seconds", surfaces)}
+    gains = Study(rows, draws=DRAWS, costs=("seconds",)).gains
+    assert list(gains) == ["seconds"]
+    return {item["arm"]: item for item in (gain.json() for gain in gains["seconds"])}
 
 
 def test_gains_have_the_sign_of_the_surfaces_they_come_from(found):
@@ -61,7 +62,7 @@ def test_gains_in_seconds_are_those_in_flops_where_seconds_go_as_flops(rows, fou
         for row in rows
         for nanoseconds in [2e-9 if row.labels["family"] == "mamba" else 1e-9]
     ]
-    gains = study.numbers(timed(rows, steps), draws=DRAWS)["gains"]
+    gains = Study(timed(rows, steps), draws=DRAWS).json()["gains"]
     flops, seconds = (
         {item["arm"]: item["ceg"][-1]["value"] for item in gains[cost]}
         for cost in ("executed", "seconds")
@@ -87,7 +88,7 @@ def test_a_cost_that_does_not_grow_with_n_is_told_and_the_others_stand(rows):
 
 
 def test_state_bytes_are_compared_at_the_longest_runs_of_each_size(rows):
-    cells = study.longest(points(rows))
+    cells = longest(points(rows))
     assert len(cells) == 3 * len(SIZES)
     assert {cell.tokens for cell in cells} == {1200 * 8 * 128}
 
@@ -129,10 +130,32 @@ def test_the_committed_study_is_of_the_committed_records(records):
     """Without fitting anew: its best cells and its noise; `isoflop figures ladder` makes it."""
     rows = read_rows(records)
     committed = json.loads(readme.STUDIES[records].read_text(encoding="utf-8"))
-    groups = fits.families(points(rows))
+    study = Study(rows)
     assert committed["runs"] == len(rows)
-    assert committed["best"] == {name: study.best(group) for name, group in groups.items()}
-    assert committed["noise"] == {name: study.noise(group, rows) for name, group in groups.items()}
+    shown = committed["best"]["dense"].keys()
+    told = {name: {k: cell.numbers[k] for k in shown} for name, cell in study.best.items()}
+    assert committed["best"] == told
+    assert committed["noise"] == study.noise
+
+
+def test_each_fit_is_made_once_whoever_asks(rows, monkeypatch):
+    """Figures, tables and the page draw one value: no fit is made for the second reader."""
+    made = []
+    for form in (Chinchilla, PowerLaw):
+        monkeypatch.setattr(form, "fit", partial(recorded, made, form.fit))
+    study = Study(rows, draws=10, costs=("executed", "matmul"))
+    first = study.json()
+    count, families = len(made), len(study.families)
+    assert count == len({json.dumps(key) for key in made})  # no fit of the same runs, twice
+    assert study.json() == first
+    assert study.lines("executed") is study.lines("executed")
+    assert len(made) == count >= 2 * families
+
+
+def recorded(made, fit, columns, **options):
+    stated = {k: v for k, v in options.items() if k != "held_out"}
+    made.append([np.asarray(columns["loss"]).tolist(), stated, sorted(columns)])
+    return fit(columns, **options)
 
 
 def committed(path: Path, convention: str = "executed") -> dict[str, list[dict]]:
@@ -187,9 +210,8 @@ def test_what_is_said_of_more_compute_is_in_the_committed_studies():
 
 
 @pytest.mark.slow
-def test_every_figure_is_drawn_with_its_numbers(rows, found, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(study, "numbers", lambda rows, draws: found)
-    names = {path.name for path in ladder.draw(rows, tmp_path)}
+def test_every_figure_is_drawn_with_its_numbers(rows, tmp_path: Path):
+    names = {path.name for path in ladder.draw(rows, tmp_path, draws=DRAWS)}
     stems = {
         "study",
         "flop_conventions",

@@ -20,7 +20,7 @@ from isoflop.models.checkpoints.formats import LAYOUTS
 from isoflop.models.checkpoints.translation import Layout
 from isoflop.models.families import zoo
 from isoflop.sim import data, optim
-from isoflop.sim.cost.flops import CONVENTIONS
+from isoflop.sim.cost.names import CONVENTIONS
 from isoflop.sim.laws.forms import LAWS
 
 ROOT = Path(__file__).resolve().parents[2]

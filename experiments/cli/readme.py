@@ -20,9 +20,10 @@ from isoflop.experiments import costs
 from isoflop.experiments.cli import catalogue
 from isoflop.experiments.cli.catalogue import ROOT, markdown
 from isoflop.experiments.cli.text import si
-from isoflop.figures.study import ends
 from isoflop.models.mixers import rnn
-from isoflop.sim.cost.flops import CONVENTIONS, training_flops
+from isoflop.sim.compare.study import ends
+from isoflop.sim.cost.flops import training_flops
+from isoflop.sim.cost.names import CONVENTIONS
 from isoflop.sim.records.store import Row, read_rows, read_table, timed, write_rows
 
 STUDIES = {  # records → what was made of them

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,23 +13,19 @@ import altair
 import jinja2
 import vl_convert
 
-from isoflop.figures import charts, context, fits, scaling, style
+from isoflop.figures import charts, context, style
 from isoflop.figures.report import sampling, vega
-from isoflop.figures.report.budget import Ranking, rank
-from isoflop.figures.points import Point, conventions, counts, family, label, points, seed_noise, usable
 from isoflop.figures.report.summary import headline, interval, summarise
-from isoflop.sim.cost.flops import CONVENTIONS
+from isoflop.sim.compare.points import Point, family, label, usable
+from isoflop.sim.compare.rankings import Ranking
+from isoflop.sim.compare.slopes import slopes as slopes_of
+from isoflop.sim.compare.slopes import window
+from isoflop.figures.palette import ORDER
+from isoflop.sim.compare.study import Study
+from isoflop.sim.cost.names import CONVENTIONS, PARAMETERS
 from isoflop.sim.records.store import Row
 
 TEMPLATES = Path(__file__).parent / "templates"
-PARAMETERS = {
-    "total": "every weight",
-    "active": "weights that one token touches: all, except experts that were not chosen",
-    "non_embedding": "without the embedding and the output head",
-    "active_non_embedding": "active ones without the embedding and the output head",
-}
-
-
 def build(
     name: str,
     rows: list[Row],
@@ -70,25 +67,23 @@ def _script() -> str:
 def _values(
     name: str, rows: list[Row], measured: list[dict], company: dict[str, float], draws: int
 ) -> dict[str, Any]:
-    cells = points(rows)
-    draws = sampling.draws(cells, draws)
-    ways = conventions(cells)
-    rankings = [ranking for way in ways if (ranking := rank(cells, way))]
-    laws = fits.chinchilla(cells, draws) if ways else []
-    lines = fits.power(cells, ways[0], draws) if ways else []
-    text = summarise(rows, cells, rankings, [*laws, *lines], measured, company)
+    study = Study(rows, draws, order=ORDER)
+    study = replace(study, draws=sampling.draws(study.points, draws))
+    cells, ways = study.points, study.conventions
+    rankings = list(study.rankings.values())
+    laws = list(study.laws.values()) if ways else []
+    lines = study.lines(ways[0]) if ways else []
+    slopes = slopes_of(measured)
+    text = summarise(study, [*laws, *lines], slopes, company)
     specs: dict[str, vega.Spec] = {}
     if ways:
-        specs["flops"] = charts.loss_vs_flops(cells, lines, ways[0])
-        specs["params"] = charts.loss_vs_params(cells)
+        specs["flops"] = charts.loss_vs_flops(study)
+        specs["params"] = charts.loss_vs_params(study)
     if any(curve for cell in cells for curve in cell.curves.values()):
-        specs["curves"] = charts.loss_curves(cells)
+        specs["curves"] = charts.loss_curves(study)
     if any(cell.bits_per_byte is not None for cell in cells):
-        specs["bits"] = charts.bits_per_byte(cells, company)
-    slopes = context.slopes(measured)
-    drawn = sampling.cells(cells)
-    curves = sampling.curves(cells, scaling.costliest(cells))
-    listed = sampling.lines(rows)
+        specs["bits"] = charts.bits_per_byte(study, company)
+    drawn, curves, listed = sampling.cells(study), sampling.curves(study), sampling.lines(rows)
     specs |= {quantity: charts.context_scaling(measured, quantity) for quantity in slopes}
     named = [cell.family for cell in cells] + [str(m["family"]) for m in measured]
     looks = style.looks([*named, *map(family, rows)])
@@ -100,7 +95,7 @@ def _values(
         "order": {name: i for i, name in enumerate(looks)},
         "ways": ways,
         "way_names": {way: style.named(way) for way in ways},
-        "count_names": {count: style.named(count) for count in counts(cells)},
+        "count_names": {count: style.named(count) for count in study.counts},
         "budgets": sorted({cell.tokens for cell in cells}),
         "cells": (len(drawn), len(cells)),
         "curves": (_runs_of(curves), _runs_of(cells)),
@@ -108,23 +103,23 @@ def _values(
         "bands": any(item.fit.ok for item in lines),
         "headline": headline(rankings[0] if rankings else None),
         "total": len(rows),
-        "draws": draws,
-        "window": tuple(map(style.tokens, context.window(slopes))),
+        "draws": study.draws,
+        "window": tuple(map(style.tokens, window(slopes))),
         "half_widths": any(s and s.half is not None for by in slopes.values() for s in by.values()),
         "measured_on": context.measured_on(measured),
         "standings": [_standing(ranking) for ranking in rankings[:1]],
-        "lost": sum(not usable(row) for row in rows),
+        "lost": study.lost,
         "fits": [*lines, *laws],
         "slopes": slopes,
         "measured": list(style.looks(name for found in slopes.values() for name in found)),
         "quantities": context.QUANTITIES,
         "company": company,
-        "noise": _noise(rows),
+        "noise": _noise(study),
         "runs": [_run(row) for row in listed],
         "facts": _facts(rows),
         "rates": _rates(rows),
         "conventions": {style.named(way): told for way, told in CONVENTIONS.items()},
-        "parameters": {style.NAMES[count]: told for count, told in PARAMETERS.items()},
+        "parameters": {style.named(count): told for count, told in PARAMETERS.items()},
         "short": style.short,
     }
 
@@ -157,12 +152,10 @@ def _verdict(place: int, resolved: bool, behind: Any) -> str:
     return "higher, resolved" if resolved else "not resolved by the seeds"
 
 
-def _noise(rows: list[Row]) -> dict[str, str]:
+def _noise(study: Study) -> dict[str, str]:
     """Pooled seed noise of each family, as a share of the loss."""
-    cells = points(rows)
-    by_family = {cell.family: [c for c in cells if c.family == cell.family] for cell in cells}
-    noise = {name: seed_noise(group) for name, group in by_family.items()}
-    return {name: "one seed" if value != value else f"{value:.2%}" for name, value in noise.items()}
+    noise = {name: told["seeds"] for name, told in study.noise.items()}
+    return {name: "one seed" if value is None else f"{value:.2%}" for name, value in noise.items()}
 
 
 def _run(row: Row) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from isoflop.figures.points import Point, conventions, envelope, usable
+from isoflop.sim.compare.points import Point, usable
+from isoflop.sim.compare.study import Study
 from isoflop.sim.records.store import Row
 
 CELLS = 600  # marks of a chart
@@ -27,26 +28,24 @@ def even(items: Sequence[Item], most: int) -> list[Item]:
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
-def cells(every: Sequence[Point], most: int = CELLS) -> list[Point]:
+def cells(study: Study, most: int = CELLS) -> list[Point]:
     """Those on a family's lower envelope under any convention, and an even sample of the others."""
+    every = study.points
     if len(every) <= most:
         return list(every)
-    kept: set[int] = set()
-    for name in dict.fromkeys(cell.family for cell in every):
-        group = [cell for cell in every if cell.family == name]
-        for way in conventions(every):
-            kept |= {id(cell) for cell in envelope(group, way)}
+    edges = [edge for by_family in study.frontiers.values() for edge in by_family.values()]
+    kept = {id(cell) for edge in edges for cell in edge}
     rest = [cell for cell in every if id(cell) not in kept]
     kept |= {id(cell) for cell in even(rest, max(2, most - len(kept)))}
     return [cell for cell in every if id(cell) in kept]
 
 
-def curves(every: Sequence[Point], largest: Iterable[Point], most: int = CURVES) -> list[Point]:
+def curves(study: Study, most: int = CURVES) -> list[Point]:
     """Cells whose curves are drawn: the largest of each family, and an even sample of the others.
 
     `most` counts curves, of which a cell has one for each seed.
     """
-    kept = {id(cell) for cell in largest}
+    every, kept = study.points, {id(cell) for cell in study.costliest}
     rest = [cell for cell in every if id(cell) not in kept]
     seeds = max((len(cell.losses) for cell in every), default=1)
     kept |= {id(cell) for cell in even(rest, max(2, most // seeds - len(kept)))}

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from isoflop.figures import context as context_figure
-from isoflop.figures.report.budget import Interval, Ranking, Standing, rank
-from isoflop.figures.fits import FamilyFit
-from isoflop.figures.points import Point, conventions, points, usable
 from isoflop.figures.style import listed, named, scientific, short, tokens
 from isoflop.models.families.matching import unmatched
+from isoflop.sim.compare.family_fits import FamilyFit
+from isoflop.sim.compare.points import Point
+from isoflop.sim.compare.rankings import Interval, Ranking, Standing
+from isoflop.sim.compare.slopes import Slope, window
+from isoflop.figures.palette import ORDER
+from isoflop.sim.compare.study import Study
 from isoflop.sim.records.store import Row
-
-FEWEST_STEPS = 500  # fewer measure the optimiser
-MOST_EPOCHS = 4.0  # more is worth less than fresh data: Muennighoff et al. 2023, 2305.16264
+from isoflop.sim.spec import EPOCHS_MAX, STEPS_MIN
 
 
 @dataclass(frozen=True)
@@ -27,21 +27,20 @@ class Summary:
 
 
 def summarise(
-    rows: Sequence[Row],
-    cells: Sequence[Point],
-    rankings: Sequence[Ranking],
+    study: Study,
     fits: Iterable[FamilyFit] = (),
-    measured: Sequence[dict] = (),
+    slopes: Mapping[str, Mapping[str, Slope | None]] | None = None,
     company: dict[str, float] | None = None,
 ) -> Summary:
-    """`rankings` begin with the convention that the text speaks of."""
+    """In words, of the first convention that ranks families; `fits` are those that are shown."""
+    rows, cells, rankings = study.rows, study.points, list(study.rankings.values())
     first = rankings[0] if rankings else None
     found = [
-        _runs(rows, cells),
+        _runs(study),
         *_best(first),
         *across(rankings),
     ]
-    beside = [*_context(measured), *_company(cells, company or {})]
+    beside = [*_context(slopes or {}), *_company(cells, company or {})]
     unresolved = [
         *_ranking_open(first, cells),
         *_one_seed(cells),
@@ -54,11 +53,10 @@ def summarise(
 
 def conclusion(rows: Sequence[Row]) -> str:
     """What a finished grid of several families says, for a terminal; empty where it ranks none."""
-    cells = points(rows)
-    rankings = [ranking for way in conventions(cells) if (ranking := rank(cells, way))]
-    if not rankings:
+    study = Study(rows, order=ORDER)
+    if not study.rankings:
         return ""
-    told = summarise(rows, cells, rankings)
+    told = summarise(study)
     lines = [*told.found, "What these data do not resolve:", *(f"- {item}" for item in told.open)]
     return "\n".join(lines)
 
@@ -78,13 +76,12 @@ def headline(ranking: Ranking | None) -> str:
     return f"{said}; {second.family} is {interval(second.behind)} higher{verdict}"
 
 
-def _runs(rows: Sequence[Row], cells: Sequence[Point]) -> str:
-    lost = sum(not usable(row) for row in rows)
+def _runs(study: Study) -> str:
+    rows, cells, lost, families = study.rows, study.points, study.lost, list(study.families)
     if not rows:
         return "No model was trained for this report."
     if not cells:
         return f"None of the {len(rows)} runs finished; the table below says why."
-    families = list(dict.fromkeys(cell.family for cell in cells))
     seeds = {seed for cell in cells for seed in cell.losses}
     said = (
         f"{len(rows)} runs train {listed(families)} models of "
@@ -131,14 +128,13 @@ def across(rankings: Sequence[Ranking]) -> list[str]:
     return [f"How FLOPs are counted changes the winner: {told}."]
 
 
-def _context(measured: Sequence[dict]) -> list[str]:
+def _context(slopes: Mapping[str, Mapping[str, Slope | None]]) -> list[str]:
     said = []
     words = {
         "train_step_seconds": "a training step's time",
         "decode_seconds": "the time to decode a token",
         "state_bytes": "the size of the decoding state",
     }
-    slopes = context_figure.slopes(measured)
     for quantity, what in words.items():
         alike: dict[str, list[str]] = {}
         for name, slope in slopes.get(quantity, {}).items():
@@ -149,7 +145,7 @@ def _context(measured: Sequence[dict]) -> list[str]:
             said.append(f"for {what} {', '.join(told)}")
     if not said:
         return []
-    low, high = context_figure.window(slopes)
+    low, high = window(slopes)
     return [
         f"From {tokens(low)} to {tokens(high)} tokens of context, the log-log slope (1: twice the "
         f"context costs twice as much; 0: no more) is, {'; '.join(said)}."
@@ -228,17 +224,17 @@ def _design(rows: Sequence[Row]) -> list[str]:
     apart = unmatched((str(row.labels.get("family", "")), row.record.run.model) for row in rows)
     if apart:
         said.append(f"What is the architecture's and what its size: {apart}.")
-    brief = sum(row.record.run.budget.steps < FEWEST_STEPS for row in rows)
+    brief = sum(row.record.run.budget.steps < STEPS_MIN for row in rows)
     if brief:
         said.append(
             f"How much is the optimiser's start: {brief} of {len(rows)} runs are shorter than "
-            f"{FEWEST_STEPS} steps."
+            f"{STEPS_MIN} steps."
         )
-    often = sum((row.record.epochs or 0) > MOST_EPOCHS for row in rows)
+    often = sum((row.record.epochs or 0) > EPOCHS_MAX for row in rows)
     if often:
         said.append(
             f"What fresh data would do: {often} of {len(rows)} runs see their data more than "
-            f"{MOST_EPOCHS:g} times."
+            f"{EPOCHS_MAX} times."
         )
     return said
 

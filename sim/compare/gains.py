@@ -220,8 +220,9 @@ def _arm(name: str, rows: Table, surface: bool, fit: Fit) -> Arm:
     x = [rows["N"], rows["D"]] if surface else [c]
 
     def floored(floors: Floats) -> tuple[Curve, Floats]:
-        theta, left = law.floored(x, np.log(rows["loss"]), floors)
-        curves = _curve(law.unpack(theta, x), priced)
+        assert fit.floored is not None
+        found, left = fit.floored(floors)
+        curves = _curve(found, priced)
         assert curves is not None
         return curves, misfit(left, fit.trunk)
 

@@ -8,18 +8,6 @@ from isoflop.models.base import MixerConfig
 from isoflop.models.lm import ModelConfig
 from isoflop.sim.spec import Run
 
-CONVENTIONS = {
-    "executed": "3 × (matrix products + elementwise arithmetic: norms, activations, gates, scans, "
-    "convolutions, softmax) of the forward pass to the logits, as the code runs it; what the "
-    "backward pass recomputes to save memory is left out",
-    "matmul": "3 × matrix products of the forward pass as the code runs it",
-    "causal": "3 × the same work done token by token: attention pays for the keys it sees, "
-    "recurrences for one state update",
-    "6ND": "6 × all parameters × tokens",
-    "6ND_non_embedding": "6 × parameters without embedding and head × tokens",
-    "6ND_active": "6 × parameters one token touches, without embedding and head, × tokens",
-}
-
 
 @lru_cache
 def causal_flops(model: ModelConfig, seq_len: int) -> int:
@@ -52,7 +40,7 @@ def _decoded_flops(mixer: MixerConfig, d_model: int, seq_len: int) -> int:
 
 
 def param_counts(model: ModelConfig) -> dict[str, int]:
-    """Parameters as the field counts them; `active` ones are those that one token touches."""
+    """The number under each of PARAMETERS."""
     cost = model.cost(1)
     outside = model.embedding_params
     return {

@@ -22,7 +22,7 @@ from isoflop.sim.data.source import Source, judged_on
 from isoflop.sim.grid.grid import Job, jobs
 from isoflop.sim.records.provenance import code_changes
 from isoflop.sim.records.store import Record, Store
-from isoflop.sim.spec import Cell, Run
+from isoflop.sim.spec import EPOCHS_MAX, STEPS_MIN, Cell, Run
 from isoflop.sim.train.checkpoints import KEPT
 
 # of one laptop core, as the demo's medians are; any finished record replaces them
@@ -32,8 +32,6 @@ PROGRAMS = 2  # of a job: a step and the evaluation
 RECORD_BYTES = 20_000  # spec.json and result.json of one run, generously
 OPTIMIZER_COPIES = 3  # AdamW: weights and two moments, in a checkpoint
 
-STEPS_MIN = 500
-EPOCHS_MAX = 4  # Muennighoff et al. 2023, 2305.16264: beyond it repeated tokens lose their worth
 SEEDS_MIN = 3
 CORRELATION_MAX = 0.95
 TOKENS_PER_PARAM = 20  # Hoffmann et al. 2022, 2203.15556

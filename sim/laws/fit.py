@@ -20,7 +20,7 @@ from isoflop.models.errors import UserError
 from isoflop.sim.laws.cost_model import SIX_ND, fit_cost
 from isoflop.sim.laws.diagnostics import at_bound, noise_dominated, unidentifiable, zero_asymptote
 from isoflop.sim.laws.holdout import HeldOut, leave_largest_out
-from isoflop.sim.laws.law import Law
+from isoflop.sim.laws.law import Floored, Law
 from isoflop.sim.laws.noise import Noise, residual_noise, simulate
 from isoflop.sim.laws.resample import (
     DELTA,
@@ -61,6 +61,7 @@ class Fit:
     simulated: bool = False  # the draws are of that noise, not of runs: these are too few
     trunk: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))  # of each row
     warning: str = ""  # what the table leaves open about shared noise
+    floored: Floored | None = None  # the same runs' laws with an asymptote that is given
 
     @property
     def ok(self) -> bool:
@@ -129,7 +130,7 @@ class Fittable(Law):
         cost = table["flops"] if "flops" in table.columns else cls.cost(x)
         checklist = _checklist(cls, table, x, cost, delta, stated or {})
         common: dict[str, Any] = {"n_points": len(y), "dropped": table.dropped}
-        common["checklist"] = checklist
+        common |= {"checklist": checklist, "floored": cls.floored(x, y)}
         if reason := unidentifiable(cls, x, y):
             return Fit(None, "unidentifiable", reason, **common)
 

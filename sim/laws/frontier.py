@@ -1,4 +1,5 @@
-"""The least loss that a cost buys: a surface minimised along the cost of its own configurations.
+"""The least loss that a cost buys: of runs their lower envelope, of a surface its minimum along the
+cost of its own configurations.
 
     min E + A/N^α + B/D^β  over N and D  with  C(N, D) = C        C: `sim.laws.cost_model`
 
@@ -18,10 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.sim.laws.cost_model import CostModel
+from isoflop.sim.laws.resample import Floats
 
 STEPS = 60
 LONGEST = 8.0  # of a step in log N
 CLOSE = 1e-12
+
+
+def lower_envelope(cost: Floats, loss: Floats) -> NDArray[np.intp]:
+    """Rows, by rising cost, that no cheaper or equally cheap row beats."""
+    order = np.lexsort((loss, cost))
+    best = np.minimum.accumulate(np.concatenate([[np.inf], loss[order][:-1]]))
+    return order[loss[order] < best]
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ law that does not beat them explains nothing that a ruler would not.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from isoflop.sim.laws.diagnostics import unidentifiable
+from isoflop.sim.laws.frontier import lower_envelope
 from isoflop.sim.laws.law import Law
+from isoflop.sim.laws.noise import seed_noise
 from isoflop.sim.laws.resample import Floats, cells_of
 
 
@@ -59,7 +59,8 @@ def leave_largest_out(
         law = cls.unpack(found.theta[None, int(np.argmin(found.objective))], inside).at(0)
         errors[kind] = np.log(law(*outside)) - y[~train]
     line = _last_two(np.log(cost[train]), y[train], np.log(cost[~train]))
-    noise = seed_noise(cells_of(dict(zip(cls.inputs, x, strict=True)), cls.inputs), y)
+    cells = cells_of(dict(zip(cls.inputs, x, strict=True)), cls.inputs)
+    noise = seed_noise(np.exp(y[cells == i]) for i in range(int(cells.max()) + 1))
     error = float(np.mean(np.abs(errors[asymptote])))
     return HeldOut(
         *sizes,
@@ -74,25 +75,8 @@ def leave_largest_out(
 
 def _last_two(c: Floats, y: Floats, at: Floats) -> Floats | None:
     """A line through the best losses of the two largest budgets on the frontier."""
-    keep = frontier(np.exp(c), y)
+    keep = lower_envelope(np.exp(c), y)
     c, y = c[keep], y[keep]
     if len(c) < 2 or c[-1] - c[-2] < 1e-6:
         return None
     return y[-1] + (y[-1] - y[-2]) / (c[-1] - c[-2]) * (at - c[-1])
-
-
-def frontier(cost: Floats, loss: Floats) -> NDArray[np.intp]:
-    """Rows, by rising cost, that no cheaper or equally cheap row beats."""
-    order = np.lexsort((loss, cost))
-    best = np.minimum.accumulate(np.concatenate([[np.inf], loss[order][:-1]]))
-    return order[loss[order] < best]
-
-
-def seed_noise(cells: NDArray[np.intp], y: Floats) -> float | None:
-    """Standard deviation of y between runs of one cell, its seeds; None where no cell has two."""
-    count = np.bincount(cells)
-    if (count < 2).all():
-        return None
-    mean = np.bincount(cells, y) / count
-    squares = np.bincount(cells, (y - mean[cells]) ** 2)
-    return math.sqrt(float(squares.sum() / (count[count > 1] - 1).sum()))

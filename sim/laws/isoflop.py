@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from isoflop.models.errors import UserError
 from isoflop.sim.laws.diagnostics import distinct
 from isoflop.sim.laws.forms import Chinchilla
-from isoflop.sim.laws.holdout import frontier
+from isoflop.sim.laws.frontier import lower_envelope
 from isoflop.sim.laws.law import FLOPS_PER_ND, grid
 from isoflop.sim.laws.resample import Floats, ranks
 
@@ -114,7 +114,7 @@ def envelope(C: Any, N: Any, loss: Any) -> Allocation:
     sizes that were tried it is a staircase.
     """
     C, N, loss = (np.asarray(v, dtype=float) for v in (C, N, loss))
-    rows = frontier(C, loss)
+    rows = lower_envelope(C, loss)
     sizes = distinct(N[rows]) if len(rows) else 0
     warning = (
         [f"the envelope visits only {sizes} size{'s' * (sizes != 1)}: a staircase"]

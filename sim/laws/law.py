@@ -10,8 +10,9 @@ same law with one entry per draw.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -84,11 +85,23 @@ class Law(ABC):
         return form, minimise(form, y, starts, delta=delta)
 
     @classmethod
-    def floored(cls, x: Sequence[Floats], y: Floats, floors: Floats) -> tuple[Floats, Floats]:
-        """Least-squares θ (b, p) with each asymptote (b,), and what they leave of log L (b, n)."""
-        form, found = cls.solve(x, y, asymptote=True, delta=1e3, log=True)
-        theta = at_floors(form, y, found.theta[int(np.argmin(found.objective))], floors)
-        return theta, form.predict(theta) - y
+    def floored(cls, x: Sequence[Floats], y: Floats) -> Floored:
+        """Asymptotes (b,) ↦ the least-squares law with each, and what it leaves of log L (b, n).
+
+        The free fit that these start from is made at the first call, and once.
+        """
+
+        @cache
+        def free() -> tuple[Form, Floats]:
+            form, found = cls.solve(x, y, asymptote=True, delta=1e3, log=True)
+            return form, found.theta[int(np.argmin(found.objective))]
+
+        def at(floors: Floats) -> tuple[Law, Floats]:
+            form, start = free()
+            theta = at_floors(form, y, start, floors)
+            return cls.unpack(theta, x), form.predict(theta) - y
+
+        return at
 
     def params_raw(self) -> dict[str, Value]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
@@ -99,6 +112,9 @@ class Law(ABC):
     def at(self, i: int) -> Law:
         """The law of one draw, with plain floats."""
         return type(self)(**{k: float(np.asarray(v)[i]) for k, v in self.params_raw().items()})
+
+
+Floored = Callable[[Floats], tuple[Law, Floats]]
 
 
 def sum_of_powers(logs: Sequence[Floats], exponents: Sequence[int]) -> Terms:

@@ -16,8 +16,9 @@ between the runs of one fit.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,21 @@ class Noise:
 
     def words(self) -> str:
         return f"{math.sqrt(self.variance):.2%} with {self.dof:.1f} degrees of freedom"
+
+
+def seed_noise(cells: Iterable[Sequence[float] | Floats]) -> float | None:
+    """Standard deviation of log loss between seeds, pooled over cells; each is its seeds' losses.
+
+    With r_is = log L_is − mean_s log L_is of cell i and seed s it is √(Σ r_is² / Σ (n_i − 1)), and
+    None where no cell has two seeds.
+    """
+    squares, freedom = 0.0, 0
+    for losses in cells:
+        mean = math.exp(fmean(map(math.log, losses)))
+        for loss in losses:
+            squares += math.log(loss / mean) ** 2
+        freedom += len(losses) - 1
+    return math.sqrt(squares / freedom) if freedom else None
 
 
 def pooled(found: Iterable[Noise]) -> Noise:

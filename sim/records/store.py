@@ -35,7 +35,7 @@ class Record(Config):
     """The result of one run. A run that diverged or failed is a row with its reason, not a gap.
 
     `params` counts: total, active, non_embedding, active_non_embedding.
-    `flops` is what the whole training run took under each of `sim.cost.flops.CONVENTIONS`:
+    `flops` is what the whole training run took under each of `sim.cost.names.CONVENTIONS`:
     executed, matmul, causal, 6ND, 6ND_non_embedding, 6ND_active.
     """
 

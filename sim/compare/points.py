@@ -16,10 +16,16 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 from scipy.special import stdtrit
 
-from isoflop.figures.style import looks
+from isoflop.models.families import zoo
+from isoflop.sim.laws.frontier import lower_envelope
+from isoflop.sim.laws.noise import seed_noise
 from isoflop.sim.records.store import Row
+
+COUNT = "active"  # the N of fits: parameters that one token touches, embeddings included
+PER_OCTAVE = 4  # points of a smoothed loss curve for every doubling of its tokens
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,23 @@ class Point:
     @property
     def loss(self) -> float:
         return math.exp(fmean(map(math.log, self.losses.values())))
+
+    @property
+    def smooth(self) -> list[tuple[float, float]]:
+        """Training loss, (tokens seen, nats per token): geometric means over the seeds and over
+        each 1/PER_OCTAVE of an octave.
+        """
+        bins: dict[int, list[tuple[float, float]]] = defaultdict(list)
+        for curve in self.curves.values():
+            for step, loss in curve:
+                if step > 0 and math.isfinite(loss) and loss > 0:
+                    tokens = math.log(step * self.batch_tokens)
+                    at = math.floor(PER_OCTAVE * tokens / math.log(2))
+                    bins[at].append((tokens, math.log(loss)))
+        return [
+            (math.exp(fmean(x for x, _ in bins[i])), math.exp(fmean(y for _, y in bins[i])))
+            for i in sorted(bins)
+        ]
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -74,15 +97,15 @@ def label(row: Row, name: str) -> int:
     return int(row.labels.get(name, model.d_model if name == "width" else len(model.blocks)))
 
 
-def points(rows: Iterable[Row]) -> list[Point]:
-    """By family, in the order of `style.looks`, then by size and tokens."""
+def points(rows: Iterable[Row], order: Iterable[str] = zoo.FAMILIES) -> list[Point]:
+    """By family, those of `order` first and then the others by name; then by size and tokens."""
     cells: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in filter(usable, rows):
         cells[family(row), row.record.run.cell].append(row)
     found = sorted(map(_point, cells.values()), key=lambda p: (p.width, p.depth, p.tokens))
     return [
         interval
-        for name in looks(p.family for p in found)
+        for name in ordered((p.family for p in found), order)
         for interval in _intervals([p for p in found if p.family == name])
     ]
 
@@ -110,9 +133,9 @@ def _point(rows: list[Row]) -> Point:
 
 def _intervals(cells: list[Point]) -> list[Point]:
     freedom = sum(len(cell.losses) - 1 for cell in cells)
-    if freedom == 0:
+    noise = seed_noise(list(cell.losses.values()) for cell in cells)
+    if noise is None:
         return cells
-    noise = seed_noise(cells)
     t = float(stdtrit(freedom, 0.95))
     return [
         cell
@@ -124,15 +147,6 @@ def _intervals(cells: list[Point]) -> list[Point]:
         )
         for cell in cells
     ]
-
-
-def seed_noise(cells: Sequence[Point]) -> float:
-    """Pooled standard deviation of log L between seeds of one cell; nan with one seed each."""
-    squares = sum(
-        math.log(loss / cell.loss) ** 2 for cell in cells for loss in cell.losses.values()
-    )
-    freedom = sum(len(cell.losses) - 1 for cell in cells)
-    return math.sqrt(squares / freedom) if freedom else math.nan
 
 
 def conventions(cells: Iterable[Point]) -> list[str]:
@@ -149,10 +163,56 @@ def counts(cells: Iterable[Point]) -> list[str]:
     return [name for name in first if all(cell.params.get(name, 0) > 0 for cell in cells)]
 
 
-def envelope(cells: Iterable[Point], convention: str) -> list[Point]:
+def envelope(cells: Sequence[Point], convention: str) -> list[Point]:
     """The lower envelope: cells that no cheaper cell beats, by increasing FLOPs."""
-    best: list[Point] = []
-    for cell in sorted(cells, key=lambda c: (c.flops[convention], c.loss)):
-        if not best or cell.loss < best[-1].loss:
-            best.append(cell)
-    return best
+    cost = np.array([cell.flops[convention] for cell in cells], dtype=float)
+    return [cells[i] for i in lower_envelope(cost, np.array([cell.loss for cell in cells]))]
+
+
+def costliest(cells: Iterable[Point]) -> list[Point]:
+    """The largest of each family's cells with most tokens."""
+    return [
+        max(reversed(group), key=lambda cell: (cell.tokens, cell.params.get("total", 0)))
+        for group in families(cells).values()
+    ]
+
+
+def longest(cells: Sequence[Point]) -> list[Point]:
+    """Those with the most tokens of their size: a state costs the same however long one trains."""
+    most: dict[tuple[str, int, int], int] = {}
+    for cell in cells:
+        size = cell.family, cell.width, cell.depth
+        most[size] = max(most.get(size, 0), cell.tokens)
+    return [cell for cell in cells if cell.tokens == most[cell.family, cell.width, cell.depth]]
+
+
+def families(cells: Iterable[Point]) -> dict[str, list[Point]]:
+    """The cells of each family, in their order."""
+    groups: dict[str, list[Point]] = {}
+    for cell in cells:
+        groups.setdefault(cell.family, []).append(cell)
+    return groups
+
+
+def ordered(names: Iterable[str], order: Iterable[str]) -> list[str]:
+    """Each name once: those of `order` in it, then the others by the alphabet."""
+    present = set(names)
+    known = [name for name in order if name in present]
+    return [*known, *sorted(present.difference(known))]
+
+
+def columns(cells: Sequence[Point]) -> dict[str, list[Any]]:
+    """One row for each run: what `sim` fits and compares. `flops` are the executed."""
+    runs = [(cell, seed, loss) for cell in cells for seed, loss in cell.losses.items()]
+    found: dict[str, list[Any]] = {
+        "arch": [cell.family for cell, _, _ in runs],
+        "N": [cell.params[COUNT] for cell, _, _ in runs],
+        "D": [cell.tokens for cell, _, _ in runs],
+        "loss": [loss for _, _, loss in runs],
+        "run": [cell.trunk for cell, _, _ in runs],
+        "seed": [seed for _, seed, _ in runs],
+        "flops": [cell.flops["executed"] for cell, _, _ in runs],
+        "seconds": [cell.seconds for cell, _, _ in runs],
+        "state_bytes": [cell.state_bytes for cell, _, _ in runs],
+    }
+    return found | {name: [cell.flops[name] for cell, _, _ in runs] for name in conventions(cells)}

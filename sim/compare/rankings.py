@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 
 from scipy.special import stdtrit
 
-from isoflop.figures.points import Point, envelope
+from isoflop.sim.compare.points import Point, envelope, families
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,7 @@ class Ranking:
 
 def rank(cells: Iterable[Point], convention: str) -> Ranking | None:
     """None where fewer than two families overlap."""
-    by_family: dict[str, list[Point]] = {}
-    for cell in cells:
-        by_family.setdefault(cell.family, []).append(cell)
+    by_family = families(cells)
     wide = {name: group for name, group in by_family.items() if len(group) > 1}
     if len(wide) < 2:
         return None
