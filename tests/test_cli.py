@@ -288,7 +288,7 @@ MISTAKES = {
     "gauge measures at once and has no budget table": ["run", "gauge", "--dry-run"],
     "nowhere.csv": ["fit", "nowhere.csv"],
     "gauge measures and trains no runs to report on": ["report", "gauge"],
-    "toy has no figures; define draw(rows, out) in figures/toy.py": ["figures", "toy"],
+    "gauge measures a table and has no figures; define draw(": ["figures", "gauge"],
     "toy has no finished runs in runs; first: isoflop run toy": ["report", "toy"],
 }
 

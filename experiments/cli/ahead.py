@@ -81,6 +81,8 @@ def compile_(args: Sequence[str]) -> int:
 def _compile(name: str, args: Sequence[str]) -> int:
     """Compile the shapes of an experiment, or of a family, and print what they need."""
     known = {found.name: found for found in experiments.discover().values() if found.trains}
+    if experiments.is_path(name):
+        known[name] = experiments.find(name)
     pick(name, [*known, *zoo.FAMILIES], "experiment or family")
     options: Callable = _cells(known[name]) if name in known else partial(family, name)
     flags, shapes = parse(f"compile {name}", compile_.__doc__, args, CompileFlags, options)

@@ -1,9 +1,10 @@
-"""`isoflop list` and `describe`: what experiments there are, and the one that a verb names."""
+"""`isoflop list`, `describe` and `init`: what experiments there are, and one to start from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,30 @@ def list_(json: bool = False) -> None:
 def describe(args: Sequence[str]) -> int:
     """Print an experiment's question, command, duration and expected answer."""
     experiment, rest = named("describe", describe.__doc__, args, ListFlags)
-    (flags,) = parse(f"describe {experiment.name}", describe.__doc__, rest, ListFlags)
+    (flags,) = parse(f"describe {experiment.word}", describe.__doc__, rest, ListFlags)
     if flags.json:
         print_json({**asdict(experiment), "question": experiment.question})
     else:
         print(experiment.doc)
     return 0
+
+
+def init(file: Path) -> None:
+    """Write a small experiment that works, with comments that teach, to make your own of.
+
+    Args:
+        file: where, as in mine.py; a file that is there is left alone.
+    """
+    if file.suffix != ".py":
+        raise Usage(f"{file} must end in .py, as in isoflop init mine.py")
+    text = files(__package__).joinpath("starter.py").read_text(encoding="utf-8")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with file.open("x", encoding="utf-8") as out:
+            out.write(text.replace("THIS_FILE", str(file)))
+    except FileExistsError:
+        raise Usage(f"{file} is there already, and is left as it is; name another file") from None
+    print(f"{file} is written; next: isoflop run {file} --dry-run")
 
 
 def named(
@@ -44,7 +63,7 @@ def named(
     if args and args[0] in HELP:
         names = ", ".join(experiments.discover())
         about = (
-            f"{about}\n\nNAME is one of: {names}. "
+            f"{about}\n\nNAME is a file of yours, or one of: {names}. "
             f"isoflop {verb} NAME --help shows its own options too."
         )
         parse(f"{verb} NAME", about, ["--help"], *flags)

@@ -38,27 +38,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as in `isoflop list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (Usage, experiments.Unknown) as error:
-        return complain(str(error))
-    except OSError as error:  # of any file that a command reads or writes
-        if error.errno is None:
-            raise
-        place = error.filename or "a file"
-        return complain(
-            f"cannot read or write {place}: {error.strerror}; check the path, its permissions and "
-            "the room on its disk"
-        )
-    except ValueError as error:
-        from pydantic import ValidationError
-
-        from isoflop.models.errors import UserError
-        from isoflop.sim.records.store import brief
-
-        if isinstance(error, ValidationError):
-            return complain(brief(error))
-        if isinstance(error, UserError):
-            return complain(str(error))
+    except Exception as error:
+        if told := _told(error):
+            return complain(told)
         raise
+
+
+def _told(error: Exception) -> str:
+    """A mistake of the user's, in words; nothing for a bug of ours."""
+    if isinstance(error, Usage | experiments.Unknown):
+        return str(error)
+    from pydantic import ValidationError
+
+    from isoflop.models.errors import UserError
+    from isoflop.sim import userfile
+    from isoflop.sim.records.store import brief
+
+    where = userfile.place(error)
+    match error:
+        case OSError(errno=int()):  # of any file that a command reads or writes
+            said = (
+                f"cannot read or write {error.filename or 'a file'}: {error.strerror}; check the "
+                "path, its permissions and the room on its disk"
+            )
+        case ValidationError():
+            said = brief(error)
+        case UserError():
+            said = str(error)
+        case _ if where:
+            said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        case _:
+            return ""
+    return f"{where}: {said}" if where else said
 
 
 def _help() -> str:

@@ -15,6 +15,7 @@ from isoflop.experiments.cli.listing import measured, named
 from isoflop.experiments.cli.text import budget_table, complain, print_json, si, table
 
 if TYPE_CHECKING:
+    from isoflop.experiments import Experiment
     from isoflop.sim.grid.estimate import Plan
     from isoflop.sim.grid.executors.base import Executor
     from isoflop.sim.grid.grid import Outcome
@@ -36,10 +37,10 @@ def run(args: Sequence[str]) -> int:
         os.environ.setdefault(name, value)  # read when JAX is imported, here and in workers
     module = experiment.load()
     options = module.cells if experiment.trains else deferred(module.measure)
-    command = f"run {experiment.name}"
+    command = f"run {experiment.word}"
     if not experiment.trains:
         flags, measure = parse(command, experiment.question, rest, RunFlags, options)
-        return _measure(experiment.name, flags, measure)
+        return _measure(experiment, flags, measure)
     flags, where, cells = parse(
         command, experiment.question, rest, RunFlags, executor(rest), options
     )
@@ -166,9 +167,13 @@ def _summary(outcome: Outcome, total: int, unknown: int) -> str:
     return ", ".join(said)
 
 
-def _measure(name: str, flags: RunFlags, measure: Callable[[], list[dict]]) -> int:
+def _measure(experiment: Experiment, flags: RunFlags, measure: Callable[[], list[dict]]) -> int:
+    name = experiment.name
     if flags.dry_run:
-        raise Usage(f"{name} measures at once and has no budget table; see isoflop describe {name}")
+        raise Usage(
+            f"{name} measures at once and has no budget table; see isoflop describe "
+            f"{experiment.word}"
+        )
     if flags.layout:
         raise Usage(f"{name} measures on one device; leave out --layout")
     if flags.executor != RunFlags.executor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,30 +15,56 @@ from isoflop.experiments.cli.listing import measured, named
 from isoflop.experiments.cli.text import print_json
 
 if TYPE_CHECKING:
+    from isoflop.experiments import Experiment
     from isoflop.sim.records.store import Row
 
 
 def figures(args: Sequence[str]) -> int:
     """Draw an experiment's figures from its records: SVG, PNG, and the numbers as JSON."""
-    name, flags, rows = _records("figures", figures.__doc__, args)
-    if importlib.util.find_spec(f"isoflop.figures.{name}") is None:
-        raise Usage(f"{name} has no figures; define draw(rows, out) in figures/{name}.py")
-    written = importlib.import_module(f"isoflop.figures.{name}").draw(rows, flags.out / name)
+    experiment, flags, rows = _records("figures", figures.__doc__, args)
+    written = _drawing(experiment)(rows, flags.out / experiment.name)
     if not written:
-        raise Usage(f"{name} has no finished runs in {flags.runs}; first: isoflop run {name}")
+        raise Usage(_none(experiment, flags))
     _print_paths(written, flags.json)
     return 0
 
 
+def _drawing(experiment: Experiment) -> Callable[[list, Path], list[Path]]:
+    """Its own figures, else those that any grid has."""
+    module = experiment.load()
+    if hasattr(module, "draw"):
+        return module.draw
+    package, _, name = module.__name__.rpartition(".")
+    if package == experiments.__name__ and importlib.util.find_spec(f"isoflop.figures.{name}"):
+        return importlib.import_module(f"isoflop.figures.{name}").draw
+    if not experiment.trains:
+        raise Usage(
+            f"{experiment.name} measures a table and has no figures; define draw(rows, out) in "
+            "its file, which returns the paths that it wrote"
+        )
+    return importlib.import_module("isoflop.figures.standard").draw
+
+
+def _none(experiment: Experiment, flags: ShowFlags) -> str:
+    return (
+        f"{experiment.name} has no finished runs in {flags.records or flags.runs}; first: isoflop "
+        f"run {experiment.word}"
+    )
+
+
 def report(args: Sequence[str]) -> int:
     """Write an experiment's report: one interactive page that needs no network."""
-    name, flags, rows = _records("report", report.__doc__, args)
+    experiment, flags, rows = _records("report", report.__doc__, args)
+    name = experiment.name
     from isoflop.sim.records.store import Row, measured_of, read_context
 
     if not rows:
-        raise Usage(f"{name} has no finished runs in {flags.runs}; first: isoflop run {name}")
+        raise Usage(_none(experiment, flags))
     if not isinstance(rows[0], Row):
-        raise Usage(f"{name} measures and trains no runs to report on; see isoflop figures {name}")
+        raise Usage(
+            f"{name} measures and trains no runs to report on; see isoflop figures "
+            f"{experiment.word}"
+        )
     from isoflop.figures.report.page import build
 
     context = measured(flags.runs, "context")
@@ -46,7 +72,7 @@ def report(args: Sequence[str]) -> int:
         name,
         rows,
         flags.out / name,
-        question=experiments.find(name).question,
+        question=experiment.question,
         context=measured_of(rows, read_context(context)) if context.exists() else None,
         company=_baseline_compressors(rows),
     )
@@ -56,11 +82,12 @@ def report(args: Sequence[str]) -> int:
 
 def records(args: Sequence[str]) -> int:
     """Write an experiment's records as a table: NAME.csv, and NAME.jsonl with everything."""
-    name, flags, rows = _records("records", records.__doc__, args)
+    experiment, flags, rows = _records("records", records.__doc__, args)
+    name = experiment.name
     from isoflop.sim.records.store import Row, write_csv, write_rows
 
     if not rows or not isinstance(rows[0], Row):
-        raise Usage(f"{name} has no finished runs in {flags.runs}; first: isoflop run {name}")
+        raise Usage(_none(experiment, flags))
     flat, whole = (flags.out / name / f"{name}.{suffix}" for suffix in ("csv", "jsonl"))
     write_csv(flat, rows)
     write_rows(whole, rows)
@@ -68,21 +95,21 @@ def records(args: Sequence[str]) -> int:
     return 0
 
 
-def _records(verb: str, doc: str | None, args: Sequence[str]) -> tuple[str, ShowFlags, list]:
+def _records(verb: str, doc: str | None, args: Sequence[str]) -> tuple[Experiment, ShowFlags, list]:
     """The experiment's rows, or the table that it measured, in the runs directory."""
     from isoflop.sim.records.store import Store, read_rows, read_steps, read_table, timed
 
     experiment, rest = named(verb, doc, args, ShowFlags)
     module = experiment.load()
     options = deferred(module.cells if experiment.trains else module.measure)
-    flags, cells = parse(f"{verb} {experiment.name}", doc, rest, ShowFlags, options)
+    flags, cells = parse(f"{verb} {experiment.word}", doc, rest, ShowFlags, options)
     if not experiment.trains:
         table = flags.records or measured(flags.runs, experiment.name)
-        return experiment.name, flags, read_table(table)
+        return experiment, flags, read_table(table)
     if flags.records is not None:  # of which no cell is asked, nor its data
-        return experiment.name, flags, list(read_rows(flags.records))
+        return experiment, flags, list(read_rows(flags.records))
     rows, steps = Store(flags.runs).rows(cells()), measured(flags.runs, "bench")
-    return experiment.name, flags, timed(rows, read_steps(steps)) if steps.exists() else rows
+    return experiment, flags, timed(rows, read_steps(steps)) if steps.exists() else rows
 
 
 def _baseline_compressors(rows: Sequence[Row]) -> dict[str, float] | None:

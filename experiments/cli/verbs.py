@@ -43,6 +43,7 @@ VERBS = {
         "Print an experiment's question, command, duration and expected answer.",
         raw=True,
     ),
+    "init": Verb("listing", "init", "Write a small experiment of your own to start from."),
     "run": Verb(
         *("run", "run"),
         "Train what an experiment lacks, or with --dry-run tell what that would take.",

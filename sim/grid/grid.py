@@ -26,6 +26,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from isoflop.models.errors import UserError
+from isoflop.sim import userfile
 from isoflop.sim.durable import unwritable, write
 from isoflop.sim.grid import leases
 from isoflop.sim.grid.executors.base import Executor, WorkerDied
@@ -66,6 +67,13 @@ class Job:
 
     trunk: str
     runs: tuple[Run, ...]
+
+    def __reduce__(self) -> tuple:  # the user's files first: the runs have mixers of theirs
+        return _job, (userfile.Loaded(), self.trunk, self.runs)
+
+
+def _job(_: None, trunk: str, runs: tuple[Run, ...]) -> Job:
+    return Job(trunk, runs)
 
 
 @dataclass(frozen=True)
@@ -327,9 +335,11 @@ def _fail(
 
 
 def _reason(error: Exception) -> str:
-    """The exception in one line; compilers write pages."""
+    """The exception in one line, and where in a file of the user's; compilers write pages."""
     first = str(error).strip().split("\n", 1)[0]
-    return f"{type(error).__name__}: {first:.300}" if first else type(error).__name__
+    said = f"{type(error).__name__}: {first:.300}" if first else type(error).__name__
+    where = userfile.place(error)
+    return f"{where}: {said}" if where else said
 
 
 def _lease(root: Path, trunk: str) -> Path:

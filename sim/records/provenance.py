@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.models.base import Config, Tagged
+from isoflop.sim import userfile
 from isoflop.sim.records.store import Record
 from isoflop.sim.spec import Run
 
 TRAINING = ("isoflop.sim.train.loop", "isoflop.sim.train.program", "isoflop.sim.train.sharding")
 OURS = ("isoflop",)
+EXPERIMENT = ("cells", "measure", "draw")  # functions of a user's file that train nothing
 
 
 def sources(run: Run) -> dict[str, str]:
@@ -82,6 +84,8 @@ def _module(name: str) -> tuple[str, tuple[str, ...]]:
         return "", ()
     tree = ast.parse(path.read_bytes())
     imported = tuple(dict.fromkeys(_imported(tree)))
+    if userfile.own(str(path)):  # of whose experiment only the specs that it makes count
+        tree.body = [node for node in tree.body if getattr(node, "name", "") not in EXPERIMENT]
     code = ast.unparse(_without_docstrings(tree))
     return hashlib.sha256(code.encode()).hexdigest()[:12], imported
 
@@ -111,8 +115,9 @@ def _imported(tree: ast.Module) -> Iterator[str]:
 
 
 def _is_ours(name: str) -> bool:
-    """Whether a module of that name is part of this package."""
-    return name.split(".")[0] in OURS and _path(name) is not None
+    """Whether a module of that name is part of this package, or of the user's own files."""
+    path = None if name.split(".")[0] in sys.builtin_module_names else _path(name)
+    return path is not None and (name.split(".")[0] in OURS or userfile.own(str(path)))
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

@@ -111,14 +111,13 @@ def _serve(pipe: Connection, work: Work, workers: int) -> None:
     threading.Thread(target=_follow_parent, daemon=True).start()
     # JAX takes .75 of a GPU's memory by default, which N processes have to share
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.75 / workers:.3f}")
-    while (job := pipe.recv()) is not None:
-        try:
+    try:
+        while (job := pipe.recv()) is not None:
             work(job, lambda message: pipe.send(("event", message)))
-        except Exception as error:
-            error.add_note(traceback.format_exc())
-            pipe.send(("raise", error))
-            return
-        pipe.send(("done", None))
+            pipe.send(("done", None))
+    except Exception as error:
+        error.add_note(traceback.format_exc())
+        pipe.send(("raise", error))
 
 
 def _follow_parent() -> None:
