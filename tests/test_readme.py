@@ -7,8 +7,9 @@ import re
 
 import pytest
 
-from isoflop.experiments import quickstart
+from isoflop.experiments import families, quickstart
 from isoflop.experiments.cli import readme
+from isoflop.models.checkpoints.formats import LAYOUTS
 from isoflop.sim.cost.flops import param_counts
 from isoflop.sim.records.store import Row, read_rows, read_table
 
@@ -60,6 +61,13 @@ def test_the_demo_is_as_large_as_it_says():
         len({run.budget.steps for run in runs}),
         len({run.seed for run in runs}),
     ]
+
+
+def test_as_many_published_families_as_there_are_formats_and_those_families_have_rates():
+    agree(told("logits, greedy tokens and parameters of N# published families"), [len(LAYOUTS)])
+    agree(told("Published checkpoints of N# families are read and written"), [len(LAYOUTS)])
+    (named,) = re.findall(r"Tuned learning rates exist for (.*?);", TEXT)
+    assert set(re.findall(r"`(\w+)`", named)) == set(families.tuned()["rates"])
 
 
 def test_the_ladder_s_runs_sizes_and_tokens():
