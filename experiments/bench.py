@@ -1,8 +1,8 @@
 """How fast is each architecture in training, reading and writing, as a share of this machine?
 
-Three programs of stated shapes, in turns with square fp32 matrix products: the training step
+Three programs of stated shapes, in turns with square fp32 matmuls: the training step
 (forward, backward and AdamW, one seed), prefill (read a prompt) and decode (write a token greedily
-against the state of a whole prompt). `matmul_share` is a program's matrix products (3 × the
+against the state of a whole prompt). `matmul_share` is a program's matmuls (3 × the
 executed forward pass for a step, so recomputation counts as time and not as work) per second over
 the best rate of those products in the same turn. Shares and ratios travel; seconds do not, and on a
 busy machine only shares mean something.
@@ -100,7 +100,7 @@ def _shape(
     programs: tuple[str, ...],
     repeats: int,
 ) -> list[dict[str, Any]]:
-    """The rows of one shape, its families, their programs and the matrix products taking turns."""
+    """The rows of one shape, its families, their programs and the matmuls taking turns."""
     products = {("matmul", str(side)): matmul(side) for side in MATMULS}
     probes: dict[tuple[str, str], Probe] = {}
     for program in programs:
@@ -157,7 +157,7 @@ def _row(
 
 
 def matmul_flops(program: str, config: ModelConfig, shape: Shape) -> float:
-    """FLOPs of a program's matrix products: a step, a prompt with one token's logits, a token."""
+    """FLOPs of a program's matmuls: a step, a prompt with one token's logits, a token."""
     if program == "decode":
         return config.step_cost(shape.seq_len, shape.batch).matmul_flops
     whole = config.cost(shape.seq_len, shape.batch).matmul_flops

@@ -1,4 +1,4 @@
-"""How fast each family trains, reads and writes beside this machine's matrix products."""
+"""How fast each family trains, reads and writes beside this machine's matmuls."""
 
 from __future__ import annotations
 

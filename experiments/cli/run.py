@@ -48,7 +48,7 @@ def run(args: Sequence[str]) -> int:
 
 
 def bench(args: Sequence[str]) -> int:
-    """Time training, prefill and decoding beside this machine's matrix products (run bench)."""
+    """Time training, prefill and decoding beside this machine's matmuls (run bench)."""
     return run(["bench", *args])
 
 

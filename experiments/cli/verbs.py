@@ -66,7 +66,7 @@ VERBS = {
     ),
     "bench": Verb(
         *("run", "bench"),
-        "Time training, prefill and decoding beside this machine's matrix products (run bench).",
+        "Time training, prefill and decoding beside this machine's matmuls (run bench).",
         raw=True,
     ),
     "compile": Verb(

@@ -235,7 +235,7 @@ def simulated_widths(
 
 
 def refuse(design: Design, law: Chinchilla = LAB) -> str:
-    """Why no noise level at all would let this design fix the surface; empty when one would."""
+    """Why this design cannot determine the surface at any noise; empty when it can."""
     x = design.points()
     return unidentifiable(Chinchilla, list(x), np.log(law(*x)))
 
@@ -360,7 +360,7 @@ def propose(
 
 
 def _unused(plan: Plan, budget: float, largest: float) -> str:
-    """How much of the budget a plan leaves and why; empty where that is little."""
+    """How much of the budget a plan leaves unspent and why; empty where that is little."""
     if plan.flops > SPENT * budget or plan.delta is None:
         return ""
     sizes, ratios, seeds = (f"{r[0]} to {r[-1]}" for r in SEARCHED)
@@ -372,7 +372,7 @@ def _unused(plan: Plan, budget: float, largest: float) -> str:
 
 
 def _validate(**values: float | None) -> None:
-    """Refuse what is no number of its kind."""
+    """Raise UserError for an argument outside its range."""
     for name, value in values.items():
         if value is None:
             continue

@@ -1,10 +1,10 @@
 """What FLOPs and parameters are counted by, and how each count is written for people."""
 
 CONVENTIONS = {
-    "executed": "3 × (matrix products + elementwise arithmetic: norms, activations, gates, scans, "
+    "executed": "3 × (matmuls + elementwise arithmetic: norms, activations, gates, scans, "
     "convolutions, softmax) of the forward pass to the logits, as the code runs it; what the "
     "backward pass recomputes to save memory is left out",
-    "matmul": "3 × matrix products of the forward pass as the code runs it",
+    "matmul": "3 × matmuls of the forward pass as the code runs it",
     "causal": "3 × the same work done token by token: attention pays for the keys it sees, "
     "recurrences for one state update",
     "6ND": "6 × all parameters × tokens",
