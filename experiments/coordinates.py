@@ -32,7 +32,7 @@ from isoflop.models.base import Init
 from isoflop.models.errors import UserError
 from isoflop.models.kernels.platforms import full_precision
 from isoflop.models.lm import ModelConfig
-from isoflop.sim.data import Corpus
+from isoflop.sim.data import Batch, Corpus
 from isoflop.sim.evaluate.context import power
 from isoflop.sim.optim import Optim
 from isoflop.sim.train.program import Program, jitted
@@ -93,11 +93,10 @@ def changes(model: ModelConfig, rate: Optim, steps: int, seeds: int) -> dict[str
     """How far activations and logits of held-out tokens move in `steps` steps."""
     program = Program(model, rate.compiled)
     source = Corpus(name="kjv").open()
-    probe = jnp.asarray(source.held_out(BATCH * SEQ_LEN, SEQ_LEN)[:, :-1])
+    probe = jnp.asarray(source.held_out(BATCH * SEQ_LEN, SEQ_LEN).tokens[:, :-1])
     lanes = seeds_of(seeds)
-    batches = np.array(
-        [[source.batch(i, seed, BATCH, SEQ_LEN) for seed in lanes] for i in range(steps)], np.int32
-    )
+    drawn = [[source.batch(i, seed, BATCH, SEQ_LEN).tokens for seed in lanes] for i in range(steps)]
+    batches = Batch(np.array(drawn, np.int32))
 
     def looks(params):
         look, alone = _look(model), range(seeds)

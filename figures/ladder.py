@@ -44,7 +44,7 @@ def flop_conventions(study: Study, out: Path) -> list[Path]:
     ):
         for i, (axes, convention) in enumerate(zip(panels, present, strict=False)):
             scaling.loss_vs_flops(axes, study, convention)
-            axes.set_ylabel(scaling.LOSS if i % columns == 0 else "")
+            axes.set_ylabel(scaling.ylabel(study.points) if i % columns == 0 else "")
         style.drop(panels[len(present) :])
         style.key_above(figure)
         said = " ".join(summary.across(list(study.rankings.values()))).removesuffix(".")

@@ -7,7 +7,7 @@ from pathlib import Path
 from isoflop.figures import scaling, style
 from isoflop.figures.palette import ORDER
 from isoflop.figures.report import summary
-from isoflop.sim.compare.points import Point, families
+from isoflop.sim.compare.points import LOSS, Point, families, noun, unit
 from isoflop.sim.compare.study import Study
 from isoflop.sim.records.store import Row
 
@@ -15,15 +15,17 @@ DRAWS = 300  # of the bootstrap behind the bands
 LENGTHS = 3  # numbers of training tokens that have a panel
 
 
-def draw(rows: list[Row], out: Path) -> list[Path]:
-    """Each figure as SVG and PNG with its numbers as JSON; none where no run finished."""
-    study = Study(rows, DRAWS, order=ORDER)
+def draw(rows: list[Row], out: Path, metric: str = LOSS) -> list[Path]:
+    """Each figure as SVG and PNG with its numbers as JSON; none where no run finished. Of another
+    metric than the loss there are no curves.
+    """
+    study = Study(rows, DRAWS, order=ORDER, metric=metric)
     if not study.points:
         return []
     return [
         *loss_vs_flops(study, out),
         *loss_vs_params(study, out),
-        *loss_curves(study, out),
+        *(loss_curves(study, out) if metric == LOSS else []),
     ]
 
 
@@ -34,13 +36,13 @@ def loss_vs_flops(study: Study, out: Path) -> list[Path]:
         scaling.loss_vs_flops(axes, study, convention)
         scaling.bands(axes, lines)
         style.key(axes)
-        style.title(figure, summary.headline(study.rankings.get(convention)))
+        style.title(figure, summary.headline(study.rankings.get(convention), study.metric))
         told = "lines: each family's best runs (lower envelope)"
         if any(cell.low is not None for cell in study.points):
             told += "; bars: 90 % over seeds"
         if any(item.fit.ok for item in lines):
             told += "; bands: 90 % interval of the power law through a line"
-        style.note(figure, told + _missing(study.lost))
+        style.note(figure, told + _missing(study.lost, study.metric))
     numbers = {
         "convention": convention,
         "cells": [cell.numbers for cell in study.points],
@@ -66,7 +68,7 @@ def loss_vs_params(study: Study, out: Path) -> list[Path]:
             axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(bottom, top))
             style.log_axis(axes.xaxis, left, right)
             style.log_axis(axes.yaxis, bottom, top)
-            axes.set_ylabel(scaling.LOSS if i % len(kept) == 0 else "")
+            axes.set_ylabel(scaling.ylabel(cells) if i % len(kept) == 0 else "")
             if i < len(kept):
                 axes.set_title(f"{style.short(kept[i])} training tokens")
         style.key_above(figure)
@@ -84,12 +86,13 @@ def _of_params(cells: list[Point], tokens: int) -> str:
         if large.params["total"] > small.params["total"]:
             gains[name] = small.loss - large.loss
     if not gains:
-        return "Held-out loss against parameters"
+        return f"{noun(cells[0].metric).capitalize()} against parameters"
+    of = unit(cells[0].metric)
     least, most = (pick(gains, key=lambda name: gains[name]) for pick in (min, max))
     if least == most:
-        said = f"gains {most} {gains[most]:.2f} nats"
+        said = f"gains {most} {gains[most]:.2f} {of}"
     else:
-        said = f"gains from {gains[least]:.2f} nats ({least}) to {gains[most]:.2f} ({most})"
+        said = f"gains from {gains[least]:.2f} {of} ({least}) to {gains[most]:.2f} ({most})"
     return f"After {style.short(tokens)} tokens the largest model over the smallest {said}"
 
 
@@ -127,5 +130,6 @@ def _prefer(name: str, present: list[str]) -> str:
     return name if name in present else present[0]
 
 
-def _missing(left_out: int) -> str:
-    return f"; {left_out} failed or diverged, not drawn" if left_out else ""
+def _missing(left_out: int, metric: str) -> str:
+    why = "failed or diverged" if metric == LOSS else f"without {metric}, or none above 0"
+    return f"; {left_out} {why}, not drawn" if left_out else ""

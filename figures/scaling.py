@@ -8,10 +8,8 @@ from matplotlib.axes import Axes
 
 from isoflop.figures import style
 from isoflop.sim.compare.family_fits import FamilyFit
-from isoflop.sim.compare.points import Point
+from isoflop.sim.compare.points import Point, axis_label
 from isoflop.sim.compare.study import Study
-
-LOSS = "held-out loss (nats per token)"
 
 
 def loss_vs_flops(axes: Axes, study: Study, convention: str = "executed") -> None:
@@ -121,8 +119,13 @@ def _scatter(
 
 
 def _axes(axes: Axes, x: Sequence[float], cells: Sequence[Point]) -> None:
-    axes.set_ylabel(LOSS)
+    axes.set_ylabel(ylabel(cells))
     _log(axes, x, reach(cells))
+
+
+def ylabel(cells: Sequence[Point]) -> str:
+    """The name of the metric that these cells are of."""
+    return axis_label(cells[0].metric)
 
 
 def reach(cells: Sequence[Point]) -> list[float]:

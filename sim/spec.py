@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import (
     Field,
@@ -20,7 +20,8 @@ from pydantic import (
 
 from isoflop.models.base import Config, Sizes, Tagged
 from isoflop.models.lm import ModelConfig
-from isoflop.sim.data import AnyData
+from isoflop.sim.data import AnyData, Batch, DataConfig, Source
+from isoflop.sim.data.source import judged_on
 from isoflop.sim.optim import AnyOptim
 
 STEP_TOKENS_MAX = 2**28  # a step's tokens are made on the host, and this many take 1 GiB
@@ -54,6 +55,32 @@ class Budget(Sizes):
         return self.steps * self.batch_tokens
 
 
+class Eval(Sizes):
+    """A further evaluation set: its held-out split gives a run the metrics `NAME.loss`, ….
+
+    Its data must have the model's tokens: the same bytes or tokenizer.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")
+    data: AnyData
+    tokens: int = Field(131_072, ge=1, le=2**28)
+    seq_len: int | None = Field(None, ge=1, le=2**24)  # None: that of training
+
+
+class Split(NamedTuple):
+    """Held-out sequences that a run is judged on."""
+
+    name: str  # of the evaluation set; empty for the run's own data
+    data: DataConfig
+    tokens: int
+    seq_len: int
+
+    def draw(self, source: Source) -> Batch:
+        """From its opened data. Raises UserError if they are too few for a standard error."""
+        what = f"tokens of evaluation set {self.name}" if self.name else "eval_tokens"
+        return judged_on(source, self.tokens, self.seq_len, what)
+
+
 class Run(Config):
     """One training run. Equal runs have equal keys and, on one kind of machine, equal losses."""
 
@@ -61,6 +88,7 @@ class Run(Config):
     data: AnyData
     optim: AnyOptim
     budget: Budget
+    evals: tuple[Eval, ...] = ()  # evaluation sets beside the held-out split of `data`
     seed: NonNegativeInt = 0
     version: PositiveInt = 1  # raised when a change of code changes what runs measure
 
@@ -72,12 +100,25 @@ class Run(Config):
                 f"step {self.branch_step} of {self.budget.steps}; shorten it or train longer"
             )
         self.optim.check(self.model)
-        if self.data.vocab_size > self.model.vocab_size:
-            raise ValueError(
-                f"model.vocab_size={self.model.vocab_size} must cover the data's "
-                f"{self.data.vocab_size} tokens; raise it"
-            )
+        for data in (self.data, *(one.data for one in self.evals)):
+            if data.vocab_size > self.model.vocab_size:
+                raise ValueError(
+                    f"model.vocab_size={self.model.vocab_size} must cover the data's "
+                    f"{data.vocab_size} tokens; raise it"
+                )
+        names = [one.name for one in self.evals]
+        if len({*names}) < len(names):
+            raise ValueError(f"evals must have a name each, and are {', '.join(names)}; rename one")
         return self
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """Every held-out split that it is judged on, that of its own data first."""
+        budget = self.budget
+        return (
+            Split("", self.data, budget.eval_tokens, budget.seq_len),
+            *(Split(e.name, e.data, e.tokens, e.seq_len or budget.seq_len) for e in self.evals),
+        )
 
     @property
     def branch_step(self) -> int:

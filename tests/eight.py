@@ -26,6 +26,7 @@ from isoflop.models.mixers.delta import DeltaNet
 from isoflop.models.mixers.mamba import Mamba
 from isoflop.models.mixers.mlp import SwiGLU
 from isoflop.models.mixers.moe import Moe
+from isoflop.sim.data import Batch
 from isoflop.sim.optim import AdamW
 from isoflop.sim.train.checkpoints import Checkpoints
 from isoflop.sim.train.loop import Trunk
@@ -67,7 +68,7 @@ def steps(family: str, layout: Layout) -> dict:
         program.init([0]),
         program.rates(program.optim),
         np.ones(STEPS, np.float32),
-        program.tokens(batches),
+        program.put(Batch(batches)),
         np.int32(STEPS),
     )
     weights = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim > 2]  # lanes are an axis

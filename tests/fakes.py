@@ -16,6 +16,7 @@ from isoflop.models.mixers.mlp import SwiGLU
 from isoflop.sim.data import ZipfFacts
 from isoflop.sim.grid.grid import product
 from isoflop.sim.optim import AdamW
+from isoflop.sim.records.metrics import Metric
 from isoflop.sim.records.provenance import sources
 from isoflop.sim.records.store import Record
 from isoflop.sim.spec import Budget, Cell, Run
@@ -54,7 +55,8 @@ def cells(width=(8, 16), steps=(50, 100), seed=(0, 1), family="dense") -> list[C
 
 def record(run: Run, loss: float = 2.5, **fields) -> Record:
     known = {"tokens": run.budget.tokens, "sources": sources(run)}
-    return Record(key=run.key, run=run, status="ok", loss=loss, **known | fields)
+    known["metrics"] = {"loss": Metric(value=loss)}
+    return Record(key=run.key, run=run, status="ok", **known | fields)
 
 
 def train(runs, work: Path, emit, wanted):
@@ -70,7 +72,7 @@ def train(runs, work: Path, emit, wanted):
 def unasked(runs, work, emit, wanted):
     """Trains also what it was not asked for, and calls it worse."""
     for record, weights in train(runs, work, emit, {run.key for run in runs}):
-        worse = {} if record.key in wanted else {"loss": 9.0}
+        worse = {} if record.key in wanted else {"metrics": {"loss": Metric(value=9.0)}}
         yield record.model_copy(update=worse), weights
 
 

@@ -13,8 +13,9 @@ from isoflop.models.mixers.mamba import Mamba
 from isoflop.models.mixers.mlp import SwiGLU
 from isoflop.models.mixers.moe import Moe
 from isoflop.sim.cost.flops import param_counts, training_flops
-from isoflop.sim.data import DataConfig
+from isoflop.sim.data import DataConfig, Source
 from isoflop.sim.optim import AdamW
+from isoflop.sim.records.metrics import Metric
 from isoflop.sim.records.store import Record, Row
 from isoflop.sim.spec import Budget, Run
 
@@ -31,6 +32,9 @@ class Drawn(DataConfig):
     @property
     def vocab_size(self) -> int:
         return 256
+
+    def open(self) -> Source:
+        raise NotImplementedError
 
 
 def model(family: str, width: int, depth: int) -> ModelConfig:
@@ -53,6 +57,14 @@ def surface(n: float, d: float, family: str) -> float:
     """The truth: E + A/N^α + B/D^β, with A and B scaled by the family."""
     scale = OFFSET.get(family, 1.1)
     return 0.9 + scale * (18.0 / n**0.32 + 30.0 / d**0.29)
+
+
+def metrics(loss: float, count: int) -> dict[str, Metric]:
+    return {
+        "loss": Metric(value=loss, se=0.006, count=count),
+        "bits_per_byte": Metric(value=loss / math.log(2), se=0.006 / math.log(2), count=count),
+        "accuracy": Metric(value=math.exp(-loss), se=0.001, count=count),
+    }
 
 
 def row(
@@ -92,10 +104,7 @@ def row(
         run=run,
         status=status,
         reason=reason,
-        loss=loss if ok else None,
-        loss_se=0.006 if ok else None,
-        bits_per_byte=loss / math.log(2) if ok else None,
-        eval_tokens=131_072 if ok else 0,
+        metrics=metrics(loss, 131_072) if ok else {},
         curve=curve if ok else curve[:5],
         params=counts,
         flops=training_flops(run),

@@ -28,6 +28,7 @@ from isoflop.sim.grid.estimate import plan
 from isoflop.sim.grid.executors import base
 from isoflop.sim.grid.executors.local import Local
 from isoflop.sim.grid.grid import Ended, Leased, Recorded, Started, jobs
+from isoflop.sim.records.metrics import Metric
 from isoflop.sim.records.store import Store, read_rows, read_table, write_table
 from isoflop.sim.train import loop
 from isoflop.sim.train.loop import names
@@ -528,7 +529,8 @@ def test_with_its_file_gone_a_run_is_still_reported_listed_and_exported(
         for run in runs:
             counts, flops = param_counts(run.model), training_flops(run)
             weights = names(nnx.state(run.model.build(init=Init(0))))
-            yield fakes.record(run, params=counts, flops=flops, bits_per_byte=3.6), weights
+            bits = {name: Metric(value=2.5) for name in ("loss", "bits_per_byte")}
+            yield fakes.record(run, params=counts, flops=flops, metrics=bits), weights
 
     monkeypatch.setattr(loop, "train", trained)
     assert isoflop("run", "prose", "--quiet")[0] == 0

@@ -26,7 +26,7 @@ def test_a_corpus_is_the_pinned_bytes(name, size):
     assert opened.train_tokens + len(opened.held) == size
     assert opened.bytes_per_token == 1
     assert len(opened.held) > 131_072
-    tokens = opened.held_out(131_072, 256)
+    tokens = opened.held_out(131_072, 256).tokens
     assert tokens.shape == (512, 257)
     assert tokens[0].astype(np.uint8).tobytes() == opened.text[1].tobytes()[:257]
 

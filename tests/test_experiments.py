@@ -23,6 +23,7 @@ from isoflop.sim.compare.rankings import rank
 from isoflop.sim.grid.executors.local import Local
 from isoflop.sim.laws.forms import PowerLaw
 from isoflop.sim.optim import AdamW
+from isoflop.sim.records.metrics import Metric
 from isoflop.sim.records.store import Record, Row, read_rows, write_rows
 from isoflop.sim.train.loop import train
 
@@ -187,7 +188,7 @@ def rows(losses: dict[int, dict[float, float | None]]) -> list[Row]:
                 key="0",
                 run=run.model_copy(update={"optim": AdamW(lr=rate)}),
                 status="diverged" if loss is None else "ok",
-                loss=loss,
+                metrics={} if loss is None else {"loss": Metric(value=loss)},
             ),
         )
         for width, curve in losses.items()

@@ -51,8 +51,8 @@ def test_a_token_file_is_mapped_and_its_last_twentieth_held_out(tmp_path):
     config = File(path=str(tmp_path / "a.bin"), bin_vocab=1000, dtype="uint16")
     opened = config.open()
     assert (config.vocab_size, opened.train_tokens, opened.bytes_per_token) == (1000, 950, None)
-    np.testing.assert_array_equal(opened.held_out(49, 49), [range(950, 1000)])
-    assert opened.batch(0, 0, 4, 8).max() < 950
+    np.testing.assert_array_equal(opened.held_out(49, 49).tokens, [range(950, 1000)])
+    assert opened.batch(0, 0, 4, 8).tokens.max() < 950
 
 
 def test_a_file_is_named_by_its_content(tmp_path, own_cache):
@@ -96,18 +96,18 @@ def test_what_happens_to_a_file_changes_nothing_for_whoever_opened_it(
         path.write_bytes(JOINED[: len(JOINED) // 2 * 2])
     config = File(path=str(path), **fields)
     opened = config.open()
-    before = opened.batch(0, 0, 4, 16)
+    before = opened.batch(0, 0, 4, 16).tokens
     if content is None:
         path.unlink()
     else:
         with open(path, "r+b") as file:  # in place, as an editor or rsync --inplace does
             file.truncate(len(content))
             file.write(content)
-    np.testing.assert_array_equal(opened.batch(0, 0, 4, 16), before)
+    np.testing.assert_array_equal(opened.batch(0, 0, 4, 16).tokens, before)
     opened.verify()
     again = config.open()
     assert again.digest == opened.digest
-    np.testing.assert_array_equal(again.batch(0, 0, 4, 16), before)
+    np.testing.assert_array_equal(again.batch(0, 0, 4, 16).tokens, before)
     if content is None:
         assert File(path=str(path), **fields) == config
 

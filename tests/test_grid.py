@@ -140,7 +140,7 @@ def test_a_worker_that_is_killed_fails_the_runs_it_had_not_written(tmp_path):
 
 def test_a_diverged_run_is_final(tmp_path):
     (cell,) = fakes.cells(width=[8], steps=[50], seed=[0])
-    diverged = fakes.record(cell.run).model_copy(update={"status": "diverged", "loss": None})
+    diverged = fakes.record(cell.run).model_copy(update={"status": "diverged", "metrics": {}})
     Store(tmp_path).save(diverged, {})
     assert execute([cell], tmp_path, fakes.never).finished == 1
 

@@ -16,14 +16,18 @@ each_language = pytest.mark.parametrize("config", LANGUAGES, ids=lambda config: 
 @each_language
 def test_a_language_is_fresh_and_pure(config):
     opened = config.open()
-    first = opened.batch(4, 1, 8, 64)
+    first = opened.batch(4, 1, 8, 64).tokens
     assert first.dtype == np.int32
     assert first.shape == (8, 65)
     assert 0 <= first.min() <= first.max() < config.vocab_size
-    np.testing.assert_array_equal(first, config.open().batch(4, 1, 8, 64))
-    held_out = opened.held_out(512, 64)
-    np.testing.assert_array_equal(held_out, config.open().held_out(512, 64))
-    others = [opened.batch(5, 1, 8, 64), opened.batch(4, 2, 8, 64), opened.batch(0, 0, 8, 64)]
+    np.testing.assert_array_equal(first, config.open().batch(4, 1, 8, 64).tokens)
+    held_out = opened.held_out(512, 64).tokens
+    np.testing.assert_array_equal(held_out, config.open().held_out(512, 64).tokens)
+    others = [
+        opened.batch(5, 1, 8, 64).tokens,
+        opened.batch(4, 2, 8, 64).tokens,
+        opened.batch(0, 0, 8, 64).tokens,
+    ]
     rows = np.concatenate([first, held_out, *others])
     assert len(np.unique(rows, axis=0)) == len(rows)
     assert (opened.train_tokens, opened.bytes_per_token) == (None, None)
@@ -34,7 +38,9 @@ def test_a_language_is_fresh_and_pure(config):
 def test_a_language_has_its_own_seed_and_digest(config):
     other = config.model_copy(update={"seed": 1})
     assert other.open().digest != config.open().digest
-    assert not np.array_equal(other.open().batch(0, 0, 8, 64), config.open().batch(0, 0, 8, 64))
+    assert not np.array_equal(
+        other.open().batch(0, 0, 8, 64).tokens, config.open().batch(0, 0, 8, 64).tokens
+    )
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0])
@@ -44,14 +50,14 @@ def test_zipf_facts_cost_half_the_entropy_of_their_numbers(alpha):
     weight = [k ** -(1 + alpha) for k in range(1, 501)]
     p = np.array(weight) / math.fsum(weight)
     assert opened.entropy == pytest.approx(-math.fsum(x * math.log(x) for x in p) / 2, rel=1e-12)
-    for tokens in (opened.held_out(65_536, 128), opened.batch(0, 0, 512, 128)):
+    for tokens in (opened.held_out(65_536, 128).tokens, opened.batch(0, 0, 512, 128).tokens):
         number, symbol = tokens[:, 0:-1:2].ravel(), tokens[:, 1::2].ravel()
         assert number.max() < 500 <= symbol.min()
         assert len(np.unique(np.stack([number, symbol]), axis=1).T) == len(np.unique(number))
         cost = -np.log(p[tokens[:, 2::2]])
         error = cost.mean() / 2 - opened.entropy
         assert abs(error) < 4 * cost.std() / 2 / math.sqrt(cost.size)
-    cost = -np.log(p[opened.held_out(65_536, 128)[:, 2::2]])
+    cost = -np.log(p[opened.held_out(65_536, 128).tokens[:, 2::2]])
     assert cost.mean() / 2 == pytest.approx(opened.entropy, abs=1e-3)
 
 
@@ -59,7 +65,7 @@ def test_a_grammar_has_exactly_the_sentences_that_its_entropy_counts():
     config = HierarchyGrammar(symbols=3, rules=2, branching=2, depth=2)
     opened = config.open()
     assert config.sentence == 4
-    sentences = opened.batch(0, 0, 3000, 8)[:, :8].reshape(-1, 4)
+    sentences = opened.batch(0, 0, 3000, 8).tokens[:, :8].reshape(-1, 4)
     _, count = np.unique(sentences, axis=0, return_counts=True)
     possible = 3 * 2**3
     assert opened.entropy == pytest.approx(math.log(possible) / 4, rel=1e-12)
@@ -91,7 +97,7 @@ def test_a_markov_language_costs_its_entropy_and_its_floor():
     assert opened.floor(5) == pytest.approx(floor, abs=1e-12)
     assert opened.floor(5) > opened.entropy
 
-    tokens = opened.held_out(100_000, 100)
+    tokens = opened.held_out(100_000, 100).tokens
     context = tokens[:, :-2] * 3 + tokens[:, 1:-1]
     cost = -np.log(step[context, context * 3 % 9 + tokens[:, 2:]])
     assert abs(cost.mean() - opened.entropy) < 4 * cost.std() / math.sqrt(cost.size)

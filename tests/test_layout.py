@@ -19,7 +19,7 @@ from isoflop.models.lm import Block, ModelConfig
 from isoflop.models.mixers.attention import Attention
 from isoflop.models.mixers.mlp import SwiGLU
 from isoflop.models.mixers.moe import Moe
-from isoflop.sim.data import Corpus
+from isoflop.sim.data import Batch, Corpus
 from isoflop.sim.optim import AdamW
 from isoflop.sim.spec import Budget, Run
 from isoflop.sim.train.loop import train
@@ -89,7 +89,7 @@ def gradient(channel, micro_batches: int):
     program = Program(model, AdamW(lr=0.01), micro_batches=micro_batches)
     params = jax.tree.map(lambda leaf: leaf[0], program.init([0])[0])
     tokens = np.random.default_rng(0).integers(64, size=(8, 9), dtype=np.int32)
-    return jax.jit(program.gradient)(params, tokens)
+    return jax.jit(program.gradient)(params, Batch(tokens))
 
 
 @pytest.mark.parametrize(

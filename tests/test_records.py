@@ -98,7 +98,7 @@ def foreign(store, seed, change):
 STRANGERS = {
     "another experiment's data": lambda r: r["run"]["data"].update(kind="my_data"),
     "another branch's mixer": lambda r: r["run"]["model"]["blocks"][0]["mixer"].update(kind="x"),
-    "a later version's field": lambda r: r.update(metrics={"loss": 1}),
+    "a later version's field": lambda r: r.update(flavour={"loss": 1}),
     "a later version's option": lambda r: r["run"]["optim"].update(sharpness=2),
 }
 

@@ -18,18 +18,18 @@ def positions():
 
 
 def test_batch_is_a_pure_function_of_seed_and_step(positions):
-    first = positions.batch(7, 3, 4, 16)
+    first = positions.batch(7, 3, 4, 16).tokens
     positions.batch(0, 0, 4, 16)
     assert first.dtype == np.int32
     assert first.shape == (4, 17)
-    np.testing.assert_array_equal(first, positions.batch(7, 3, 4, 16))
-    assert not np.array_equal(first, positions.batch(8, 3, 4, 16))
-    assert not np.array_equal(first, positions.batch(7, 4, 4, 16))
+    np.testing.assert_array_equal(first, positions.batch(7, 3, 4, 16).tokens)
+    assert not np.array_equal(first, positions.batch(8, 3, 4, 16).tokens)
+    assert not np.array_equal(first, positions.batch(7, 4, 4, 16).tokens)
 
 
 def test_a_window_is_consecutive_tokens_of_the_ring(positions):
     for step in range(20):
-        window = positions.batch(step, 0, 8, 99)
+        window = positions.batch(step, 0, 8, 99).tokens
         np.testing.assert_array_equal((window[:, 1:] - window[:, :-1]) % 1000, 1)
 
 
@@ -38,7 +38,9 @@ def test_a_window_is_consecutive_tokens_of_the_ring(positions):
 def test_an_epoch_shows_no_target_twice(positions, seq_len, batch):
     windows = 1000 // seq_len
     steps = -(-2 * windows // batch)
-    rows = np.concatenate([positions.batch(i, 0, batch, seq_len)[:, 1:] for i in range(steps)])
+    rows = np.concatenate(
+        [positions.batch(i, 0, batch, seq_len).tokens[:, 1:] for i in range(steps)]
+    )
     for epoch in (rows[:windows], rows[windows : 2 * windows]):
         assert len(np.unique(epoch)) == windows * seq_len
     if windows > 10:
@@ -46,13 +48,13 @@ def test_an_epoch_shows_no_target_twice(positions, seq_len, batch):
 
 
 def test_epochs_are_cut_at_different_offsets(positions):
-    first, second = positions.batch(0, 0, 10, 100), positions.batch(1, 0, 10, 100)
+    first, second = positions.batch(0, 0, 10, 100).tokens, positions.batch(1, 0, 10, 100).tokens
     assert len(np.unique(first[:, 0] % 100)) == len(np.unique(second[:, 0] % 100)) == 1
     assert first[0, 0] % 100 != second[0, 0] % 100
 
 
 def test_unique_tokens_counts_the_distinct_targets(positions):
-    seen = np.concatenate([positions.batch(i, 5, 1, 30)[:, 1:].ravel() for i in range(66)])
+    seen = np.concatenate([positions.batch(i, 5, 1, 30).tokens[:, 1:].ravel() for i in range(66)])
     for tokens in (30, 600, 990):
         assert positions.unique_tokens(tokens) == len(np.unique(seen[:tokens]))
     for tokens in (1020, 1980):
@@ -88,24 +90,24 @@ def test_shuffle_leaves_no_trace_of_order():
 
 
 def test_held_out_windows_are_even_and_their_targets_do_not_overlap(positions):
-    windows = positions.held_out(90, 30)
+    windows = positions.held_out(90, 30).tokens
     assert windows.shape == (3, 31)
     assert len(np.unique(windows[:, 1:])) == 90
     assert windows[0, 0] == 1000
     assert windows[-1, -1] >= 1198
     assert windows.min() >= 1000
-    all_that_fit = positions.held_out(200, 40)
+    all_that_fit = positions.held_out(200, 40).tokens
     assert len(np.unique(all_that_fit[:, 1:])) == all_that_fit[:, 1:].size == 160
 
 
 def test_held_out_gives_what_there_is_and_at_least_one_window(positions):
-    assert positions.held_out(10**6, 30).shape == (6, 31)
-    assert positions.held_out(10**6, 199).shape == (1, 200)
+    assert positions.held_out(10**6, 30).tokens.shape == (6, 31)
+    assert positions.held_out(10**6, 199).tokens.shape == (1, 200)
     assert "seq_len=200 needs 201" in refusal(positions.held_out, 1, 200)
 
 
 def test_a_sequence_longer_than_the_data_is_refused(positions):
-    assert positions.batch(0, 0, 1, 999).shape == (1, 1000)
+    assert positions.batch(0, 0, 1, 999).tokens.shape == (1, 1000)
     assert "the training split of positions has 1000" in refusal(positions.batch, 0, 0, 1, 1000)
 
 

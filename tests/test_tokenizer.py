@@ -24,7 +24,7 @@ def test_bpe_loses_nothing_and_reports_held_out_bytes_per_token(prose, own_cache
     assert opened.bytes_per_token == len(text) / len(opened.held)
     assert 1.5 < opened.bytes_per_token < 4
     assert config.vocab_size == 400
-    assert opened.batch(0, 0, 64, 256).max() < 400
+    assert opened.batch(0, 0, 64, 256).tokens.max() < 400
 
 
 def test_text_without_lines_is_encoded_in_whole_characters(monkeypatch):

@@ -36,6 +36,7 @@ from isoflop.sim.records.tables import (
     called,
     clean,
     describe,
+    falling,
     groups,
     label,
 )
@@ -89,7 +90,8 @@ def fit(
         file: one run per row.
         n: column of parameters; without it N, or params.active of isoflop's records.
         d: column of training tokens; without it D, or tokens of isoflop's records.
-        loss: column of final losses, nats per token.
+        loss: column of final losses, nats per token, or of another metric: bits_per_byte, kjv.loss.
+            Of one called accuracy, or kjv.accuracy, the error rate 1 - accuracy is fitted.
         flops: column of training FLOPs; without it compute is 6·N·D.
         law: which form.
         group: column of architectures, each fitted on its own, side by side.
@@ -103,7 +105,7 @@ def fit(
         json_out: write the result there as JSON.
     """
     enough(draws)
-    columns = read(file)
+    columns, loss = falling(read(file), loss)
     n, d = called(columns, "n", n), called(columns, "d", d)
     _refuse(approach, law, budgets, curve, at, figure, group)
     fits: dict[str, Fit] = {}
@@ -175,7 +177,7 @@ def compare(
         arch: column of architecture names; without it arch, or family of isoflop's records.
         flops: column of the cost to compare at: FLOPs in any convention, seconds, dollars; without
             it flops, or flops.executed of isoflop's records.
-        loss: column of final losses.
+        loss: column of final losses, or of another metric, as in isoflop fit.
         baseline: the architecture compared against; the first in the file if not given.
         n: column of parameters; with it and d, compute-optimal frontiers are compared.
         d: column of training tokens.
@@ -189,7 +191,7 @@ def compare(
     for budget in budgets:
         if not LEAST <= budget <= MOST:
             raise UserError(f"--budgets must be costs above zero, and one is {budget:g}")
-    columns = read(file)
+    columns, loss = falling(read(file), loss)
     arch, flops = called(columns, "arch", arch), called(columns, "flops", flops)
     fitted, dropped = arms(
         columns, arch=arch, cost=flops, loss=loss, n=n, d=d, seed=seed, draws=draws

@@ -65,6 +65,13 @@ class ShowFlags:
     """Print the written files as JSON."""
 
 
+@dataclass(frozen=True)
+class FigureFlags(ShowFlags):
+    metric: str = "loss"
+    """What to draw of the runs: bits_per_byte, accuracy (as the error rate), or kjv.loss of an
+    evaluation set of theirs; the standard figures, in a folder of that name."""
+
+
 def parse(
     command: str, doc: str | None, args: Sequence[str], *makers: Callable[..., Any]
 ) -> tuple[Any, ...]:

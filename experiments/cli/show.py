@@ -7,10 +7,10 @@ import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from isoflop import experiments
-from isoflop.experiments.cli.flags import ShowFlags, Usage, deferred, parse
+from isoflop.experiments.cli.flags import FigureFlags, ShowFlags, Usage, deferred, parse
 from isoflop.experiments.cli.listing import measured, named
 from isoflop.experiments.cli.text import print_json
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 def figures(args: Sequence[str]) -> int:
     """Draw an experiment's figures from its records: SVG, PNG, and the numbers as JSON."""
-    experiment, flags, rows = _records("figures", figures.__doc__, args)
+    experiment, flags, rows = _records("figures", figures.__doc__, args, FigureFlags)
+    if flags.metric != "loss":
+        return _standard(experiment.name, flags, rows)
     written = _drawing(experiment)(rows, flags.out / experiment.name)
     if not written:
         raise Usage(_none(experiment, flags))
@@ -50,6 +52,23 @@ def _none(experiment: Experiment, flags: ShowFlags) -> str:
         f"{experiment.name} has no finished runs in {flags.records or flags.runs}; first: isoflop "
         f"run {experiment.word}"
     )
+
+
+def _standard(name: str, flags: FigureFlags, rows: Sequence[Any]) -> int:
+    """The figures that every experiment has, of any metric of its runs."""
+    from isoflop.figures.standard import draw
+    from isoflop.sim.records.store import Row
+
+    runs = [row for row in rows if isinstance(row, Row)]
+    known = sorted({metric for row in runs for metric in row.record.metrics})
+    if flags.metric not in known:
+        told = f"they have {', '.join(known)}" if known else f"first: isoflop run {name}"
+        raise Usage(f"the runs of {name} have no metric {flags.metric!r}; {told}")
+    written = draw(runs, flags.out / name / flags.metric, flags.metric)
+    if not written:
+        raise Usage(f"no run of {name} has {flags.metric} above 0 to be drawn; see isoflop records")
+    _print_paths(written, flags.json)
+    return 0
 
 
 def report(args: Sequence[str]) -> int:
@@ -95,14 +114,16 @@ def records(args: Sequence[str]) -> int:
     return 0
 
 
-def _records(verb: str, doc: str | None, args: Sequence[str]) -> tuple[Experiment, ShowFlags, list]:
+def _records(
+    verb: str, doc: str | None, args: Sequence[str], show: type[ShowFlags] = ShowFlags
+) -> tuple[Experiment, Any, list]:
     """The experiment's rows, or the table that it measured, in the runs directory."""
     from isoflop.sim.records.store import Store, read_rows, read_steps, read_table, timed
 
-    experiment, rest = named(verb, doc, args, ShowFlags)
+    experiment, rest = named(verb, doc, args, show)
     module = experiment.load()
     options = deferred(module.cells if experiment.trains else module.measure)
-    flags, cells = parse(f"{verb} {experiment.word}", doc, rest, ShowFlags, options)
+    flags, cells = parse(f"{verb} {experiment.word}", doc, rest, show, options)
     if not experiment.trains:
         table = flags.records or measured(flags.runs, experiment.name)
         return experiment, flags, read_table(table)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from isoflop.figures.style import listed, named, scientific, short, tokens
 from isoflop.models.families.matching import unmatched
 from isoflop.sim.compare.family_fits import FamilyFit
-from isoflop.sim.compare.points import Point
+from isoflop.sim.compare.points import LOSS, Point, noun, unit
 from isoflop.sim.compare.rankings import Interval, Ranking, Standing
 from isoflop.sim.compare.slopes import Slope, window
 from isoflop.figures.palette import ORDER
@@ -61,14 +61,13 @@ def conclusion(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def headline(ranking: Ranking | None) -> str:
+def headline(ranking: Ranking | None, metric: str = LOSS) -> str:
     """The ranking in a line, for a picture's title."""
     if ranking is None:
-        return "Held-out loss against training compute: no common budget of two families"
+        return f"{noun(metric).capitalize()} against training compute: no common budget of two families"
     best, second = ranking.standings[0], ranking.standings[1]
-    said = (
-        f"{best.family} is lowest at {scientific(ranking.flops)} FLOPs: {best.loss.mean:.3f} nats"
-    )
+    at = f"{best.family} is lowest at {scientific(ranking.flops)} FLOPs"
+    said = f"{at}: {best.loss.mean:.3f} {unit(metric)}"
     if second.behind is None or second.behind.low is None:
         ahead = second.loss.mean - best.loss.mean
         return f"{said}; {second.family} is {ahead:.3f} higher, of one seed: no interval"

@@ -23,6 +23,9 @@ from isoflop.models.families import zoo
 from isoflop.sim.laws.frontier import lower_envelope
 from isoflop.sim.laws.noise import seed_noise
 from isoflop.sim.records.store import Row
+from isoflop.sim.records.tables import rises
+
+LOSS = "loss"  # the metric of every run
 
 COUNT = "active"  # the N of fits: parameters that one token touches, embeddings included
 PER_OCTAVE = 4  # points of a smoothed loss curve for every doubling of its tokens
@@ -36,7 +39,7 @@ class Point:
     width: int
     depth: int
     tokens: int
-    losses: dict[int, float]  # by seed, nats per token
+    losses: dict[int, float]  # by seed, nats per token; or of another metric
     bits_per_byte: float | None
     params: dict[str, int]
     flops: dict[str, int]
@@ -47,6 +50,7 @@ class Point:
     state_bytes: int = 0  # of one sequence's decoding state at the training length, fp32
     low: float | None = None
     high: float | None = None
+    metric: str = LOSS  # what `losses` are; of an accuracy, the error rate
 
     @property
     def loss(self) -> float:
@@ -78,13 +82,46 @@ class Point:
             **{"seeds": list(self.losses), "losses": list(self.losses.values())},
             **{"bits_per_byte": self.bits_per_byte, "params": self.params, "flops": self.flops},
             **{"seconds": self.seconds, "state_bytes": self.state_bytes},
+            **({} if self.metric == LOSS else {"metric": self.metric}),
         }
 
 
-def usable(row: Row) -> bool:
-    """Fixed beforehand: finished, with a finite held-out loss. The rest is in the table only."""
-    loss = row.record.loss
-    return row.record.status == "ok" and loss is not None and math.isfinite(loss) and loss > 0
+KINDS = {  # metric → what is drawn of it, its unit, and that in a title
+    LOSS: ("loss", "nats per token", "nats"),
+    "bits_per_byte": ("loss", "bits per byte", "bits per byte"),
+    "accuracy": ("error rate", "1 − accuracy", "errors per target"),
+}
+
+
+def noun(metric: str) -> str:
+    """As in `held-out loss`, `error rate on kjv`."""
+    where, _, kind = metric.rpartition(".")
+    name = KINDS.get(kind, (kind,))[0]
+    return f"{name} on {where}" if where else f"held-out {name}"
+
+
+def axis_label(metric: str) -> str:
+    """As in `held-out loss (nats per token)`, `error rate on kjv (1 − accuracy)`."""
+    kind = metric.rpartition(".")[2]
+    return f"{noun(metric)} ({KINDS[kind][1]})" if kind in KINDS else noun(metric)
+
+
+def unit(metric: str) -> str:
+    """After a number in a title."""
+    kind = metric.rpartition(".")[2]
+    return KINDS.get(kind, (kind, "", kind))[2]
+
+
+def usable(row: Row, metric: str = LOSS) -> bool:
+    """Fixed beforehand: finished, with a finite metric above 0. The rest is in the table only."""
+    value = drawn(row, metric)
+    return row.record.status == "ok" and math.isfinite(value) and value > 0
+
+
+def drawn(row: Row, metric: str) -> float:
+    """What falls with scale; NaN where the run has no such metric."""
+    value = row.record.value(metric)
+    return math.nan if value is None else 1 - value if rises(metric) else value
 
 
 def family(row: Row) -> str:
@@ -97,12 +134,16 @@ def label(row: Row, name: str) -> int:
     return int(row.labels.get(name, model.d_model if name == "width" else len(model.blocks)))
 
 
-def points(rows: Iterable[Row], order: Iterable[str] = zoo.FAMILIES) -> list[Point]:
+def points(
+    rows: Iterable[Row], order: Iterable[str] = zoo.FAMILIES, metric: str = LOSS
+) -> list[Point]:
     """By family, those of `order` first and then the others by name; then by size and tokens."""
     cells: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in filter(usable, rows):
-        cells[family(row), row.record.run.cell].append(row)
-    found = sorted(map(_point, cells.values()), key=lambda p: (p.width, p.depth, p.tokens))
+    for row in rows:
+        if usable(row, metric):
+            cells[family(row), row.record.run.cell].append(row)
+    every = (_point(cell, metric) for cell in cells.values())
+    found = sorted(every, key=lambda p: (p.width, p.depth, p.tokens))
     return [
         interval
         for name in ordered((p.family for p in found), order)
@@ -110,7 +151,7 @@ def points(rows: Iterable[Row], order: Iterable[str] = zoo.FAMILIES) -> list[Poi
     ]
 
 
-def _point(rows: list[Row]) -> Point:
+def _point(rows: list[Row], metric: str) -> Point:
     rows = sorted(rows, key=lambda row: row.record.run.seed)
     first, bits = rows[0].record, [row.record.bits_per_byte for row in rows]
     step = rows[0].labels.get("step_seconds")
@@ -119,7 +160,7 @@ def _point(rows: list[Row]) -> Point:
         width=label(rows[0], "width"),
         depth=label(rows[0], "depth"),
         tokens=first.tokens,
-        losses={row.record.run.seed: row.record.loss or math.nan for row in rows},
+        losses={row.record.run.seed: drawn(row, metric) for row in rows},
         bits_per_byte=fmean(b for b in bits if b is not None) if None not in bits else None,
         params=first.params,
         flops=first.flops,
@@ -128,6 +169,7 @@ def _point(rows: list[Row]) -> Point:
         curves={row.record.run.seed: row.record.curve for row in rows},
         seconds=None if step is None else float(step) * first.run.budget.steps,
         state_bytes=first.state_bytes,
+        metric=metric,
     )
 
 

@@ -22,7 +22,7 @@ from isoflop.models.families import zoo
 from isoflop.sim.compare import points as cells
 from isoflop.sim.compare.family_fits import FamilyFit, line, surface
 from isoflop.sim.compare.gains import Arm, Comparison, arms, gain
-from isoflop.sim.compare.points import COUNT, Point, usable
+from isoflop.sim.compare.points import COUNT, LOSS, Point, usable
 from isoflop.sim.compare.rankings import Ranking, rank
 from isoflop.sim.laws.fit import Fit
 from isoflop.sim.laws.forms import Chinchilla, PowerLaw
@@ -40,7 +40,8 @@ class Study:
 
     `draws` are those of every bootstrap. `baseline` is the family that gains are over. `costs` are
     the columns of gains: FLOP conventions, `seconds`, `state_bytes`; None for all that every run
-    has. `order` is the families' in every answer; those it lacks follow by the alphabet.
+    has. `order` is the families' in every answer; those it lacks follow by the alphabet. `metric`
+    is what stands for the loss in all of it (sim/records/metrics.py).
     """
 
     rows: Sequence[Row]
@@ -48,11 +49,12 @@ class Study:
     baseline: str = BASELINE
     costs: tuple[str, ...] | None = None
     order: tuple[str, ...] = tuple(zoo.FAMILIES)
+    metric: str = LOSS
 
     @cached_property
     def points(self) -> list[Point]:
         """One for each cell of the grid, over its seeds."""
-        return cells.points(self.rows, self.order)
+        return cells.points(self.rows, self.order, self.metric)
 
     @cached_property
     def families(self) -> dict[str, list[Point]]:
@@ -70,8 +72,8 @@ class Study:
 
     @property
     def lost(self) -> int:
-        """Runs without a result: failed, diverged, or with no finite held-out loss."""
-        return len(self.rows) - sum(map(usable, self.rows))
+        """Runs without a result: failed, diverged, or with no finite metric above 0."""
+        return sum(not usable(row, self.metric) for row in self.rows)
 
     @cached_property
     def costliest(self) -> list[Point]:
@@ -90,9 +92,10 @@ class Study:
         """
         errors: dict[str, list[float]] = {}
         for row in self.rows:
-            if row.record.loss and row.record.loss_se:
+            metric = row.record.metrics.get(self.metric)
+            if metric and metric.se and usable(row, self.metric):
                 found = errors.setdefault(cells.family(row), [])
-                found.append(row.record.loss_se / row.record.loss)
+                found.append(metric.se / cells.drawn(row, self.metric))
         return {
             name: {
                 "seeds": seed_noise(list(cell.losses.values()) for cell in group),

@@ -17,7 +17,7 @@ from isoflop.sim.data.corpora import Corpus
 from isoflop.sim.data.files import File
 from isoflop.sim.data.huggingface import HuggingFace
 from isoflop.sim.data.languages import HierarchyGrammar, Markov, ZipfFacts
-from isoflop.sim.data.source import DataConfig, Source
+from isoflop.sim.data.source import Batch, DataConfig, Source
 
 AnyData = Annotated[
     SerializeAsAny[DataConfig], BeforeValidator(lambda value: resolve(DataConfig, value))
@@ -25,6 +25,7 @@ AnyData = Annotated[
 
 __all__ = [
     "AnyData",
+    "Batch",
     "Corpus",
     "DataConfig",
     "File",

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import abstractmethod
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int
 from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 
 from isoflop.models.errors import UserError
-from isoflop.sim.data.source import DataConfig, Source
+from isoflop.sim.data.source import Batch, DataConfig, Source
 
 TRAINING, HELD_OUT, LANGUAGE = range(3)  # which stream a counter belongs to
 TABLE_MAX = 2**24  # facts, or symbols in the rules of a grammar, drawn when it is opened
@@ -36,20 +36,19 @@ class Generated(Source):
         text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
         self.digest = hashlib.sha256(text.encode()).hexdigest()
         self.period = period
-        self.train_tokens = self.bytes_per_token = None
 
+    @abstractmethod
     def draw(self, rng: np.random.Generator, rows: int, length: int) -> np.ndarray:
         """(rows, length) tokens, each row from the beginning of a sentence."""
-        raise TypeError(f"{type(self).__name__} draws nothing")
 
-    def batch(self, step: int, seed: int, batch: int, seq_len: int) -> Int[np.ndarray, "b s"]:
+    def batch(self, step: int, seed: int, batch: int, seq_len: int) -> Batch:
         self._whole(seq_len)
-        return self.draw(stream(TRAINING, seed, step), batch, seq_len + 1).astype(np.int32)
+        return Batch(self.draw(stream(TRAINING, seed, step), batch, seq_len + 1).astype(np.int32))
 
-    def held_out(self, tokens: int, seq_len: int) -> Int[np.ndarray, "n s"]:
+    def held_out(self, tokens: int, seq_len: int) -> Batch:
         self._whole(seq_len)
         rows = -(-tokens // seq_len)
-        return self.draw(stream(HELD_OUT, 0), rows, seq_len + 1).astype(np.int32)
+        return Batch(self.draw(stream(HELD_OUT, 0), rows, seq_len + 1).astype(np.int32))
 
     def _whole(self, seq_len: int) -> None:
         if seq_len > WINDOW_MAX:
@@ -100,7 +99,7 @@ class _ZipfFacts(Generated):
     def draw(self, rng: np.random.Generator, rows: int, length: int) -> np.ndarray:
         return self._tokens(rng.random((rows, length // 2 + 1)))
 
-    def held_out(self, tokens: int, seq_len: int) -> Int[np.ndarray, "n s"]:
+    def held_out(self, tokens: int, seq_len: int) -> Batch:
         """Every fact is a target as often as p_k says, to within one: systematic sampling.
 
         The mean of -log p_k over the targets is then H(k) without sampling noise worth a name.
@@ -110,7 +109,8 @@ class _ZipfFacts(Generated):
         targets = rows * seq_len // 2
         even = (rng.permutation(targets) + rng.random()) / targets
         given = rng.random((rows, 1))  # the first token of a row is never a target
-        return self._tokens(np.hstack([given, even.reshape(rows, -1)])).astype(np.int32)
+        uniform = np.hstack([given, even.reshape(rows, -1)])
+        return Batch(self._tokens(uniform).astype(np.int32))
 
     def _tokens(self, uniform: np.ndarray) -> np.ndarray:
         fact = np.searchsorted(self.cdf, uniform, side="right")

@@ -11,10 +11,12 @@ and "unique" and "repeated" are counts, not estimates.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from isoflop.models.base import Tagged
 from isoflop.models.errors import UserError
@@ -26,37 +28,54 @@ STRIPE_MIN = 16_384  # each at least so many elements long (fewer stripes if the
 SNAP = 4_096  # a stripe's edge moves to the next line end, if one is this near (in bytes)
 
 
-class DataConfig(Tagged):
-    """Names a source of tokens; `open` reads, generates or streams it."""
+class Batch(NamedTuple):
+    """Sequences, and how much each of their targets counts; a pytree.
+
+    `tokens` are inputs and, shifted by one, targets. A loss is the weighted mean Σ w·nats / Σ w
+    over all targets of the batch: a task's weights stand at its answers, padding has weight 0. None
+    is weight 1 for every target, in every batch of a source or in none. Arrays are NumPy's on the
+    host and JAX's in a program.
+    """
+
+    tokens: Int[Any, "*batch s"]  # int32 (…, seq_len + 1)
+    weights: Float[Any, "*batch t"] | None = None  # float32 (…, seq_len), at least 0
+
+
+class DataConfig(Tagged, ABC):
+    """Names a source of tokens; `open` reads, generates or streams it.
+
+    A subclass in any module is found by its `kind` once that module is imported.
+    """
 
     @property
+    @abstractmethod
     def vocab_size(self) -> int:
         """Token ids are below this. Known without opening anything."""
-        raise TypeError(f"{type(self).__name__} has no vocabulary")
 
+    @abstractmethod
     def open(self) -> Source:
-        raise TypeError(f"{type(self).__name__} has no source")
+        """The data themselves. Raises UserError where they cannot be had."""
 
 
-class Source:
+class Source(ABC):
     """An opened data set. Training and held-out tokens never overlap."""
 
     digest: str  # of the bytes that the tokens come from, or of the generator's parameters
-    train_tokens: int | None  # None: generated fresh, never repeated
-    bytes_per_token: float | None  # of the held-out text; None where tokens are not text
-    entropy: float | None  # nats per token that no model can beat; None where unknown
+    train_tokens: int | None = None  # None: generated fresh, never repeated
+    bytes_per_token: float | None = None  # of the held-out text; None where tokens are not text
+    entropy: float | None = None  # nats per target that no model can beat; None where unknown
     tokenizer: bytes | None = None  # a tokenizer.json; None where tokens are bytes, or no text
 
-    def batch(self, step: int, seed: int, batch: int, seq_len: int) -> Int[np.ndarray, "b s"]:
-        """int32 (batch, seq_len + 1): inputs and, shifted by one, targets."""
-        raise TypeError(f"{type(self).__name__} has no batches")
+    @abstractmethod
+    def batch(self, step: int, seed: int, batch: int, seq_len: int) -> Batch:
+        """`batch` sequences of `seq_len` targets: a pure function of the arguments."""
 
-    def held_out(self, tokens: int, seq_len: int) -> Int[np.ndarray, "n s"]:
-        """int32 (n, seq_len + 1): the same for every run.
+    @abstractmethod
+    def held_out(self, tokens: int, seq_len: int) -> Batch:
+        """n sequences of `seq_len` targets: the same for every run.
 
         n·seq_len ≥ tokens targets, or as many as the held-out split has: count what you got.
         """
-        raise TypeError(f"{type(self).__name__} has no held-out split")
 
     def unique_tokens(self, tokens: int) -> int | None:
         """Distinct training tokens among the first `tokens` targets; None if generated fresh.
@@ -66,7 +85,7 @@ class Source:
         """
         return None if self.train_tokens is None else min(tokens, self.train_tokens)
 
-    def verify(self) -> None:
+    def verify(self) -> None:  # noqa: B027 (what is generated cannot change)
         """Raise UserError if stored data are no longer those that were opened."""
 
     def floor(self, seq_len: int) -> float | None:
@@ -77,16 +96,49 @@ class Source:
         return self.entropy
 
 
-def judged_on(source: Source, tokens: int, seq_len: int) -> Int[np.ndarray, "n s"]:
-    """The held-out windows of a run. Raises UserError if they are too few for a standard error."""
+def drawn(source: Source, step: int, seed: int, batch: int, seq_len: int) -> Batch:
+    """A training batch, checked. Raises UserError if no loss can be computed from it."""
+    return _checked(source, source.batch(step, seed, batch, seq_len), batch, seq_len)
+
+
+def judged_on(source: Source, tokens: int, seq_len: int, what: str = "eval_tokens") -> Batch:
+    """The held-out windows of a run, checked. Raises UserError also where they are too few for a
+    standard error; `what` is the name of the setting that `tokens` are of.
+    """
     windows = source.held_out(tokens, seq_len)
-    if len(windows) < WINDOWS_MIN:
+    weights = windows.weights
+    counted = len(windows.tokens) if weights is None else int((weights > 0).any(-1).sum())
+    if counted < WINDOWS_MIN:
         raise UserError(
-            f"eval_tokens={tokens} of the held-out split, in windows of seq_len={seq_len}, are "
-            f"{len(windows)} window, and the standard error of a loss needs {WINDOWS_MIN}; raise "
-            "eval_tokens, use a shorter seq_len or more data"
+            f"{what}={tokens} of the held-out split, in windows of seq_len={seq_len}, are "
+            f"{counted} window, and the standard error of a loss needs {WINDOWS_MIN}; raise "
+            f"{what}, use a shorter seq_len or more data"
         )
-    return windows
+    return _checked(source, windows, len(windows.tokens), seq_len)
+
+
+def _checked(source: Source, batch: Batch, rows: int, seq_len: int) -> Batch:
+    """What a source gave, if it is what a source must give."""
+    tokens, weights = batch
+    name = type(source).__name__
+    if tokens.shape != (rows, seq_len + 1) or tokens.dtype != np.int32:
+        raise UserError(
+            f"tokens of {name} must be int32 ({rows}, {seq_len + 1}), and are {tokens.dtype} "
+            f"{tokens.shape}; give batch sequences of seq_len + 1 tokens"
+        )
+    if weights is None:
+        return batch
+    if weights.shape != (rows, seq_len) or weights.dtype != np.float32:
+        raise UserError(
+            f"weights of {name} must be float32 ({rows}, {seq_len}), and are {weights.dtype} "
+            f"{weights.shape}; give one for each target, or None"
+        )
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
+        raise UserError(
+            f"weights of {name} must be finite, at least 0 and somewhere above 0, and are "
+            f"{weights.min():g} to {weights.max():g}; weight the targets that are to be learnt"
+        )
+    return batch
 
 
 class Pieces:
@@ -146,7 +198,7 @@ class StoredTokens(Source):
                     "it alone and run again"
                 )
 
-    def batch(self, step: int, seed: int, batch: int, seq_len: int) -> Int[np.ndarray, "b s"]:
+    def batch(self, step: int, seed: int, batch: int, seq_len: int) -> Batch:
         n = self._fit(self.train, "training", seq_len)
         windows = n // seq_len
         row = np.arange(step * batch, (step + 1) * batch)
@@ -157,14 +209,14 @@ class StoredTokens(Source):
             offset = rng.integers(n)
             start[epoch == e] = offset + seq_len * shuffle(place[epoch == e], windows, rng)
         index = (start % n)[:, None] + np.arange(seq_len + 1)
-        return self.train.take(np.where(index < n, index, index - n)).astype(np.int32)
+        return Batch(self.train.take(np.where(index < n, index, index - n)).astype(np.int32))
 
-    def held_out(self, tokens: int, seq_len: int) -> Int[np.ndarray, "n s"]:
+    def held_out(self, tokens: int, seq_len: int) -> Batch:
         """Windows evenly spaced over the held-out split, whose targets do not overlap."""
         n = self._fit(self.held, "held-out", seq_len)
         windows = min(-(-tokens // seq_len), (n - 1) // seq_len)
         start = np.arange(windows) * (n - 1 - seq_len) // max(windows - 1, 1)
-        return self.held.take(start[:, None] + np.arange(seq_len + 1)).astype(np.int32)
+        return Batch(self.held.take(start[:, None] + np.arange(seq_len + 1)).astype(np.int32))
 
     def _fit(self, pieces: Pieces, split: str, seq_len: int) -> int:
         if seq_len + 1 > len(pieces):

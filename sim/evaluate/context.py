@@ -25,6 +25,7 @@ from flax import nnx
 
 from isoflop.models.errors import UserError
 from isoflop.models.lm import ModelConfig
+from isoflop.sim.data import Batch
 from isoflop.sim.optim import AdamW
 from isoflop.sim.records.store import layers
 from isoflop.sim.train.program import Program
@@ -96,7 +97,7 @@ def train_step(model: ModelConfig, seq_len: int, batch: int = 1) -> Probe:
     """
     program = Program(model, AdamW(lr=1e-3))
     state, rates = program.init([0]), program.rates(program.optim)
-    batches = _tokens(model, STEPS, 1, batch, seq_len + 1)
+    batches = Batch(_tokens(model, STEPS, 1, batch, seq_len + 1))
     args = rates, np.zeros(STEPS, np.float32), batches, np.int32(STEPS)
     return probe(program.advance, state, *args, share=1 / STEPS)
 

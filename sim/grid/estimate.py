@@ -18,7 +18,7 @@ import numpy as np
 from isoflop.models.families.matching import unmatched
 from isoflop.models.lm import ModelConfig
 from isoflop.sim.cost.flops import param_counts
-from isoflop.sim.data.source import Source, judged_on
+from isoflop.sim.data.source import Source, drawn
 from isoflop.sim.grid.grid import Job, jobs
 from isoflop.sim.records.provenance import code_changes
 from isoflop.sim.records.store import Record, Store
@@ -147,7 +147,8 @@ def _row(
     run = cell.run
     counts = param_counts(run.model)
     step_flops = _step_flops(run)
-    judging = step_flops / 3 * run.budget.eval_tokens / run.budget.batch_tokens
+    judged = sum(split.tokens for split in run.splits)
+    judging = step_flops / 3 * judged / run.budget.batch_tokens
     done = run.key in finished
     return Planned(
         labels=cell.labels,
@@ -198,14 +199,15 @@ def _open(cells: Iterable[Cell]) -> dict[str, int | None]:
     sources: dict[str, Source] = {}
     tried = set()
     for run in (cell.run for cell in cells):
-        name = run.data.model_dump_json()
-        seq_len, eval_tokens = run.budget.seq_len, run.budget.eval_tokens
-        if name not in sources:
-            sources[name] = run.data.open()
-        if (name, seq_len, eval_tokens) not in tried:
-            sources[name].batch(0, 0, 1, seq_len)
-            judged_on(sources[name], eval_tokens, seq_len)
-            tried.add((name, seq_len, eval_tokens))
+        for split in run.splits:
+            name = split.data.model_dump_json()
+            if name not in sources:
+                sources[name] = split.data.open()
+            if (name, split) not in tried:
+                if not split.name:
+                    drawn(sources[name], 0, 0, 1, split.seq_len)
+                split.draw(sources[name])
+                tried.add((name, split))
     return {name: source.train_tokens for name, source in sources.items()}
 
 

@@ -21,12 +21,13 @@ from typing import Any, Literal
 import numpy as np
 import safetensors
 import safetensors.numpy
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from isoflop.models.base import Config
 from isoflop.models.errors import UserError
 from isoflop.models.lm import ModelConfig
 from isoflop.sim.durable import unwritable, why, write
+from isoflop.sim.records.metrics import Metric
 from isoflop.sim.records.readers import computed, dotted
 from isoflop.sim.spec import Cell, Run, canonical
 
@@ -43,11 +44,8 @@ class Record(Config):
     run: Run
     status: Literal["ok", "diverged", "failed"]
     reason: str = ""
-    loss: float | None = None  # held-out, nats per token, after the cooldown
-    loss_se: float | None = None  # standard error of that mean over held-out sequences
-    bits_per_byte: float | None = None  # None where a token is not a number of bytes
+    metrics: dict[str, Metric] = Field(default_factory=dict)  # after the cooldown; {} if diverged
     entropy: float | None = None  # nats per token, where the data's is known exactly
-    eval_tokens: int = 0
     curve: tuple[tuple[int, float], ...] = ()  # (step, training loss, mean since the last point)
     params: dict[str, int] = Field(default_factory=dict)
     flops: dict[str, int] = Field(default_factory=dict)
@@ -62,12 +60,53 @@ class Record(Config):
     lanes: int = 1  # seeds trained together
     aux: dict[str, float] = Field(default_factory=dict)  # balance, router_z, dropped at the end
     data_digest: str = ""
+    eval_digests: dict[str, str] = Field(default_factory=dict)  # of the data of Run.evals
     device: str = ""
     layout: dict[str, int] = Field(default_factory=dict)  # of more than 1 (sim/train/sharding.py)
     versions: dict[str, str] = Field(default_factory=dict)
     sources: dict[str, str] = Field(
         default_factory=dict
     )  # module → digest (sim/records/provenance.py)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_fields(cls, data: Any) -> Any:
+        """A record from before there were metrics by name, which held these as fields."""
+        old = ("loss", "loss_se", "bits_per_byte", "eval_tokens")
+        if not isinstance(data, dict) or "metrics" in data or not data.keys() & {*old}:
+            return data
+        loss, se, bits, count = (data.get(name) for name in old)
+        metrics = {}
+        if loss is not None:
+            metrics["loss"] = {"value": loss, "se": se, "count": count or 0}
+        if bits is not None:
+            part = None if se is None or not loss else se * bits / loss
+            metrics["bits_per_byte"] = {"value": bits, "se": part, "count": count or 0}
+        return {name: value for name, value in data.items() if name not in old} | {
+            "metrics": metrics
+        }
+
+    def value(self, metric: str) -> float | None:
+        """None where the run has no such metric."""
+        found = self.metrics.get(metric)
+        return None if found is None else found.value
+
+    @property
+    def loss(self) -> float | None:
+        """Held-out, nats per token."""
+        return self.value("loss")
+
+    @property
+    def loss_se(self) -> float | None:
+        return self.metrics["loss"].se if "loss" in self.metrics else None
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        return self.value("bits_per_byte")
+
+    @property
+    def eval_tokens(self) -> int:
+        return self.metrics["loss"].count if "loss" in self.metrics else 0
 
     @property
     def final(self) -> bool:
@@ -338,12 +377,18 @@ def _lines(path: Path) -> list[bytes]:
 
 
 def flatten(row: Row) -> dict[str, str | int | float | None]:
-    """Labels and numbers by name; `run` names the trunk, whose branches share noise."""
-    values = json.loads(row.record.model_dump_json(exclude={"run", "curve", "sources"}))
+    """Labels and numbers by name; `run` names the trunk, whose branches share noise.
+
+    A metric has three columns: loss, loss_se and loss_count; kjv.loss, kjv.loss_se, ….
+    """
+    left_out = {"run", "curve", "sources", "metrics"}
+    values = json.loads(row.record.model_dump_json(exclude=left_out))
     flat: dict[str, str | int | float | None] = dict(row.labels)
     run, budget = row.record.run, row.record.run.budget
     flat |= {"steps": budget.steps, "batch": budget.batch, "seq_len": budget.seq_len}
     flat |= {"lr": run.optim.lr, "seed": run.seed, "run": run.trunk}
+    for name, metric in row.record.metrics.items():
+        flat |= {name: metric.value, f"{name}_se": metric.se, f"{name}_count": metric.count}
     return flat | dict(dotted(values))
 
 

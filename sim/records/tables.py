@@ -75,6 +75,30 @@ def called(columns: Columns, what: str, told: str | None) -> str:
     return next((name for name in names if name in columns), names[0])
 
 
+def rises(metric: str) -> bool:
+    """Whether more of it is better: laws and figures are of what falls with scale, for which the
+    complement stands: of `accuracy`, or `kjv.accuracy`, the error rate.
+    """
+    return metric.rpartition(".")[2] == "accuracy"
+
+
+def falling(columns: Columns, name: str) -> tuple[Columns, str]:
+    """The columns with what falls with scale in place of column `name`, and what that is called."""
+    if not rises(name) or name not in columns:
+        return columns, name
+    shown = f"1 - {name}"
+    rest = {key: column for key, column in columns.items() if key != name}
+    return rest | {shown: [_complement(cell) for cell in columns[name]]}, shown
+
+
+def _complement(cell: Any) -> Any:
+    """One minus a number; what is none stays, to be dropped with its reason."""
+    try:
+        return 1.0 - float(cell)
+    except (TypeError, ValueError, OverflowError):
+        return cell
+
+
 def require(columns: Columns, names: Sequence[str]) -> None:
     """Refuse a table that lacks a column, with the columns that are there."""
     missing = [name for name in names if name not in columns]

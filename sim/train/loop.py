@@ -25,12 +25,13 @@ from flax import nnx
 from isoflop.models.errors import UserError
 from isoflop.sim.cost import flops
 from isoflop.sim.data import Source
-from isoflop.sim.data.source import judged_on
+from isoflop.sim.data.source import Batch, drawn
 from isoflop.sim.records import provenance
+from isoflop.sim.records.metrics import Metric, measured
 from isoflop.sim.records.store import Record
-from isoflop.sim.spec import Run, canonical
+from isoflop.sim.spec import Budget, Run, Split, canonical
 from isoflop.sim.train.checkpoints import Checkpoint, Checkpoints
-from isoflop.sim.train.program import Program, jitted
+from isoflop.sim.train.program import Judged, Program, jitted
 from isoflop.sim.train.sharding import ONE_DEVICE, Layout
 
 DISPATCH = 25  # training steps per call into the compiled program
@@ -83,7 +84,7 @@ class Job:
     compiled: int = 0
     cached: int = 0
     source: Source = field(init=False)
-    held_out: np.ndarray = field(init=False)
+    held_out: dict[Split, tuple[Source, Batch]] = field(init=False)
     versions: dict[str, str] = field(init=False)
     sources: dict[str, str] = field(init=False)
 
@@ -100,8 +101,11 @@ class Job:
             first.model, first.optim.compiled, batched, mesh, self.layout.micro_batches
         )
         self.rates = self.program.rates(first.optim)
-        self.source = first.data.open()
-        self.held_out = judged_on(self.source, first.budget.eval_tokens, first.budget.seq_len)
+        opened = {data: data.open() for data in dict.fromkeys(s.data for s in first.splits)}
+        self.source = opened[first.data]
+        self.held_out = {
+            split: (opened[split.data], split.draw(opened[split.data])) for split in first.splits
+        }
         self.sources = provenance.sources(first)
         self.ends = sorted({run.budget.steps for run in self.runs})
 
@@ -207,16 +211,10 @@ def _advance(
     budget = run.budget
     while trunk.step < stop:
         steps = min(DISPATCH, stop - trunk.step)
-        batches = np.zeros((DISPATCH, len(job.seeds), budget.batch, budget.seq_len + 1), np.int32)
-        for i in range(steps):
-            for lane, seed in enumerate(job.seeds):
-                batches[i, lane] = job.source.batch(
-                    trunk.step + i, seed, budget.batch, budget.seq_len
-                )
+        batches = job.program.put(_batches(job, budget, trunk.step, steps))
         factors = np.zeros(DISPATCH, np.float32)
         factors[:steps] = run.optim.schedule(run.budget.steps, trunk.step, trunk.step + steps)
-        tokens = job.program.tokens(batches)
-        args = (trunk.state, job.rates, factors, tokens, np.int32(steps))
+        args = (trunk.state, job.rates, factors, batches, np.int32(steps))
         compiled = job.compile_seconds
         start = time.perf_counter()
         trunk.state, losses = job.call("advance", *args)
@@ -233,41 +231,86 @@ def _advance(
     return done
 
 
+def _batches(job: Job, budget: Budget, first: int, steps: int) -> Batch:
+    """Training batches (DISPATCH, lane, b, …) from step `first` on; those after `steps` are 0."""
+    batches = None
+    for i in range(steps):
+        for lane, seed in enumerate(job.seeds):
+            one = drawn(job.source, first + i, seed, budget.batch, budget.seq_len)
+            if batches is None:
+                shape = DISPATCH, len(job.seeds)
+                batches = jax.tree.map(lambda x, s=shape: np.zeros((*s, *x.shape), x.dtype), one)
+            if (one.weights is None) != (batches.weights is None):
+                raise UserError(
+                    f"weights of {type(job.source).__name__} must be None in every batch or in "
+                    "none; give ones where all targets count"
+                )
+            for all_, part in zip(jax.tree.leaves(batches), jax.tree.leaves(one), strict=True):
+                all_[i, lane] = part
+    assert batches is not None
+    return batches
+
+
+def _judge(job: Job, params: Any, split: Split) -> tuple[Judged, Mapping[str, Any]]:
+    """Every target of a held-out split (lane, sequence, target), and the scalars by lane.
+
+    As many sequences at once as have the tokens of a training batch; the last part is filled up.
+    """
+    batch, budget = job.held_out[split][1], job.runs[0].budget
+    shards = job.layout.parts // job.layout.micro_batches
+    rows = max(1, budget.batch_tokens // split.seq_len // shards) * shards
+
+    def parts(x: np.ndarray) -> np.ndarray:
+        return np.pad(x, [(0, -len(x) % rows), (0, 0)]).reshape(-1, rows, x.shape[1])
+
+    judged, aux = job.call("evaluate", params, job.program.put(jax.tree.map(parts, batch)))
+
+    def whole(x: Any) -> np.ndarray:
+        lanes = np.asarray(x)
+        return lanes.reshape(len(lanes), -1, *lanes.shape[3:])[:, : len(batch.tokens)]
+
+    return jax.tree.map(whole, judged), aux
+
+
+def _metrics(job: Job, split: Split, judged: Judged, lane: int) -> dict[str, Metric]:
+    """Of one lane by name, unless the loss is not finite: such a number is none."""
+    source, batch = job.held_out[split]
+    loss, correct = judged.loss[lane], judged.correct[lane]
+    if not np.isfinite(loss).all():
+        return {}
+    found = measured(loss, correct, batch.weights, source.bytes_per_token)
+    return {f"{split.name}.{name}" if split.name else name: found[name] for name in found}
+
+
 def _finish(job: Job, branch: Trunk, runs: Sequence[Run]) -> Iterator[tuple[Record, Weights]]:
-    """Judge a branch's lanes on the held-out split."""
-    job.source.verify()
-    budget, held_out = runs[0].budget, job.held_out
-    rows = -(-held_out.shape[0] // budget.batch)
-    padded = np.zeros((rows * budget.batch, held_out.shape[1]), np.int32)
-    padded[: len(held_out)] = held_out
-    chunks = padded.reshape(rows, budget.batch, -1)
-    nats, aux = job.call("evaluate", branch.state[0], job.program.tokens(chunks))
-    nats = np.asarray(nats).reshape(len(job.seeds), -1)[:, : len(held_out)]
+    """Judge a branch's lanes on every held-out split."""
+    for source, _ in job.held_out.values():
+        source.verify()
+    judged = {split: _judge(job, branch.state[0], split) for split in job.held_out}
+    aux = judged[runs[0].splits[0]][1]
     losses = np.concatenate(branch.losses)
     for run in runs:
         lane = job.seeds.index(run.seed)
         params = jax.tree.map(lambda x, lane=lane: np.asarray(x[lane]), branch.state[0])
         scalars = {name: float(value[lane]) for name, value in aux.items()}
-        yield _record(job, run, losses[:, lane], nats[lane], scalars, branch.seconds), names(params)
+        found = [_metrics(job, split, seen, lane) for split, (seen, _) in judged.items()]
+        record = _record(job, run, losses[:, lane], found, scalars, branch.seconds)
+        yield record, names(params)
 
 
 def _record(
-    job: Job, run: Run, losses: np.ndarray, nats: np.ndarray, aux: dict, seconds: float
-) -> Record:
+    job: Job, run: Run, losses: np.ndarray, found: Sequence[dict[str, Metric]], aux: dict,
+    seconds: float,
+) -> Record:  # fmt: skip
     source, budget = job.source, run.budget
-    reason = _divergence(losses, nats, run.model.vocab_size)
-    loss = float(np.mean(nats, dtype=np.float64))
-    per_byte = source.bytes_per_token
+    reason = _divergence(losses, found, run)
     return Record(
         key=run.key,
         run=run,
         status="diverged" if reason else "ok",
         reason=reason,
-        loss=None if reason else loss,
-        loss_se=None if reason else float(np.std(nats, ddof=1) / len(nats) ** 0.5),
-        bits_per_byte=None if reason or per_byte is None else loss / np.log(2) / per_byte,
+        metrics={} if reason else {name: one[name] for one in found for name in one},
         entropy=source.floor(budget.seq_len),
-        eval_tokens=nats.size * budget.seq_len,
         curve=_curve(losses),
         params=flops.param_counts(run.model),
         flops=flops.training_flops(run),
@@ -282,6 +325,7 @@ def _record(
         lanes=len(job.seeds),
         aux=aux if not reason else {},
         data_digest=source.digest,
+        eval_digests={s.name: held.digest for s, (held, _) in job.held_out.items() if s.name},
         device=jax.devices()[0].device_kind,
         layout=job.layout.split,
         versions=job.versions,
@@ -299,14 +343,17 @@ def _versions() -> dict[str, str]:
         ) from None
 
 
-def _divergence(losses: np.ndarray, nats: np.ndarray, vocab_size: int) -> str:
+def _divergence(losses: np.ndarray, found: Sequence[dict[str, Metric]], run: Run) -> str:
     """Why a run counts as diverged, by a rule that no result can move; empty if it does not."""
     bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:
         return f"training loss was not finite at step {bad[0]}"
-    loss = float(np.mean(nats))
-    if not loss < np.log(vocab_size):
-        return f"held-out loss {loss:.4g} is not below log(vocab_size) = {np.log(vocab_size):.4g}"
+    for split, metrics in zip(run.splits, found, strict=True):
+        if not metrics:
+            return f"the loss on {split.name or 'held-out data'} was not finite"
+    loss, chance = found[0]["loss"].value, float(np.log(run.model.vocab_size))
+    if not loss < chance:
+        return f"held-out loss {loss:.4g} is not below log(vocab_size) = {chance:.4g}"
     return ""
 
 

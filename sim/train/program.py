@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,12 @@ import optax
 from einops import rearrange
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from isoflop.models.base import Aux, Init
 from isoflop.models.kernels.platforms import full_precision
 from isoflop.models.lm import ModelConfig
+from isoflop.sim.data.source import Batch
 from isoflop.sim.optim import Optim, apply
 from isoflop.sim.train import sharding as layout
 
@@ -29,6 +30,19 @@ def cross_entropy(
     """−log softmax(logits)[target] in nats, fp32."""
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - picked
+
+
+def weighted(values: Float[Array, "*batch t"], batch: Batch) -> Float[Array, "*batch t"]:
+    """w · values, or the values themselves where every target counts as 1."""
+    return values if batch.weights is None else values * batch.weights
+
+
+class Judged(NamedTuple):
+    """What a model's predictions of held-out targets are worth, target by target."""
+
+    loss: Float[Any, "*batch"]  # mean over each sequence of weight · nats
+    nats: Float[Any, "*batch t"]  # −log p(target)
+    correct: Bool[Any, "*batch t"]  # whether the likeliest token is the target
 
 
 @dataclass(frozen=True)
@@ -66,9 +80,9 @@ class Program:
         """Where every leaf of a state is."""
         return layout.shardings(state, self.mesh)
 
-    def tokens(self, tokens: Int[np.ndarray, "*batch b s"]) -> Int[Array, "*batch b s"]:
-        """Tokens on the devices that compute them."""
-        return jax.device_put(tokens, layout.rows(tokens.ndim, self.mesh))
+    def put(self, batch: Batch) -> Batch:
+        """Sequences on the devices that compute them."""
+        return jax.device_put(batch, layout.rows(batch.tokens.ndim, self.mesh))
 
     def shapes(self, batch: int, seq_len: int, lanes: int = 1, steps: int = 1) -> tuple[Any, ...]:
         """The arguments of `advance` without arrays, to lower or compile it by."""
@@ -80,14 +94,14 @@ class Program:
         state = params, jax.eval_shape(jax.vmap(self._direction.init), params)
         rates = jax.eval_shape(lambda: self.rates(self.optim))
         factors, count = described(jnp.float32, steps), described(jnp.int32)
-        batches = described(jnp.int32, steps, lanes, batch, seq_len + 1)
+        tokens = described(jnp.int32, steps, lanes, batch, seq_len + 1)
         if self.mesh is not None:
-            state, batches = jax.tree.map(
+            state, tokens = jax.tree.map(
                 lambda leaf, place: leaf.update(sharding=place),
-                (state, batches),
-                (self.shardings(state), layout.rows(batches.ndim, self.mesh)),
+                (state, tokens),
+                (self.shardings(state), layout.rows(tokens.ndim, self.mesh)),
             )
-        return state, rates, factors, batches, count
+        return state, rates, factors, Batch(tokens), count
 
     @property
     def _direction(self) -> optax.GradientTransformation:
@@ -107,60 +121,77 @@ class Program:
         with layout.within(self.mesh):
             return nnx.merge(self.abstract[0], params)(tokens)
 
-    def loss(
-        self, params: Any, tokens: Int[Array, "b s"]
-    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """Mean nats per token plus the channel mixers' penalties, and the former alone."""
-        logits, aux = self.predict(params, tokens[:, :-1])
-        nats = cross_entropy(logits, tokens[:, 1:]).mean()
+    def loss(self, params: Any, batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Mean of weight · nats plus the channel mixers' penalties, and the former alone.
+
+        Weights whose mean is 1 make it the weighted mean Σ w·nats / Σ w.
+        """
+        logits, aux = self.predict(params, batch.tokens[:, :-1])
+        nats = weighted(cross_entropy(logits, batch.tokens[:, 1:]), batch).mean()
         return nats + aux.get("penalty", 0.0), nats
 
     @full_precision  # backward passes are traced outside the model
-    def gradient(self, params: Any, tokens: Int[Array, "b s"]) -> tuple[Any, Float[Array, ""]]:
-        """Of the loss, and the mean nats: averaged over micro-batches of every n-th row."""
+    def gradient(self, params: Any, batch: Batch) -> tuple[Any, Float[Array, ""]]:
+        """Of the loss, and the weighted mean of nats: averaged over micro-batches of every n-th
+        row. Weights are first divided by their mean over the whole batch, so that a part counts by
+        the weight that it has and parts without any are no division by zero.
+        """
         compute = jax.grad(self.loss, has_aux=True)
+        if batch.weights is not None:
+            batch = batch._replace(weights=batch.weights / batch.weights.mean())
         if self.micro_batches == 1:
-            return compute(params, tokens)
+            return compute(params, batch)
 
         def add(total, part):
             return jax.tree.map(jnp.add, total, compute(params, part)), None
 
         # rows that are neighbours are on one device, so each device has its share of every part
-        parts = rearrange(tokens, "(b n) s -> n b s", n=self.micro_batches)
+        parts = jax.tree.map(
+            lambda x: rearrange(x, "(b n) s -> n b s", n=self.micro_batches), batch
+        )
         zeros = jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.float32)
         total, _ = jax.lax.scan(add, zeros, parts)
         return jax.tree.map(lambda x: x / self.micro_batches, total)
 
-    def advance(self, state, rates, factors, batches, steps):
+    def advance(self, state, rates, factors, batches: Batch, steps):
         """The first `steps` of the batches: the next state and each step's loss (step, lane)."""
         update = self._direction.update
 
-        def lane(params, moments, tokens, factor):
-            gradient, nats = self.gradient(params, tokens)
+        def lane(params, moments, batch, factor):
+            gradient, nats = self.gradient(params, batch)
             change, moments = update(gradient, moments, params)
             return apply(params, change, rates, factor), moments, nats
 
         def body(i, carry):
             params, moments, losses = carry
             params, moments, nats = self.over_lanes(
-                lambda p, m, tokens: lane(p, m, tokens, factors[i]), params, moments, batches[i]
+                lambda p, m, batch: lane(p, m, batch, factors[i]),
+                params,
+                moments,
+                jax.tree.map(lambda x: x[i], batches),
             )
             return params, moments, losses.at[i].set(nats)
 
-        losses = jnp.zeros(batches.shape[:2], jnp.float32)
+        losses = jnp.zeros(batches.tokens.shape[:2], jnp.float32)
         params, moments, losses = jax.lax.fori_loop(0, steps, body, (*state, losses))
         return (params, moments), losses
 
-    def evaluate(self, params, tokens: Int[Array, "n b s"]):
-        """Nats of each held-out sequence (lane, n, b), and the scalars' means (lane,)."""
+    def evaluate(self, params, batches: Batch) -> tuple[Judged, Aux]:
+        """Every held-out target of (n, b, seq_len) in every lane, and the scalars' means (lane,).
+
+        Metrics are sums over these on the host: a new one needs no other program.
+        """
 
         def lane(params):
-            def chunk(tokens):
-                logits, aux = self.predict(params, tokens[:, :-1])
-                return cross_entropy(logits, tokens[:, 1:]).mean(-1), aux
+            def chunk(batch):
+                logits, aux = self.predict(params, batch.tokens[:, :-1])
+                targets = batch.tokens[:, 1:]
+                nats = cross_entropy(logits, targets)
+                loss = weighted(nats, batch).mean(-1)
+                return Judged(loss, nats, jnp.argmax(logits, axis=-1) == targets), aux
 
-            nats, aux = jax.lax.map(chunk, tokens)
-            return nats, jax.tree.map(jnp.mean, aux)
+            judged, aux = jax.lax.map(chunk, batches)
+            return judged, jax.tree.map(jnp.mean, aux)
 
         return self.over_lanes(lane, params)
 

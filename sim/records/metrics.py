@@ -1,0 +1,58 @@
+"""What is measured of a finished run: numbers by name, each with its standard error and count.
+
+    loss            Σ w·nats / Σ w over held-out targets of weight w, in nats per token
+    bits_per_byte   the same per byte of the text; where tokens are text and all weigh the same
+    accuracy        Σ w·[the likeliest token is the target] / Σ w
+    NAME.loss, …    the same on the run's further evaluation set NAME (Run.evals)
+
+With y_i the mean of w·nats and x_i that of w over sequence i of n, a metric is the ratio of means
+R = Σ y / Σ x, and its standard error √(Σ (y_i − R·x_i)² / (n − 1) / n) / x̄ (Cochran 1977, Sampling
+Techniques, chapter 6): where all weights are equal, that of a mean over sequences.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from jaxtyping import Bool, Float
+from pydantic import NonNegativeInt
+
+from isoflop.models.base import Config
+
+
+class Metric(Config):
+    """One number of a run, measured on held-out targets."""
+
+    value: float
+    se: float | None = None  # standard error over held-out sequences; None where unknown
+    count: NonNegativeInt = 0  # targets of weight above 0 that it is the mean over
+
+
+def measured(
+    loss: Float[np.ndarray, " n"],
+    correct: Bool[np.ndarray, "n t"],
+    weights: Float[np.ndarray, "n t"] | None,
+    bytes_per_token: float | None,
+) -> dict[str, Metric]:
+    """Metrics of an evaluation set by name, from each sequence's mean of weight · nats and whether
+    each target was the likeliest token. Raises pydantic's ValidationError if one is not finite.
+    """
+    if weights is None:
+        share, hits, count = np.ones(len(correct)), correct.mean(-1), correct.size
+    else:
+        share = weights.mean(-1, dtype=np.float64)
+        hits, count = (weights * correct).mean(-1, dtype=np.float64), int((weights > 0).sum())
+    found = {"loss": _ratio(loss, share, count)}
+    if bytes_per_token is not None and weights is None:
+        per_byte = 1 / math.log(2) / bytes_per_token
+        value, se = found["loss"].value, found["loss"].se or 0.0
+        found["bits_per_byte"] = Metric(value=value * per_byte, se=se * per_byte, count=count)
+    return found | {"accuracy": _ratio(hits, share, count)}
+
+
+def _ratio(y: Float[np.ndarray, " n"], x: Float[np.ndarray, " n"], count: int) -> Metric:
+    mean = float(np.mean(x))
+    value = float(np.mean(y, dtype=np.float64)) / mean
+    se = float(np.std(y - value * x, ddof=1)) / math.sqrt(len(x)) / mean
+    return Metric(value=value, se=se, count=count)
