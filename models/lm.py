@@ -103,6 +103,10 @@ class ModelConfig(Sizes):
     def build(self, *, init: Init) -> LM:
         return LM(self, init=init)
 
+    def abstract(self) -> LM:
+        """The model with shapes in the place of arrays: nothing is allocated or drawn."""
+        return nnx.eval_shape(lambda: self.build(init=Init(None)))
+
     def cost(self, seq_len: int, batch: int = 1) -> Cost:
         """Forward pass over `batch` sequences; parameters are counted once.
 

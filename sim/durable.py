@@ -21,12 +21,14 @@ def scratch(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
     """
     name = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
+    file = os.fdopen(handle, "wb")
     try:
-        with os.fdopen(handle, "wb") as file:
-            yield name, file
+        yield name, file
+        file.close()
     finally:
-        with contextlib.suppress(OSError):  # renamed by now, or the first error is the one to tell
-            name.unlink()
+        for undo in (file.close, name.unlink):
+            with contextlib.suppress(OSError):  # renamed by now, or the first error is to be told
+                undo()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import importlib.metadata
+import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -98,6 +99,17 @@ def test_what_fails_while_being_made_leaves_nothing(own_cache):
         raise UserError("the other half is missing; find it")
 
     refusal(cache.entry, "a", make)
+    assert not any(own_cache.iterdir())
+
+
+@pytest.mark.parametrize("size", [5_000, 1_000_000], ids=["while it is flushed", "at once"])
+def test_a_disk_that_fills_up_is_told_in_a_line_and_leaves_nothing(own_cache, size):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        assert "must be writable" in refusal(cache.entry, "a", lambda: [bytes(size)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not any(own_cache.iterdir())
 
 

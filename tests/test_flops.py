@@ -6,7 +6,6 @@ import pytest
 from flax import nnx
 from jax import ShapeDtypeStruct as Shape
 
-from isoflop.models.base import Init
 from isoflop.models.families import zoo
 from isoflop.models.lm import Block, ModelConfig, tile
 from isoflop.models.mixers.attention import Attention
@@ -29,7 +28,7 @@ from isoflop.sim.spec import Budget, Run
 def test_a_model_costs_what_its_forward_pass_executes(family):
     """Of one sequence: work on weights alone is claimed for each, and executed once a batch."""
     config = zoo.FAMILIES[family](32, 3, 61)
-    graph, params = nnx.split(nnx.eval_shape(lambda: config.build(init=Init(None))))
+    graph, params = nnx.split(config.abstract())
     cost, tokens = config.cost(75), Shape((1, 75), jnp.int32)
     assert (cost.matmul_flops, cost.elementwise_flops) == executed_flops(
         lambda p, x: nnx.merge(graph, p)(x)[0], params, tokens
@@ -49,7 +48,7 @@ def test_a_model_costs_what_its_forward_pass_executes(family):
 def test_norms_and_logits_of_a_model_are_in_its_cost(options):
     block = Block(mixer=Attention(n_heads=2), channel=SwiGLU(d_ff=8))
     config = ModelConfig(d_model=8, vocab_size=11, blocks=(block,), **options)
-    graph, params = nnx.split(nnx.eval_shape(lambda: config.build(init=Init(None))))
+    graph, params = nnx.split(config.abstract())
     _, elementwise = executed_flops(
         lambda p, x: nnx.merge(graph, p)(x)[0], params, Shape((1, 9), jnp.int32)
     )

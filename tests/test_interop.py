@@ -92,7 +92,7 @@ def test_every_layout_has_a_fixture():
 )
 def test_imported_weights_give_the_published_logits(name, tmp_path):
     model, params = interop.load(folder(name, tmp_path))
-    graph = nnx.split(nnx.eval_shape(lambda: model.build(init=Init(None))))[0]
+    graph = nnx.split(model.abstract())[0]
     with np.load(FIXTURES[name]) as data:
         tokens, want = data["tokens"], data["logits"]
     forward = jax.jit(lambda p, x: nnx.merge(graph, p)(x)[0]).lower(params, tokens)
@@ -505,7 +505,7 @@ def byte_tokenizer(path: Path, template: str, **options) -> None:
 
 def forward(model):
     """(parameters, tokens) → the logits of the whole text at once."""
-    graph = nnx.split(nnx.eval_shape(lambda: model.build(init=Init(None))))[0]
+    graph = nnx.split(model.abstract())[0]
     return jax.jit(lambda params, tokens: nnx.merge(graph, params)(tokens[None])[0][0])
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from isoflop.models.base import Embedding, Init, Matrix
+from isoflop.models.base import Embedding, Matrix
 from isoflop.models.errors import UserError
 from isoflop.models.families import zoo
 from isoflop.models.lm import Block, ModelConfig
@@ -75,7 +75,7 @@ def test_a_trunk_saved_on_eight_devices_is_taken_up_there_or_on_one(family, layo
 @pytest.mark.parametrize("family", zoo.FAMILIES)
 def test_every_weight_names_its_axes_and_most_can_be_split(family):
     """The declaration beside each layer is all that a layout knows of a mixer."""
-    params = nnx.state(nnx.eval_shape(lambda: zoo.FAMILIES[family](256, 4).build(init=Init(None))))
+    params = nnx.state(zoo.FAMILIES[family](256, 4).abstract())
     weights = [v for _, v in nnx.to_flat_state(params) if isinstance(v, Matrix | Embedding)]
     for weight in weights:
         assert len(weight.axes) == weight.get_value().ndim

@@ -59,7 +59,7 @@ both = pytest.mark.parametrize("config", [HYBRID, OPTIONS], ids=["hybrid", "opti
 
 def parts(config: ModelConfig):
     """(parameters, apply) of a model."""
-    graph = nnx.split(nnx.eval_shape(lambda: config.build(init=Init(None))))[0]
+    graph = nnx.split(config.abstract())[0]
     return nnx.state(config.build(init=Init(0))), lambda p: nnx.merge(graph, p)
 
 

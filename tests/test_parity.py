@@ -273,7 +273,7 @@ def imported(case: str):
 
 
 def applied(model):
-    graph = nnx.split(nnx.eval_shape(lambda: model.build(init=Init(None))))[0]
+    graph = nnx.split(model.abstract())[0]
     return lambda params: nnx.merge(graph, params)
 
 

@@ -17,7 +17,6 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
-from isoflop.models.base import Init
 from isoflop.models.checkpoints.fields import escaped, shown
 from isoflop.models.checkpoints.formats import LAYOUTS
 from isoflop.models.checkpoints.tensors import INDEX, WEIGHTS, Tensors, read_json
@@ -52,7 +51,7 @@ def load(folder: Path) -> tuple[ModelConfig, Any]:
             f"{folder}: config.json describes a model of {claimed} parameters, and the weights "
             f"hold {held}; compare its config.json with its weights"
         )
-    params = _abstract(model)
+    params = nnx.state(model.abstract())
     return model, _filled(params, dict(_translated(layout, model, params, tensors)))
 
 
@@ -102,7 +101,7 @@ def names(params: Any) -> dict[str, Any]:
 
 def from_names(model: ModelConfig, arrays: Mapping[str, Any]) -> Any:
     """The parameters of a model from all of its dotted names."""
-    return _filled(_abstract(model), arrays)
+    return _filled(nnx.state(model.abstract()), arrays)
 
 
 def _filled(params: Any, arrays: Mapping[str, Any]) -> Any:
@@ -187,10 +186,6 @@ def fitting(model: ModelConfig, model_type: str | None = None) -> tuple[Layout, 
     if model_type is not None:
         raise UserError(reasons[0])
     raise UserError(f"no published layout has a place for this model: {'; '.join(reasons)}")
-
-
-def _abstract(model: ModelConfig) -> Any:
-    return nnx.state(nnx.eval_shape(lambda: model.build(init=Init(None))))
 
 
 def _bytes(shard: Mapping[str, np.ndarray]) -> int:

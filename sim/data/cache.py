@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import numpy as np
 import platformdirs
 
 from isoflop.models.errors import UserError
+from isoflop.sim import durable
 
 DIGEST_BYTES = 32
 
@@ -77,24 +77,17 @@ def _read(path: Path) -> tuple[np.ndarray, str] | None:
 
 def _write(path: Path, chunks: Iterable[bytes]) -> None:
     digest = hashlib.sha256()
-    with _writable(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
-    file = os.fdopen(handle, "wb")
-    try:
-        for chunk in chunks:
+    with contextlib.ExitStack() as stack:
+        with _writable(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(durable.replacing(path))
+        for chunk in chunks:  # whose own errors are not the cache's
             digest.update(chunk)
             with _writable(path):
                 file.write(chunk)
         with _writable(path):
             file.write(digest.digest())
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(scratch, path)
-    finally:
-        with contextlib.suppress(OSError):  # a full disk has been reported by now
-            file.close()
-        Path(scratch).unlink(missing_ok=True)
+            stack.close()
 
 
 @contextlib.contextmanager

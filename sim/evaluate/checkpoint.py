@@ -21,7 +21,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Int
 
-from isoflop.models.base import Init
 from isoflop.models.checkpoints import huggingface as interop
 from isoflop.models.checkpoints.fields import escaped
 from isoflop.models.errors import UserError
@@ -58,7 +57,7 @@ class Checkpoint:
 
     @cached_property
     def _graph(self) -> Any:
-        return nnx.split(nnx.eval_shape(lambda: self.model.build(init=Init(None))))[0]
+        return nnx.split(self.model.abstract())[0]
 
     @cached_property
     def _tokenizer(self) -> Any:

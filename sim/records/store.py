@@ -11,6 +11,7 @@ Every file is written beside its place, synced, and renamed into it.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -364,10 +365,11 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     ]
     columns = list(dict.fromkeys(name for record in flat for name in record))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, columns)
-        table.writeheader()
-        table.writerows(flat)
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, columns)
+    table.writeheader()
+    table.writerows(flat)
+    write(path, text.getvalue().encode())
 
 
 def _lines(path: Path) -> list[bytes]:

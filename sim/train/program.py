@@ -65,7 +65,7 @@ class Program:
     @property
     def abstract(self) -> tuple[Any, Any]:
         """(graph, parameters' shapes), without allocating arrays."""
-        return nnx.split(nnx.eval_shape(lambda: self.model.build(init=Init(None))))
+        return nnx.split(self.model.abstract())
 
     def init(self, seeds: Sequence[int]) -> tuple[Any, Any]:
         """(parameters, optimiser state) of every lane."""

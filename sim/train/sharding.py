@@ -26,7 +26,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from pydantic import PositiveInt
 
-from isoflop.models.base import Config, Init
+from isoflop.models.base import Config
 from isoflop.models.errors import UserError, check_multiple
 from isoflop.models.layers import BATCH
 from isoflop.models.lm import ModelConfig
@@ -75,7 +75,7 @@ class Layout(Config):
                 f"micro_batches={self.micro_batches} changes the loss of experts that are balanced "
                 "or chosen over a whole batch; split it over devices, or balance with steered=True"
             )
-        params = nnx.state(nnx.eval_shape(lambda: model.build(init=Init(None))))
+        params = nnx.state(model.abstract())
         for path, variable in nnx.to_flat_state(params):
             partition(variable, self.sizes, ".".join(map(str, path)))
 
