@@ -542,7 +542,7 @@ def test_with_its_file_gone_a_run_is_still_reported_listed_and_exported(
     for words in (
         ["records", "prose", "--records", "report/prose/prose.jsonl", "--out", "again"],
         ["report", "prose", "--records", "report/prose/prose.jsonl", "--out", "again"],
-        ["export", key, "out"],
+        ["export", key, "again"],
     ):
         code, _, err = isoflop(*words)
         assert code == 0

@@ -4,6 +4,7 @@ The fixtures are what transformers computed (tests/fixtures/make.py); `make pari
 """
 
 import json
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -123,6 +124,37 @@ def test_shards_hold_what_one_file_holds(tmp_path):
     again = flat(interop.load(tmp_path / "out")[1])
     for name, array in flat(params).items():
         np.testing.assert_array_equal(again[name], array)
+
+
+@pytest.mark.parametrize("held", ["shards", "tokenizer.json", "merges.txt"])
+def test_a_checkpoint_is_written_beside_no_other(held, tmp_path):
+    """Whose index, or tokenizer, would be what is loaded; nothing of either is changed."""
+    model, params = interop.load(folder("llama", tmp_path / "in"))
+    out = tmp_path / "out"
+    if held == "shards":
+        interop.save(out, model, flat(params), shard_bytes=1500)
+    else:
+        out.mkdir()
+        (out / held).write_text("{}")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    zeros = {name: np.zeros_like(array) for name, array in flat(params).items()}
+    with pytest.raises(UserError, match=r"must hold no file of another.*; choose a new folder"):
+        interop.save(out, model, zeros)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    (tmp_path / "repository").mkdir()
+    (tmp_path / "repository" / "README.md").write_text("a card")
+    assert interop.save(tmp_path / "repository", model, zeros)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_all_files_of_a_checkpoint_have_the_umask_s_rights(umask, tmp_path):
+    model, params = interop.load(folder("mixtral", tmp_path / "in"))
+    before = os.umask(umask)
+    try:
+        written = interop.save(tmp_path / "out", model, flat(params), shard_bytes=1500)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in written} == {0o666 & ~umask}
 
 
 @pytest.mark.parametrize(
@@ -369,8 +401,8 @@ def test_a_hybrid_without_attention_is_written_back(name, tmp_path):
     model = interop.read(folder(name, tmp_path, WITHOUT[name]))
     assert not any(isinstance(block.mixer, Attention) for block in model.blocks)
     weights = names(nnx.state(model.build(init=Init(0))))
-    interop.save(tmp_path, model, weights, name)
-    again, params = interop.load(tmp_path)
+    interop.save(tmp_path / "out", model, weights, name)
+    again, params = interop.load(tmp_path / "out")
     assert essence(again) == essence(model)
     for key, array in flat(params).items():
         np.testing.assert_allclose(array, weights[key], atol=1e-6)

@@ -92,7 +92,7 @@ def export(run: str, folder: Path, runs: Path = Path("runs"), layout: str | None
 
     Args:
         run: the run's key, or its beginning if only one begins so.
-        folder: where to write config.json and model.safetensors.
+        folder: where to write config.json and model.safetensors; it must hold no checkpoint yet.
         runs: the runs directory.
         layout: the model_type to write, as llama or mixtral; by default the first that fits.
     """
@@ -108,8 +108,11 @@ def export(run: str, folder: Path, runs: Path = Path("runs"), layout: str | None
             f"{len(keys)} finished runs in {runs} have a key that begins with {run!r}; "
             "give the whole key of one, as `isoflop records` shows it"
         )
+    interop.check_free(folder)
     record = store.load(keys[0])
     assert record is not None
+    data = record.run.data  # before anything is written: its file may be gone
+    tokenizer = data.open().tokenizer if getattr(data, "bpe_vocab", None) else None
     written = interop.save(
         folder,
         record.run.model,
@@ -117,8 +120,6 @@ def export(run: str, folder: Path, runs: Path = Path("runs"), layout: str | None
         layout,
         context=record.run.budget.seq_len,
     )
-    data = record.run.data
-    tokenizer = data.open().tokenizer if getattr(data, "bpe_vocab", None) else None
     if tokenizer is not None:
         written.append(folder / "tokenizer.json")
         write(written[-1], tokenizer)

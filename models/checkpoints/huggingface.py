@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from isoflop.models.errors import UserError
 from isoflop.models.lm import ModelConfig
 
 SHARD_BYTES = 5_000_000_000
+LOADED = {".json", ".safetensors", ".bin", ".pth", ".pt", ".model", ".txt", ".jinja"}
 REDUNDANT = re.compile(r"rotary_emb\.inv_freq$|^mtp\.")  # old buffers; heads for later tokens
 
 
@@ -66,8 +68,10 @@ def save(
     """Write a model under our parameter names as a checkpoint; the paths written.
 
     Without a `model_type`, the first layout that has a place for everything in the model.
-    `context` is the number of tokens that it was trained on at once.
+    `context` is the number of tokens that it was trained on at once. Raises UserError where the
+    folder holds files that a loader could take for this checkpoint's.
     """
+    check_free(folder)
     layout, config = fitting(model, model_type)
     if context is not None:
         config["max_position_embeddings"] = context
@@ -90,8 +94,22 @@ def save(
         written.append(_write_json(folder / INDEX, index))
     for file, shard in zip(files, shards, strict=True):
         safetensors.numpy.save_file(shard, folder / file, metadata={"format": "pt"})
+        shutil.copymode(written[0], folder / file)  # it writes what its owner alone may read
         written.append(folder / file)
     return written
+
+
+def check_free(folder: Path) -> None:
+    """Raise UserError if the folder holds a checkpoint's files: an index, shards or a tokenizer
+    that an older one left would be loaded with the new one's.
+    """
+    found = sorted(p.name for p in folder.glob("*") if p.suffix in LOADED)
+    if found:
+        some = ", ".join(map(escaped, found[:5])) + (", …" if len(found) > 5 else "")
+        raise UserError(
+            f"{folder} must hold no file of another checkpoint, and has {some}; choose a new "
+            "folder, or remove them"
+        )
 
 
 def names(params: Any) -> dict[str, Any]:
