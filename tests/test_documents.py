@@ -64,7 +64,11 @@ OWN = {"NAME": "gla", "EXPERIMENT|FAMILY": "dense"}  # what stands for a name of
 
 
 @pytest.mark.parametrize("words", [w for w in LINES if w not in ALONE], ids=" ".join)
-def test_a_command_is_understood_as_it_stands(words, parse_alone, monkeypatch):
+def test_a_command_is_understood_as_it_stands(words, parse_alone, monkeypatch, tmp_path):
+    if words[:2] == ["run", "mine.py"]:
+        example = next(b for b in blocks(TEXTS["README.md"], "python") if "cells(" in b)
+        (tmp_path / "mine.py").write_text(example, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # as commands set it themselves
     with pytest.raises(Parsed):
         main([OWN.get(word, word) for word in words])
