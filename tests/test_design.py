@@ -180,11 +180,15 @@ def test_impossible_requests_are_told_in_one_line():
 def test_plan_command_prints_and_writes_the_widths(tmp_path, capsys):
     out = tmp_path / "plan.json"
     for gain, status in ((1.0001, "refused"), (3.0, "answers")):
-        plan_command(seconds=7200.0, flops_per_second=2e11, families=8, gain=gain, json_out=out)
+        asked = ["--seconds", 7200.0, "--flops-per-second", 2e11, "--families", 8, "--gain", gain]
+        code = main(["plan", *map(str, asked), "--json", str(out)])
+        assert code == (2 if status == "refused" else 0)
         data = json.loads(out.read_text())
         assert data["status"] == status
         assert 1.0001 < 1 + data["simulated"]["gain"] < 3
-        told = capsys.readouterr().out.splitlines()
+        said, err = capsys.readouterr()
+        told = said.splitlines()
+        assert err.startswith("error: refused: ") == (status == "refused")
     names = [line.partition(": ")[0] for line in told]
     assert all(line.partition(": ")[2] for line in told)
     assert len(set(names)) == len(names)
@@ -224,6 +228,13 @@ def test_what_is_no_budget_number_or_size_is_one_line_and_exit_code_2(flags, cap
     assert err.startswith("error: ")
     assert len(err) < 400
     assert not list(tmp_path.iterdir())
+
+
+def test_a_target_outside_the_window_is_refused_with_exit_code_2(capsys):
+    assert main(["plan", "--flops", "1e15", "--target", "1e20"]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("error: refused: ")
+    assert "window: compare will read gains from" in out
 
 
 def test_what_a_plan_leaves_of_its_budget_is_said_and_larger_models_use_it(capsys):

@@ -139,6 +139,27 @@ def test_envelope_recovers_a_from_dense_sizes():
     assert found.interval[0] < TRUTH.a < found.interval[1]
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.005])
+def test_an_envelope_of_one_run_at_each_compute_is_the_grid_and_no_result(noise):
+    n, ratio = (
+        v.ravel() for v in np.meshgrid(1e5 * 2.0 ** np.arange(8), 5.0 * 2.6 ** np.arange(4))
+    )
+    c = 6 * n * n * ratio
+    loss = TRUTH(n, n * ratio) * np.exp(noise * np.random.default_rng(0).standard_normal(len(n)))
+    with pytest.raises(UserError, match=r"unidentifiable: \d of the envelope's \d+ runs beat"):
+        envelope(c, n, loss)
+
+
+def test_only_choices_among_sizes_count_on_an_envelope():
+    budgets = np.geomspace(1e12, 1e15, 6)
+    c = np.concatenate([np.repeat(budgets, 9), 1.7 * budgets])
+    n = TRUTH.optimal(c)[0] * np.concatenate([np.tile(np.geomspace(1 / 8, 8, 9), 6), [3.0] * 6])
+    found = envelope(c, n, TRUTH(n, c / (6 * n)))
+    assert pytest.approx(budgets) == found.C
+    assert found.a == pytest.approx(TRUTH.a, abs=1e-6)
+    assert found.warnings[0].startswith("6 of the envelope's 12 runs beat a larger and a smaller")
+
+
 def test_without_asymptote_e_is_exactly_zero():
     columns, _ = example_columns("power")
     fit = PowerLaw.fit(columns, asymptote=False, draws=20, held_out=())

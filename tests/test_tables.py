@@ -149,6 +149,25 @@ def test_a_cell_that_is_no_number_drops_its_row(name, written):
     assert found.n_points == 64
 
 
+@pytest.mark.parametrize("status", ["Failed", " DIVERGED ", "crashed", "running", "killed", 1])
+@pytest.mark.parametrize("name", ["status", "Status"])
+def test_a_run_whose_status_is_no_finished_ones_is_dropped_and_said(status, name, written):
+    rows = [{**row, name: "ok"} for row in runs()]
+    rows[0] = rows[0] | {name: status, "loss": 99.0}
+    cleaned = clean(read(written(".jsonl", jsonl_text(rows))), {"loss": "loss"})
+    (dropped,) = cleaned.dropped
+    assert dropped.row == 1
+    assert str(status).strip().lower() in dropped.reason
+
+
+@pytest.mark.parametrize(
+    "status", ["ok", "OK", "Finished", "done", " completed", "success", "", None]
+)
+def test_a_run_of_a_finished_status_or_of_none_is_kept(status, written):
+    rows = [row | {"status": status} for row in runs()]
+    assert not clean(read(written(".jsonl", jsonl_text(rows))), {"loss": "loss"}).dropped
+
+
 def test_separators_inside_json_strings_do_not_end_a_line(written):
     rows = runs(archs=("a\u2028b", "a\x85b"))
     text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)

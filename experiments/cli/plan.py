@@ -34,6 +34,7 @@ def plan(
     """Propose a grid for a budget and say how wide the answers will be, before it is spent.
 
     The widths are those that `isoflop compare runs.csv --n N --d D --budgets TARGET` will have.
+    A grid that cannot answer is told, written, and refused: exit code 2.
 
     Args:
         flops: training FLOPs for all families together.
@@ -67,13 +68,15 @@ def plan(
         "target": f"{result.target:.3g} FLOPs ({chosen})",
         "there, by the delta method": result.delta.words() if result.delta else "",
         "there, by simulation": result.simulated.words() if result.simulated else "",
-        result.status: result.reason,
+        "answers": result.reason if result.status == "answers" else "",
     }
     for name, told in lines.items():
         if told:
             screen.print(f"{name}: {told}", soft_wrap=True)
     if json_out is not None:
         write_json(json_out, result.json())
+    if result.status == "refused":
+        raise UserError(f"refused: {result.reason}")
     return result
 
 

@@ -23,6 +23,9 @@ from isoflop.sim.laws.resample import Floats, ranks
 
 TOLERANCE = 0.1  # runs whose C differs by no more than this share from a budget are of it
 FEWEST = 5  # sizes near a minimum from which its parabola has an interval
+NEARBY = 0.25  # share of its compute within which a run of the envelope must have beaten others
+SAME = 0.01  # in log N: sizes no further apart are one
+CHOSEN = 5  # such runs from which the envelope says how the best size grows
 
 
 @dataclass(frozen=True)
@@ -110,18 +113,41 @@ def _allocate(
 def envelope(C: Any, N: Any, loss: Any) -> Allocation:
     """Approach 1 (Hoffmann et al. 2022, §3.1): the sizes on the lower envelope of loss over C.
 
+    A run of the envelope tells a size of least loss only where it was a choice: within 25 % of its
+    compute a larger and a smaller size were tried, and it beat all that were, each moved to its
+    compute along the slope of the envelope. Without that the envelope is the design that was run:
+    with one run at each compute nearly every run is on it. UserError with fewer than 5 choices.
+
     The envelope takes the luckiest run at each budget, so its losses are biased low; between the
     sizes that were tried it is a staircase.
     """
     C, N, loss = (np.asarray(v, dtype=float) for v in (C, N, loss))
-    rows = lower_envelope(C, loss)
-    sizes = distinct(N[rows]) if len(rows) else 0
-    warning = (
-        [f"the envelope visits only {sizes} size{'s' * (sizes != 1)}: a staircase"]
-        if sizes < 5
-        else []
+    edge = lower_envelope(C, loss)
+    slope = _slope(list(zip(C[edge], loss[edge], strict=True)))
+    rows = np.array([i for i in edge.tolist() if _chosen(i, C, N, loss, slope)], dtype=np.intp)
+    told = (
+        f"{len(rows)} of the envelope's {len(edge)} runs beat a larger and a smaller size tried "
+        f"within {NEARBY:.0%} of their compute"
     )
-    return _allocate(C[rows].tolist(), N[rows].tolist(), warning)
+    if len(rows) < CHOSEN:
+        raise UserError(
+            f"unidentifiable: {told}, and N*(C) needs {CHOSEN}: elsewhere the envelope is the grid "
+            "that was run; train several sizes at each compute, or fit a surface: approach 3"
+        )
+    warnings = [told] if len(rows) < len(edge) else []
+    if (sizes := distinct(N[rows])) < 5:
+        found = f"{sizes} size{'s' * (sizes != 1)}"
+        warnings.append(f"the envelope visits only {found}: a staircase")
+    return _allocate(C[rows].tolist(), N[rows].tolist(), warnings)
+
+
+def _chosen(i: int, C: Floats, N: Floats, loss: Floats, slope: float) -> bool:
+    """Whether run i beat smaller and larger sizes at nearly its compute."""
+    near = np.abs(np.log(C / C[i])) <= math.log1p(NEARBY)
+    step = np.where(near, np.log(N / N[i]), 0.0)
+    rivals = np.abs(step) > SAME
+    moved = loss[rivals] * np.exp(slope * np.log(C[i] / C[rivals]))
+    return bool((step > SAME).any() and (step < -SAME).any() and (loss[i] < moved).all())
 
 
 def by_budget(C: Floats, budgets: Sequence[float] | None) -> list[tuple[float, NDArray[np.intp]]]:

@@ -22,7 +22,10 @@ from isoflop.models.errors import UserError, listed, printable, quoted
 
 Columns = Mapping[str, Sequence[Any] | NDArray[Any]]
 
-FAILED = ("diverged", "failed")  # statuses of a run record whose loss is not a result
+# Statuses of a run whose loss is a result, whatever their case; no other has one. An empty cell
+# says nothing against its run.
+FINISHED = ("ok", "finished", "done", "completed", "complete", "success", "succeeded")
+FAILED = ("diverged", "failed")  # of run records: reasons by themselves
 KNOWN = {  # what a column is called that nobody named: in anybody's table, in isoflop's records
     "n": ("N", "params.active"),
     "d": ("D", "tokens"),
@@ -117,7 +120,8 @@ def clean(
     `numeric` and `labels` map the names used here to the file's (`{"loss": "val_loss"}`). A
     number must be there, be finite and be above zero: parameters, tokens, FLOPs, seconds and
     losses all are. Two rows equal in every column of the table are one run, counted once. Rows
-    whose column `status` says diverged or failed are left out by that rule.
+    whose column `status`, in any case, has another word than those of a finished run are left out
+    by that rule.
     """
     labels = labels or {}
     require(columns, [*numeric.values(), *labels.values()])
@@ -158,11 +162,23 @@ class BadCell(UserError):
 
 
 def _check_row(cells: Mapping[str, Any]) -> None:
-    if (status := str(cells.get("status", "")).strip()) in FAILED:
-        raise BadCell("the run", status)
+    for name, cell in cells.items():
+        if name.lower() == "status":
+            _check_status(cell, name)
     if cells.get(MISFIT) is not None:
         have, need = cells[MISFIT]
         raise BadCell(f"{have} cells", f"under {need} headers")
+
+
+def _check_status(cell: Any, name: str) -> None:
+    if cell is None or cell != cell:
+        return
+    status = str(cell).strip().lower()
+    if status in FAILED:
+        raise BadCell("the run", status)
+    if status and status not in FINISHED:
+        told = f"is none of a finished run ({', '.join(FINISHED)})"
+        raise BadCell(name, told, quoted(cell))
 
 
 def number(cell: Any, name: str) -> float:
