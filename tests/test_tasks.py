@@ -28,7 +28,7 @@ from isoflop.sim.optim import AdamW
 from isoflop.sim.records.store import Record, Store
 from isoflop.sim.spec import Budget, Cell, Eval, Run
 from isoflop.sim.train.loop import train
-from isoflop.sim.train.program import Program, cross_entropy
+from isoflop.sim.train.program import Program, cross_entropy, likeliest
 
 ROOT = Path(recall.__file__).parent.parent
 BLOCK = Block(mixer=Attention(n_heads=2), channel=SwiGLU(d_ff=32))
@@ -295,3 +295,11 @@ def test_records_from_before_metrics_had_names_are_read():
     assert Record.model_validate_json(json.dumps(text | diverged)).metrics == {}
     with pytest.raises(ValidationError, match="loss"):
         Record.model_validate(json.loads(record.model_dump_json()) | OLD)
+
+
+def test_the_likeliest_token_is_the_first_of_equals():
+    logits = np.random.default_rng(0).integers(4, size=(50, 6)).astype(np.float32)
+    for target in range(6):
+        targets = np.full(50, target, np.int32)
+        found = likeliest(jnp.asarray(logits), jnp.asarray(targets))
+        np.testing.assert_array_equal(found, logits.argmax(-1) == target)

@@ -32,6 +32,17 @@ def cross_entropy(
     return jax.nn.logsumexp(logits, axis=-1) - picked
 
 
+def likeliest(
+    logits: Float[Array, "*batch w"], targets: Int[Array, "*batch"]
+) -> Bool[Array, "*batch"]:
+    """Whether argmax(logits) is the target, the first of equals: by comparisons, since XLA's argmax
+    takes a fifth of an evaluation on a CPU.
+    """
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)
+    before = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) < targets[..., None]
+    return ~((logits > picked) | ((logits == picked) & before)).any(axis=-1)
+
+
 def weighted(values: Float[Array, "*batch t"], batch: Batch) -> Float[Array, "*batch t"]:
     """w · values, or the values themselves where every target counts as 1."""
     return values if batch.weights is None else values * batch.weights
@@ -188,7 +199,7 @@ class Program:
                 targets = batch.tokens[:, 1:]
                 nats = cross_entropy(logits, targets)
                 loss = weighted(nats, batch).mean(-1)
-                return Judged(loss, nats, jnp.argmax(logits, axis=-1) == targets), aux
+                return Judged(loss, nats, likeliest(logits, targets)), aux
 
             judged, aux = jax.lax.map(chunk, batches)
             return judged, jax.tree.map(jnp.mean, aux)
