@@ -18,8 +18,8 @@ from pathlib import Path
 
 from isoflop.experiments.cli.text import tell
 from isoflop.experiments.families import model
-from isoflop.models.checkpoints import huggingface as interop
 from isoflop.sim.evaluate import context
+from isoflop.sim.evaluate.checkpoint import config
 
 
 def measure(
@@ -30,6 +30,7 @@ def measure(
     depth: int = 2,
     repeats: int = 3,
     checkpoints: tuple[Path, ...] = (),
+    checkpoint_runs: Path = Path("runs"),
 ) -> list[dict]:
     """The table.
 
@@ -41,11 +42,12 @@ def measure(
         width: d_model.
         depth: layers.
         repeats: turns that are timed, after one that is not.
-        checkpoints: folders of Hugging Face checkpoints, measured at their own size beside the
-            families and named as their folders.
+        checkpoints: runs (a folder, or a key's beginning in --checkpoint-runs) and folders of
+            Hugging Face checkpoints, at their own size beside the families, named as their folders.
+        checkpoint_runs: the runs directory, for runs that are named by their keys.
     """
     models = {family: model(family, width, depth) for family in families}
-    models |= {folder.name: interop.read(folder) for folder in checkpoints}
+    models |= dict(config(name, checkpoint_runs) for name in checkpoints)
     rows = context.measure(models, lengths, quantities, repeats, tell=tell)
     tell("")
     return rows

@@ -1,4 +1,4 @@
-"""Published checkpoints on the command line: `isoflop import` and `isoflop export`."""
+"""Models on the command line, of runs and published: `isoflop import`, `sample` and `export`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WINDOW = 1024  # tokens, where a model says nothing
 
 
 def import_(
-    folder: Path,
+    run: str,
     text: Path | None = None,
     sample: tuple[str, ...] = (),
     seq_len: int | None = None,
@@ -19,34 +19,40 @@ def import_(
     tokens: int = 64,
     temperature: float = 0.0,
     seed: int = 0,
+    runs: Path = Path("runs"),
     json: bool = False,
 ) -> None:
-    """Describe a Hugging Face checkpoint; measure its loss on a text; let it go on with prompts.
+    """Describe a trained model; measure its loss on a text; let it go on with prompts.
 
     Args:
-        folder: with config.json, safetensors, and tokenizer.json where tokens are not bytes.
+        run: a run's folder, or its key's beginning in --runs; or the folder of a Hugging Face
+            checkpoint: config.json, safetensors, tokenizer.json where tokens are not bytes.
         text: a UTF-8 file to measure the loss on, in windows of --seq-len tokens. What the
             tokenizer puts before a text is context, and counts neither as tokens nor as bytes.
         sample: prompts to go on with.
         seq_len: tokens in a window; also for the FLOPs per token. By default the length that the
-            model was trained on: config.json's max_position_embeddings, or 1024 without one.
+            model was trained on: the run's, config.json's max_position_embeddings, or else 1024.
         context: tokens that the decoding state is counted for, and that a sample may reach.
         tokens: to write after each prompt.
         temperature: of the sampling, at least 0; 0 takes the likeliest token.
         seed: of the sampling.
+        runs: the runs directory, for a run that is named by its key.
         json: print JSON instead of a table.
     """
     _at_least_1(seq_len=WINDOW if seq_len is None else seq_len, context=context, tokens=tokens)
-    from isoflop.sim.evaluate.checkpoint import Checkpoint, check_sampling, check_utf8
+    from isoflop.models.generation import Sampling
+    from isoflop.sim.evaluate.checkpoint import Checkpoint, check_seed
+    from isoflop.sim.evaluate.text import check_utf8
 
-    check_sampling(temperature, seed)
+    Sampling(temperature or None).check(1)
+    check_seed(seed)
     for prompt in sample:
         check_utf8(prompt)
     words = None if text is None else _read(text)
-    checkpoint = Checkpoint.load(folder)
+    checkpoint = Checkpoint.load(run, runs)
     window, why = seq_len or checkpoint.context or WINDOW, "--seq-len"
     if seq_len is None:
-        where = "config.json's max_position_embeddings"
+        where = "the run's seq_len" if checkpoint.run else "config.json's max_position_embeddings"
         why = where if checkpoint.context else f"the default, without {where}"
     found = describe(checkpoint.model, window, context)
     if words is not None:
@@ -66,6 +72,56 @@ def import_(
     print(table(rows, left=("", " ")))
     for prompt, after in written.items():
         print(f"\n{visible(prompt)}|{visible(after)}")
+
+
+def sample(
+    run: str,
+    prompt: tuple[str, ...] = (),
+    tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop: tuple[str, ...] = (),
+    seed: int = 0,
+    runs: Path = Path("runs"),
+    json: bool = False,
+) -> None:
+    """Let a trained model go on with prompts, all at once: `PROMPT|what it writes` each.
+
+    Args:
+        run: a run's folder, or its key's beginning in --runs; or the folder of a Hugging Face
+            checkpoint.
+        prompt: texts to go on with.
+        tokens: to write after each prompt, at most.
+        temperature: that divides the logits; 0 takes the likeliest token.
+        top_k: choose among so many of the likeliest tokens.
+        top_p: choose among the fewest likeliest tokens that have this probability together.
+        stop: texts of one token each, at any of which writing ends.
+        seed: of the sampling.
+        runs: the runs directory, for a run that is named by its key.
+        json: print JSON instead of text.
+    """
+    _at_least_1(tokens=tokens)
+    from isoflop.experiments.cli.flags import Usage
+    from isoflop.models.generation import Sampling
+    from isoflop.sim.evaluate.checkpoint import Checkpoint, check_seed
+    from isoflop.sim.evaluate.text import check_utf8
+
+    if not prompt:
+        raise Usage("give at least one text to go on with, as in --prompt 'In the'")
+    sampling = Sampling(temperature or None, top_k, top_p)
+    sampling.check(1)
+    check_seed(seed)
+    for text in (*prompt, *stop):
+        check_utf8(text)
+    checkpoint = Checkpoint.load(run, runs)
+    sampling = sampling._replace(stop=tuple(map(checkpoint.tokenizer.one, stop)))
+    found = checkpoint.generate(prompt, tokens, sampling, seed)
+    written = [(text, checkpoint.decode(ids)) for text, ids in zip(prompt, found, strict=True)]
+    if json:
+        print_json([{"prompt": text, "written": after} for text, after in written])
+        return
+    print("\n\n".join(f"{visible(text)}|{visible(after)}" for text, after in written))
 
 
 def describe(model: Any, seq_len: int, context: int) -> dict[str, Any]:
@@ -91,35 +147,24 @@ def export(run: str, folder: Path, runs: Path = Path("runs"), layout: str | None
     """Write a trained run's weights, and the tokenizer it trained, as a Hugging Face checkpoint.
 
     Args:
-        run: the run's key, or its beginning if only one begins so.
+        run: the run's folder, its key, or the key's beginning if only one begins so.
         folder: where to write config.json and model.safetensors; it must hold no checkpoint yet.
         runs: the runs directory.
         layout: the model_type to write, as llama or mixtral; by default the first that fits.
     """
     from isoflop.models.checkpoints import huggingface as interop
     from isoflop.models.errors import UserError
+    from isoflop.sim.evaluate.checkpoint import read_spec, run_folder
     from isoflop.sim.records.store import Store, write
 
-    store = Store(runs)
-    found = sorted(path.parent.name for path in runs.glob("*/result.json"))
-    keys = [key for key in found if key.startswith(run)]
-    if len(keys) != 1:
-        raise UserError(
-            f"{len(keys)} finished runs in {runs} have a key that begins with {run!r}; "
-            "give the whole key of one, as `isoflop records` shows it"
-        )
+    found = run_folder(run, runs)
+    if found is None:
+        raise UserError(f"{run} is no run: it has no spec.json; name a run's folder or key")
     interop.check_free(folder)
-    record = store.load(keys[0])
-    assert record is not None
-    data = record.run.data  # before anything is written: its file may be gone
+    spec, weights = read_spec(found), Store(found.parent).weights(found.name)
+    data = spec.data  # before anything is written: its file may be gone
     tokenizer = data.open().tokenizer if getattr(data, "bpe_vocab", None) else None
-    written = interop.save(
-        folder,
-        record.run.model,
-        store.weights(keys[0]),
-        layout,
-        context=record.run.budget.seq_len,
-    )
+    written = interop.save(folder, spec.model, weights, layout, context=spec.budget.seq_len)
     if tokenizer is not None:
         written.append(folder / "tokenizer.json")
         write(written[-1], tokenizer)

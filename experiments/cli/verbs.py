@@ -92,7 +92,11 @@ VERBS = {
     ),
     "import": Verb(
         *("checkpoints", "import_"),
-        "Describe a Hugging Face checkpoint, measure its loss on a text, sample from it.",
+        "Describe a trained model, a run's or Hugging Face's, and measure its loss on a text.",
+    ),
+    "sample": Verb(
+        *("checkpoints", "sample"),
+        "Let a trained model, a run's or Hugging Face's, go on with prompts.",
     ),
     "export": Verb(
         *("checkpoints", "export"),

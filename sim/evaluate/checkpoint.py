@@ -1,15 +1,15 @@
-"""What a finished model is used for: its loss on a text, and text that it goes on with.
+"""A finished model, of a run or a Hugging Face folder: its logits, its loss on a text, and what it
+writes after prompts.
 
-Tokens are those of a tokenizer.json beside the weights, or bytes where there is none. What its
-template puts before a text, as a token of beginning, is context; what it puts after is left out.
-Neither is ever predicted, and neither counts in the bytes. Its truncation and padding are off.
+Tokens are those of the run's data, or of a tokenizer.json beside the weights, or bytes
+(sim/evaluate/text.py). What the tokenizer puts before a text is context: it is never predicted and
+counts in no bytes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,18 +19,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Bool, Float
+from pydantic import ValidationError
 
 from isoflop.models.checkpoints import huggingface as interop
 from isoflop.models.checkpoints.fields import escaped
 from isoflop.models.errors import UserError
+from isoflop.models.generation import Sampling
 from isoflop.models.lm import ModelConfig
+from isoflop.sim.evaluate.text import Tokenizer, Tokens
+from isoflop.sim.records.store import Store, brief
+from isoflop.sim.spec import Run
 from isoflop.sim.train.program import cross_entropy
 
-BYTES = 256
 HEAD_ROWS = 1024  # tokens whose logits are in memory at once
-
-Tokens = Int[np.ndarray, "_"]
+PROMPT_STEP = 64  # prompts are padded to a multiple, so that most lengths share a program
 
 
 @dataclass(frozen=True)
@@ -43,73 +46,111 @@ class Loss:
     bits_per_byte: float
 
 
+def run_folder(run: str | Path, runs: Path = Path("runs")) -> Path | None:
+    """The folder of a trained run that `run` names: as a folder with a spec.json, or by the
+    beginning of its key in the directory `runs`. None if it is a folder of anything else.
+
+    Raises UserError if it is no folder, and no or several keys begin so.
+    """
+    folder = Path(run)
+    if (folder / "spec.json").is_file():
+        return folder
+    if str(run) and folder.is_dir():
+        return None
+    found = sorted(path.parent.name for path in runs.glob("*/spec.json"))
+    keys = [key for key in found if key.startswith(str(run))]
+    if len(keys) != 1:
+        raise UserError(
+            f"{len(keys)} runs in {runs} have a key that begins with {str(run)!r:.80}, and no "
+            "folder is called so; give the whole key of one, as `isoflop records` shows it, or the "
+            "path of a run or of a Hugging Face checkpoint"
+        )
+    return runs / keys[0]
+
+
+def config(run: str | Path, runs: Path = Path("runs")) -> tuple[str, ModelConfig]:
+    """The name of the folder that `Checkpoint.load` would read, and its model, without weights."""
+    folder = run_folder(run, runs)
+    if folder is None:
+        return Path(run).name, interop.read(Path(run))
+    return folder.name, read_spec(folder).model
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model, its parameters and the folder with its tokenizer."""
+    """A model, its parameters, its folder, and the run that trained it (None: another's)."""
 
     folder: Path
     model: ModelConfig
     params: Any
+    run: Run | None = None
 
     @classmethod
-    def load(cls, folder: Path) -> Checkpoint:
-        return cls(folder, *interop.load(folder))
+    def load(cls, run: str | Path, runs: Path = Path("runs")) -> Checkpoint:
+        """Of a trained run (its folder, or its key's beginning in `runs`) or a Hugging Face folder.
+
+        Raises UserError if there is none, or one that this code cannot read.
+        """
+        folder = run_folder(run, runs)
+        if folder is None:
+            return cls(Path(run), *interop.load(Path(run)))
+        spec = read_spec(folder)
+        weights = Store(folder.parent).weights(folder.name)
+        return cls(folder, spec.model, _parameters(folder, spec.model, weights), spec)
 
     @cached_property
     def _graph(self) -> Any:
         return nnx.split(self.model.abstract())[0]
 
     @cached_property
-    def _tokenizer(self) -> Any:
-        """None for bytes."""
-        path = self.folder / "tokenizer.json"
-        if path.exists():
-            from tokenizers import Tokenizer
-
-            with _telling(f"cannot read {path}", "copy that file again"):
-                tokenizer = Tokenizer.from_file(str(path))
-                tokenizer.no_truncation()
-                tokenizer.no_padding()
-                return tokenizer
-        if self.model.vocab_size != BYTES:
-            raise UserError(
-                f"{self.folder} has no tokenizer.json, and vocab_size={self.model.vocab_size} is "
-                f"not the {BYTES} of bytes; put the model's tokenizer.json there"
-            )
-        return None
+    def tokenizer(self) -> Tokenizer:
+        """Raises UserError if there is none."""
+        if self.run is not None:
+            return Tokenizer.of_data(self.run.data)
+        return Tokenizer.of_folder(self.folder, self.model.vocab_size)
 
     @property
     def context(self) -> int | None:
-        """Tokens that the model was trained on at once, if config.json says it."""
+        """Tokens that the model was trained on at once, if that is known."""
+        if self.run is not None:
+            return self.run.budget.seq_len
         return interop.trained_context(self.folder)
 
     def encode(self, text: str) -> Tokens:
         """The tokens of the text itself."""
-        return self._encoded(text)[1]
-
-    def _encoded(self, text: str) -> tuple[Tokens, Tokens]:
-        """What the tokenizer's template puts before a text, and the tokens of the text."""
-        check_utf8(text)
-        if self._tokenizer is None:
-            return np.zeros(0, np.int32), np.frombuffer(text.encode(), np.uint8).astype(np.int32)
-        with _telling("tokenizer.json cannot encode the text", "use the model's own"):
-            encoded = self._tokenizer.encode(text)
-        ids, special = (np.array(x, np.int32) for x in (encoded.ids, encoded.special_tokens_mask))
-        if ids.size and ids.max() >= self.model.vocab_size:
-            raise UserError(
-                f"tokenizer.json gives token {ids.max()}, and the model's vocab_size is "
-                f"{self.model.vocab_size}; use the tokenizer that belongs to it"
-            )
-        return ids[np.cumsum(1 - special) == 0], ids[special == 0]
+        return self.tokenizer.encode(text)[1]
 
     def decode(self, tokens: Tokens) -> str:
-        if self._tokenizer is None:
-            return bytes(tokens.tolist()).decode(errors="replace")
-        return self._tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
+        return self.tokenizer.decode(tokens)
+
+    def logits(self, text: str | Sequence[int] | Tokens) -> Float[np.ndarray, "t w"]:
+        """Of the token after each of a text, which is one or is token ids; fp32."""
+        tokens = self._given(text)
+        return np.asarray(self._logits(self.params, tokens[None])[0])
+
+    @cached_property
+    def _logits(self) -> Any:
+        return jax.jit(lambda params, tokens: nnx.merge(self._graph, params)(tokens)[0])
+
+    def _given(self, text: str | Sequence[int] | Tokens) -> Tokens:
+        """The tokens of a prompt, with what the tokenizer puts before a text."""
+        if isinstance(text, str):
+            before, own = self.tokenizer.encode(text)
+            tokens = np.concatenate([before, own]) if len(own) else own
+        else:
+            tokens = np.asarray(text, np.int32).reshape(-1)
+        if not len(tokens):
+            raise UserError("a prompt needs at least one token; give one")
+        if not 0 <= tokens.min() <= tokens.max() < self.model.vocab_size:
+            raise UserError(
+                f"token ids must be from 0 to {self.model.vocab_size - 1}, got "
+                f"{tokens.min()} to {tokens.max()}"
+            )
+        return tokens
 
     def loss(self, text: str, seq_len: int) -> Loss:
         """Mean over the text's tokens, read in windows of `seq_len` targets that none shares."""
-        before, own = self._encoded(text)
+        before, own = self.tokenizer.encode(text)
         tokens = np.concatenate([before, own])
         counted = np.arange(len(tokens)) >= max(1, len(before))
         if not counted.any():
@@ -149,85 +190,76 @@ class Checkpoint:
 
         return partial(nats, self.params)
 
+    def generate(
+        self,
+        prompts: Sequence[str | Sequence[int] | Tokens],
+        tokens: int = 64,
+        sampling: Sampling = Sampling(),  # noqa: B008 - a value
+        seed: int = 0,
+        context: int | None = None,
+    ) -> list[Tokens]:
+        """At most `tokens` after each prompt, of all prompts at once: one parallel pass over them,
+        then a compiled loop. `context` bounds the decoding state, in tokens; None: as it takes.
+
+        Raises UserError where such a state is too small for a prompt and what is to follow.
+        """
+        check_seed(seed)
+        if tokens < 1 or not len(prompts):
+            raise UserError("writing needs at least one prompt, and one token to write")
+        given = [self._given(prompt) for prompt in prompts]
+        lengths = np.array(list(map(len, given)), np.int32)
+        longest = int(lengths.max())
+        most = None if context is None else self.model.max_tokens(context)
+        if most is not None and longest + tokens - 1 > most:
+            raise UserError(
+                f"a prompt of {longest} tokens and {tokens} to write need a decoding state for "
+                f"{longest + tokens - 1} tokens, but context={context}; write fewer, or raise "
+                "context"
+            )
+        size = -(-longest // PROMPT_STEP) * PROMPT_STEP
+        padded = np.stack([np.pad(row, (0, size - len(row))) for row in given])
+        lm = nnx.merge(self._graph, self.params)
+        found = lm.generate(jnp.asarray(padded), tokens, jnp.asarray(lengths), sampling, seed)
+        if not np.asarray(found.finite).all():
+            raise UserError("the model's logits are not finite numbers; its weights overflow fp32")
+        written, ends = np.asarray(found.tokens), np.asarray(found.lengths)
+        return [row[:end] for row, end in zip(written, ends, strict=True)]
+
     def write(
         self, prompt: str, tokens: int, temperature: float = 0.0, seed: int = 0, context: int = 8192
     ) -> str:
-        """What the model writes after `prompt`, greedily or sampled at a temperature.
-
-        Raises UserError where a decoding state for `context` tokens is too small for both.
-        """
-        check_sampling(temperature, seed)
-        before, own = self._encoded(prompt)
-        if not len(own):
-            raise UserError("a prompt needs at least one token; give one")
-        given = np.concatenate([before, own])
-        most, needed = self.model.max_tokens(context), len(given) + tokens - 1
-        if most is not None and needed > most:
-            raise UserError(
-                f"a prompt of {len(given)} tokens and {tokens} to write need a decoding state for "
-                f"{needed} tokens, but context={context}; write fewer, or raise context"
-            )
-        fed = np.concatenate([given, np.full(tokens - 1, -1, np.int32)])
-        written, finite = self._decode(temperature > 0)(
-            self.params, fed, max(temperature, 1e-6), jax.random.key(seed)
-        )
-        if not finite.all():
-            raise UserError("the model's logits are not finite numbers; its weights overflow fp32")
-        return self.decode(np.asarray(written[len(given) - 1 :]))
-
-    def _decode(self, sampled: bool) -> Any:
-        """(parameters, tokens with −1 where the model's own goes on, temperature, key) → tokens,
-        and whether the logits of each were finite.
-        """
-
-        @jax.jit
-        def decode(params, fed: Int[Array, " s"], temperature, key):
-            lm = nnx.merge(self._graph, params)
-
-            def step(carry, given):
-                state, last, key = carry
-                state, logits = lm.step(state, jnp.where(given < 0, last, given)[None])
-                key, now = jax.random.split(key)
-                if sampled:
-                    best = jax.random.categorical(now, logits[0] / temperature)
-                else:
-                    best = jnp.argmax(logits[0])
-                finite = jnp.isfinite(logits).all()
-                return (state, best.astype(jnp.int32), key), (best, finite)
-
-            start = lm.init_state(1, fed.shape[0]), jnp.int32(0), key
-            return jax.lax.scan(step, start, fed)[1]
-
-        return decode
+        """The text of `generate` after one prompt, greedily or sampled at a temperature."""
+        sampling = Sampling(temperature or None)
+        return self.decode(self.generate([prompt], tokens, sampling, seed, context)[0])
 
 
-@contextmanager
-def _telling(what: str, remedy: str) -> Iterator[None]:
-    """Whatever the tokenizers package raises as one line: a bare Exception, or Rust's panics."""
+def read_spec(folder: Path) -> Run:
+    """The run that a run's folder explains. Raises UserError if this code cannot read it."""
+    path = folder / "spec.json"
     try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        raise UserError(f"{what}: {escaped(str(error))}; {remedy}") from None
+        return Run.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise UserError(
+            f"{path} is no run that this code can read ({brief(error)}); use the code that wrote it"
+        ) from None
 
 
-def check_sampling(temperature: float, seed: int) -> None:
-    """UserError for what no text can be sampled by."""
-    if not 0 <= temperature < math.inf:
-        raise UserError(f"temperature={temperature} must be a finite number of at least 0")
+def _parameters(folder: Path, model: ModelConfig, weights: dict[str, np.ndarray]) -> Any:
+    """The weights of a run as its model's parameters. Raises UserError where they do not match."""
+    want = {name: leaf.shape for name, leaf in interop.names(nnx.state(model.abstract())).items()}
+    found = {name: array.shape for name, array in weights.items()}
+    if wrong := sorted(set(want.items()) ^ set(found.items())):
+        raise UserError(
+            f"{folder / 'model.safetensors'} does not hold the weights of its spec.json: "
+            f"{escaped(wrong[0][0])} is missing, unexpected or of another shape; train it again"
+        )
+    return interop.from_names(model, weights)
+
+
+def check_seed(seed: int) -> None:
+    """UserError for what no generator takes."""
     if not 0 <= seed < 2**63:
         raise UserError(f"seed={seed} must be from 0 to 2^63 - 1; choose a smaller one")
-
-
-def check_utf8(text: str) -> None:
-    """UserError for bytes of a command line that are no text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"a text must be UTF-8, and its character {error.start} is not; convert it"
-        ) from None
 
 
 def _windows(
