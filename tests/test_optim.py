@@ -14,6 +14,8 @@ from isoflop.models.base import Embedding, Init, Matrix, Steered
 from isoflop.models.lm import Block, ModelConfig, tile
 from isoflop.models.mixers.attention import Attention
 from isoflop.models.mixers.moe import Moe
+from isoflop.sim.cost.flops import training_flops
+from isoflop.sim.cost.jaxpr import matmul_flops
 from isoflop.sim.optim import AdamW, Muon, Optim, apply
 from isoflop.sim.optim.base import inside_block
 from isoflop.sim.spec import Run, canonical, digest
@@ -221,3 +223,19 @@ def test_scaled_branches_add_so_much_less_to_the_stream_in_both_forms(family):
     assert (scaled(1.0) == logits(plain)).all()
     near = np.abs(scaled(1e-3) - bare).max()
     assert 0 < near < 2e-2 < np.abs(scaled(1.0) - bare).max()
+
+
+def test_the_matmuls_of_an_update_are_counted_as_executed():
+    """By the jaxpr of one update; AdamW has none."""
+    for name in ("adamw", "muon"):
+        optim = OPTIMISERS[name]
+        direction = optim.direction(MODEL, parameters())
+        moments = direction.init(parameters())
+        counted = matmul_flops(direction.update, gradients()[0], moments, parameters())
+        assert counted == optim.matmul_flops(MODEL), name
+    assert AdamW(lr=1.0).matmul_flops(MODEL) == 0 < Muon(lr=1.0).matmul_flops(MODEL)
+    adam, muon = (run(optim=kind(lr=0.02, warmup_steps=3)) for kind in (AdamW, Muon))
+    more = adam.budget.steps * muon.optim.matmul_flops(adam.model)
+    for name, flops in training_flops(adam).items():
+        extra = more if name in ("executed", "matmul", "causal") else 0
+        assert training_flops(muon)[name] == flops + extra, name

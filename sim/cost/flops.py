@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from isoflop.models.base import MixerConfig
 from isoflop.models.lm import ModelConfig
+from isoflop.sim.optim import Optim
 from isoflop.sim.spec import Run
 
 
@@ -64,7 +65,14 @@ def step_flops(model: ModelConfig, seq_len: int, batch: int) -> dict[str, int]:
     }
 
 
+@lru_cache
+def _update_flops(optim: Optim, model: ModelConfig) -> int:
+    return optim.matmul_flops(model)
+
+
 def training_flops(run: Run) -> dict[str, int]:
     """What the whole run takes under each of CONVENTIONS."""
     step = step_flops(run.model, run.budget.seq_len, run.budget.batch)
+    update = _update_flops(run.optim, run.model)
+    step |= {name: step[name] + update for name in ("executed", "matmul", "causal")}
     return {name: flops * run.budget.steps for name, flops in step.items()}

@@ -3,8 +3,8 @@
 CONVENTIONS = {
     "executed": "3 × (matmuls + elementwise arithmetic: norms, activations, gates, scans, "
     "convolutions, softmax) of the forward pass to the logits, as the code runs it; what the "
-    "backward pass recomputes to save memory is left out",
-    "matmul": "3 × matmuls of the forward pass as the code runs it",
+    "backward pass recomputes to save memory is left out; and the matmuls of the optimiser",
+    "matmul": "3 × matmuls of the forward pass as the code runs it, and the optimiser's",
     "causal": "3 × the same work done token by token: attention pays for the keys it sees, "
     "recurrences for one state update",
     "6ND": "6 × all parameters × tokens",

@@ -145,6 +145,13 @@ class Optim(Tagged, Sizes):
             optax.masked(optax.scale_by_sign(), where(lambda path, v: isinstance(v, Steered))),
         )
 
+    def matmul_flops(self, model: ModelConfig) -> int:
+        """FLOPs of the matmuls of one update: part of a run's `executed`, `matmul` and `causal`.
+
+        An update's elementwise work is no part of any convention.
+        """
+        return 0
+
     @abstractmethod
     def matrix_rate(self, path: tuple[str, ...], d_model: int) -> float:
         """The peak rate of the matrix at `path` of a model of width `d_model`."""

@@ -6,8 +6,9 @@
 Matrices inside blocks take it, each matrix of a stack (experts, blocks of a diagonal) by itself;
 the embedding, the head and vectors take Adam at rates of their own. O has spectral norm about 1, so
 with that shape factor `lr` does not depend on the width (Bernstein & Newhouse 2024, 2409.20325).
-A fused matrix (queries, keys and values in one) is orthogonalised as one. The Newton-Schulz
-matmuls are not part of a run's counted FLOPs.
+A fused matrix (queries, keys and values in one) is orthogonalised as one. A Newton-Schulz step of
+an m × n matrix, m ≤ n, takes 4m²n + 2m³ FLOPs whatever the batch: at few tokens a step they are a
+large part of training, and count as executed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from flax import nnx
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from isoflop.models.base import Matrix
+from isoflop.models.base import Init, Matrix
 from isoflop.models.lm import ModelConfig
 from isoflop.sim.optim.base import Optim, Params, adam, by_parameter, inside_block
 
@@ -44,6 +45,16 @@ class Muon(Optim):
 
     def matrix_rate(self, path: tuple[str, ...], d_model: int) -> float:
         return self.lr if inside_block(path) else self.adam_lr * self.base_width / d_model
+
+    def matmul_flops(self, model: ModelConfig) -> int:
+        params = nnx.state(nnx.eval_shape(lambda: model.build(init=Init(None))))
+        total = 0
+        for path, variable in nnx.to_flat_state(params):
+            if _is_hidden_matrix(tuple(map(str, path)), variable):
+                shape = variable.get_value().shape
+                m, n = sorted(shape[-2:])
+                total += math.prod(shape[:-2]) * (4 * m * m * n + 2 * m**3)
+        return self.newton_schulz_steps * total
 
     def own_direction(self, model: ModelConfig, params: Params) -> optax.GradientTransformation:
         where = partial(by_parameter, params=params)
