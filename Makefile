@@ -32,6 +32,9 @@ results: $(STAMP)
 	for name in lr_transfer ladder; do \
 		$(BIN)/isoflop figures $$name --records $(RECORDS)/$${name}_gpu.jsonl --out figures/out/gpu \
 		|| exit 1; done
+	for rule in muon depth; do \
+		$(BIN)/isoflop figures lr_transfer --records $(RECORDS)/lr_transfer_$$rule.jsonl \
+		--out figures/out/$$rule || exit 1; done
 	$(BIN)/python -m isoflop.experiments.cli.readme
 
 lint: $(STAMP)

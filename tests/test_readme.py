@@ -10,7 +10,9 @@ import pytest
 from isoflop.experiments import families, quickstart
 from isoflop.experiments.cli import readme
 from isoflop.models.checkpoints.formats import LAYOUTS
-from isoflop.sim.cost.flops import param_counts
+from isoflop.sim.compare.gains import compare
+from isoflop.sim.compare.rates import tuned
+from isoflop.sim.cost.flops import param_counts, training_flops
 from isoflop.sim.records.store import Row, read_rows, read_table
 
 READMES = [readme.ROOT / name for name in readme.DOCUMENTS if name.endswith("README.md")]
@@ -227,3 +229,44 @@ def test_shares_of_the_best_matmuls():
     )
     written = {"dense": both, "linear": both, "moe": experts, "mamba": mamba}
     assert shares == pytest.approx(written, abs=0.03)
+
+
+def test_muon_beside_adamw():
+    adam = [r for r in read_rows(RESULTS / "ladder.jsonl") if r.labels["family"] == "dense"]
+    muon = read_rows(RESULTS / "ladder_muon.jsonl")
+    rows = [*adam, *muon]
+    columns = {
+        "arch": [str(row.labels["family"]) for row in rows],
+        "loss": [row.record.loss for row in rows],
+        "N": [row.record.params["active_non_embedding"] for row in rows],
+        "D": [row.record.tokens for row in rows],
+        "flops": [row.record.flops["executed"] for row in rows],
+        "run": [row.record.run.trunk for row in rows],
+        "seed": [row.record.run.seed for row in rows],
+    }
+    (found,) = compare(columns, baseline="dense", n="N", d="D")
+    one, two, three = found.ceg
+    agree(
+        told("of the update: N# [N#, N#] at N# × 10¹¹ FLOPs, N# [N#, N#] in the middle"),
+        [one.value, one.low, one.high, one.budget / 1e11, two.value, two.low, two.high],
+    )
+    agree(
+        told("and N# [N#, N#], not told from 1, at its end"), [three.value, three.low, three.high]
+    )
+    assert three.low < 1 < two.low
+    runs = [row.record.run for row in muon]
+    updates = [run.optim.matmul_flops(run.model) * run.budget.steps for run in runs]
+    shares = [u / (training_flops(r)["executed"] - u) for u, r in zip(updates, runs, strict=True)]
+    agree(told("matmuls are N# to N# of a training step"), [min(shares), max(shares)])
+
+
+def test_rates_over_width_with_muon_and_over_depth_with_completep():
+    for name, sizes in (("muon", ("32", "64")), ("depth", ("2", "8"))):
+        found = tuned(read_rows(RESULTS / f"lr_transfer_{name}.jsonl"))
+        assert not found["refused"]
+        best = [of["best"][size] for _, of in sorted(found["families"].items()) for size in sizes]
+        if name == "muon":
+            written = told("Muon's best rates are N# and N#, and N# and N#. CompleteP")
+        else:
+            written = told("N# and N# for `dense`, N# and N# for `gated_deltanet`")
+        agree(written, best)

@@ -35,7 +35,10 @@ RUNS = (  # committed records of runs
     *STUDIES,
     *(
         ROOT / "experiments" / "results" / f"{name}.jsonl"
-        for name in ("quickstart", "ruler", "lr_transfer", "lr_transfer_gpu")
+        for name in (
+            *("quickstart", "ruler", "ladder_muon"),
+            *("lr_transfer", "lr_transfer_gpu", "lr_transfer_muon", "lr_transfer_depth"),
+        )
     ),
 )
 STEPS = ROOT / "experiments" / "results" / "ladder_steps.jsonl"  # isoflop run bench
