@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 PARITY := .venv-parity
 PARITY_STAMP := $(PARITY)/.installed
 
-.PHONY: demo test test-slow parity results lint format lock clean
+.PHONY: demo test test-slow parity wheel results lint format lock clean
 
 demo: $(STAMP)
 	$(BIN)/isoflop run quickstart --workers 2
@@ -22,6 +22,10 @@ test-slow: $(STAMP)
 # needs torch and transformers; where pip finds torch's CPU build, that is enough
 parity: $(PARITY_STAMP)
 	$(PARITY)/bin/python -m pytest -n 2 --dist loadfile -m parity
+
+# built by pip and run where a user would: needs pip's index
+wheel:
+	PYTHON=$(PYTHON) .ci/wheel
 
 # every committed figure and every table of the READMEs, from the committed records
 RECORDS := experiments/results

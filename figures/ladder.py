@@ -135,18 +135,19 @@ def gains(found: dict[str, Any], looks: dict[str, style.Look], out: Path) -> lis
 def _of_gains(present: dict[str, Any]) -> str:
     """Who gains most by the first cost, and for whom the choice of cost decides."""
     cost = next(iter(present))
+    baseline = present[cost][0]["baseline"]
     signs: dict[str, set[int]] = {}
     for items in present.values():
         for item in items:
             if item["ceg"]:
                 signs.setdefault(item["arm"], set()).add(_sign(item["ceg"][-1]))
     far = {item["arm"]: item["ceg"][-1] for item in present[cost] if item["ceg"]}
-    said = f"No gain over {BASELINE} is resolved in {style.named(cost)} FLOPs"
+    said = f"No gain over {baseline} is resolved in {style.named(cost)} FLOPs"
     if ahead := [name for name in far if _sign(far[name]) > 0]:
         best = max(ahead, key=lambda name: far[name]["value"])
         at = far[best]
         said = (
-            f"{best} gains most over {BASELINE} in {style.named(cost)} FLOPs: "
+            f"{best} gains most over {baseline} in {style.named(cost)} FLOPs: "
             f"{at['value']:.2f} × [{at['low']:.2f}, {at['high']:.2f}]"
         )
     both = [name for name, found in signs.items() if len(found) > 1]

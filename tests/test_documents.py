@@ -52,8 +52,8 @@ def parse_alone(monkeypatch):
         original(*args, **kwargs)
         raise Parsed
 
-    for module in pkgutil.iter_modules(cli.__path__):
-        found = importlib.import_module(f"{cli.__name__}.{module.name}")
+    names = [f"{cli.__name__}.{module.name}" for module in pkgutil.iter_modules(cli.__path__)]
+    for found in [importlib.import_module(name) for name in names]:  # all before any is changed
         if getattr(found, "parse", None) is original:
             monkeypatch.setattr(found, "parse", parse)
 

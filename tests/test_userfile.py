@@ -217,7 +217,10 @@ def test_the_starter_file_trains_draws_and_reports(started, capsys):
     assert isoflop(capsys, "run", "lab/mine.py", "--quiet", *size)[0] == 0
     code, out, _ = isoflop(capsys, "figures", "lab/mine.py", *size)
     assert code == 0
-    assert "report/mine/loss_vs_params.svg" in out
+    drawn = {Path(line).stem for line in out.splitlines()}
+    assert drawn == {"loss_vs_flops", "loss_vs_params", "loss_curves", "gains"}
+    gains = json.loads(Path("report/mine/gains.json").read_text())
+    assert {(i["arm"], i["baseline"]) for i in gains["executed"]} == {("wide", "narrow")}
     assert isoflop(capsys, "report", "lab/mine.py", *size)[1] == "report/mine/mine.html\n"
     assert isoflop(capsys, "records", "lab/mine.py", *size)[0] == 0
     rows = read_rows(started / "report" / "mine" / "mine.jsonl")

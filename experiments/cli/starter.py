@@ -64,6 +64,6 @@ def cells(
     ]
 
 
-# Figures: loss against FLOPs and against parameters, curves, and gains where one family is called
-# "dense". For others, define draw(rows, out), which writes into the folder `out` and returns the
+# Figures: loss against FLOPs and against parameters, curves, and what one family gains over the
+# other. For others, define draw(rows, out), which writes into the folder `out` and returns the
 # paths: isoflop/figures/quickstart.py is one to copy from.

@@ -165,7 +165,7 @@ def _sum(n: Floats, y: Floats, powers: tuple[float, ...], sign: int) -> Floats:
 
 
 def _line(n: Floats, y: Floats) -> tuple[Any, Any]:
-    """Level at n = 0 and slope of every column of y over n."""
+    """Level at n = 0 and slope of every column of y over n: none where all are of one size."""
     off = n - n.mean()
-    slope = off @ y / (off @ off)
+    slope = off @ y / (off @ off or 1.0)
     return y.mean(axis=0) - slope * n.mean(), slope
