@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 from isoflop.models.base import Init, Matrix
+from isoflop.models.kernels.xla_cpu import broadcast_to_batch, in_rows, product, rematerialise
 from isoflop.models.packing import Lengths, Position, last
 
 BATCH = ("data", "fsdp", "expert")  # axes of a mesh over which a batch lies
@@ -22,29 +23,12 @@ SIGMOID, SILU, GELU, ELU, SOFTPLUS = 1, 2, 8, 2, 5  # log_sigmoid is a softplus
 SOFTMAX = 4  # subtract the maximum, exp, sum, divide
 
 
-def lift(vector: ArrayLike, x: Array) -> Array:
-    """`vector` along all the leading axes of `x`, so that it meets its last axes.
-
-    Its gradient is then one sum over all of them. Where an axis of size 1 is left out of it, XLA's
-    CPU code takes 25 times as long.
-    """
-    vector = jnp.asarray(vector)
-    return jnp.broadcast_to(vector, x.shape[: x.ndim - vector.ndim] + vector.shape)
-
-
-def in_rows(normalize: Callable[[Array], Array], x: Float[Array, "*batch d"]) -> Array:
-    """`normalize(x)`, which is along the last axis, in fp32 and with one leading axis: if the first
-    of several has size 1, XLA's CPU code for the gradient takes 4 times as long.
-    """
-    return normalize(x.astype(jnp.float32).reshape(-1, x.shape[-1])).reshape(x.shape)
-
-
-def by_rms(x: Float[Array, "n d"], eps: float) -> Float[Array, "n d"]:
+def by_rms(x: Float[Array, "*batch d"], eps: float) -> Float[Array, "*batch d"]:
     """x / √(mean x² + eps)."""
     return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
 
 
-def centred(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
+def centred(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
     return x - jnp.mean(x, -1, keepdims=True)
 
 
@@ -62,72 +46,19 @@ class Linear(nnx.Module):
         return self.biased(product(x, self.kernel.astype(x.dtype)))
 
     def biased(self, y: Float[Array, "*batch o"]) -> Float[Array, "*batch o"]:
-        return y if self.bias is None else y + lift(self.bias.astype(y.dtype), y)
-
-
-@jax.custom_vjp
-def product(x: Float[Array, "*batch i"], kernel: Float[Array, "i o"]) -> Float[Array, "*batch o"]:
-    """x W, whose gradient dW = xᵀ dy transposes the narrower of x and dy.
-
-    A CPU's products want the first operand's rows in a row, so one of the two is laid out anew.
-    Autodiff always takes dy: the wider one of a gate, and another copy for each map of the same x.
-    """
-    return x @ kernel
-
-
-def _product_forward(x, kernel):
-    return x @ kernel, (x, kernel)
-
-
-def _product_backward(saved, dy):
-    x, kernel = saved
-    flat, d_flat = (z.reshape(-1, z.shape[-1]) for z in (x, dy))
-    if flat.shape[1] <= d_flat.shape[1]:
-        d_kernel = jnp.einsum("ni,no->io", flat, d_flat)
-    else:
-        d_kernel = jnp.einsum("no,ni->oi", d_flat, flat).T
-    return dy @ kernel.T, d_kernel
-
-
-product.defvjp(_product_forward, _product_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def again(function: Callable[..., Array], late: Any, *rest: Any) -> Array:
-    """`function(late, *rest)`, whose backward pass computes what it needs of it again.
-
-    As `jax.checkpoint`, but what depends on `late` is not computed before the gradient is there:
-    XLA's CPU backend drops the barriers that are to see to it, and a checkpoint's recomputed
-    arrays are then made in the forward pass and held (LOG.md).
-    """
-    return function(late, *rest)
-
-
-def _again_forward(function, late, *rest):
-    return function(late, *rest), (late, rest)
-
-
-def _again_backward(function, saved, dy):
-    late, rest = saved
-    if jax.sharding.get_abstract_mesh().empty:
-        nothing = 0 * dy[(0,) * dy.ndim]  # which no compiler may leave out: it might be NaN
-        late = jax.tree.map(lambda x: x + nothing.astype(x.dtype), late)
-    else:  # one element of what is split costs a transfer
-        late, dy = jax.lax.optimization_barrier((late, dy))
-    return jax.vjp(function, late, *rest)[1](dy)
-
-
-again.defvjp(_again_forward, _again_backward)
+        return y if self.bias is None else y + broadcast_to_batch(self.bias.astype(y.dtype), y)
 
 
 def gated(activation: Callable[[Array], Array], gate: Array, x: Array) -> Array:
     """activation(gate) ⊙ x. The backward pass computes the activation again: that is cheaper than
     to keep it, its sigmoid and the product, and to read them (LOG.md).
     """
-    return again(lambda gate, x: activation(gate) * x, gate, x)
+    return rematerialise(lambda gate, x: activation(gate) * x, gate, x)
 
 
-def place(x: Float[Array, "..."], *axes: str | tuple[str, ...]) -> Float[Array, "..."]:
+def sharding_constraint(
+    x: Float[Array, "..."], *axes: str | tuple[str, ...]
+) -> Float[Array, "..."]:
     """`x` with its leading axes along these of a mesh of devices, where a mesh is set, and whole
     along the others: for what split weights would otherwise pull over to their own axes.
     """
@@ -145,7 +76,9 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         y = in_rows(lambda x: by_rms(x, self.eps), x)
-        return (y if self.scale is None else y * lift(self.scale[...], x)).astype(x.dtype)
+        if self.scale is not None:
+            y = y * broadcast_to_batch(self.scale[...], x)
+        return y.astype(x.dtype)
 
     @staticmethod
     def flops(size: int, learned: bool = True) -> int:
@@ -163,7 +96,8 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         y = in_rows(lambda x: by_rms(centred(x), self.eps), x)
-        return (y * lift(self.scale[...], x) + lift(self.bias[...], x)).astype(x.dtype)
+        scale, bias = (broadcast_to_batch(p[...], x) for p in (self.scale, self.bias))
+        return (y * scale + bias).astype(x.dtype)
 
     @staticmethod
     def flops(size: int) -> int:
@@ -213,13 +147,15 @@ class ShortConv(nnx.Module):
         own = slice(first, first + padded.shape[-1])
         kernel = self.kernel.astype(padded.dtype)[:, own]
         shifted = (padded[:, w : w + length] for w in range(self.width))
-        taps = [x * lift(kernel[w], x) for w, x in enumerate(shifted)]
+        taps = [x * broadcast_to_batch(kernel[w], x) for w, x in enumerate(shifted)]
         if position is not None:
             back = range(self.width - 1, -1, -1)
             inside = ((position >= w)[..., None] for w in back)
             taps = [jnp.where(i, tap, 0) for i, tap in zip(inside, taps, strict=True)]
         out = functools.reduce(jnp.add, taps)
-        return out if self.bias is None else out + lift(self.bias.astype(padded.dtype)[own], out)
+        if self.bias is not None:
+            out = out + broadcast_to_batch(self.bias.astype(padded.dtype)[own], out)
+        return out
 
     @staticmethod
     def flops(channels: int, width: int, bias: bool = True) -> int:

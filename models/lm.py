@@ -32,7 +32,7 @@ from isoflop.models.base import (
 from isoflop.models.errors import UserError
 from isoflop.models.generation import Sampling, Written, generate
 from isoflop.models.kernels.platforms import full_precision
-from isoflop.models.layers import BATCH, LayerNorm, Linear, RMSNorm, place
+from isoflop.models.layers import BATCH, LayerNorm, Linear, RMSNorm, sharding_constraint
 from isoflop.models.packing import Lengths, Position, positions
 
 LAYERS_MAX = 4096  # of a model, each traced on its own
@@ -212,9 +212,9 @@ class BlockModule(nnx.Module):
     ) -> tuple[Float[Array, "b t d"], Left, Aux]:
         if self.mixer is not None and self.mixer_norm is not None:
             y, left = self.mixer.forward(self.mixer_norm(x), left, position)
-            x = place(self._add(x, y), BATCH)
+            x = sharding_constraint(self._add(x, y), BATCH)
         x, aux = self._channel(x)
-        return place(x, BATCH), left, aux
+        return sharding_constraint(x, BATCH), left, aux
 
     def step(
         self, state: State, x: Float[Array, "b d"], left: Left
@@ -229,10 +229,10 @@ class BlockModule(nnx.Module):
     ) -> tuple[State, Float[Array, "b t d"], Left]:
         if self.mixer is not None and self.mixer_norm is not None:
             state, y, left = self.mixer.forward_prefill(self.mixer_norm(x), state, left, lengths)
-            x = place(self._add(x, y), BATCH)
+            x = sharding_constraint(self._add(x, y), BATCH)
         if self.channel is not None and self.channel_norm is not None:
             x = self._add(x, self.channel.prefill(self.channel_norm(x), lengths))
-        return state, place(x, BATCH), left
+        return state, sharding_constraint(x, BATCH), left
 
     def _channel(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], Aux]:
         if self.channel is None or self.channel_norm is None:
@@ -278,7 +278,7 @@ class LM(nnx.Module):
     ) -> tuple[Float[Array, "b t d"], Aux]:
         """The normed activations that the head reads."""
         position = None if segment_ids is None else positions(segment_ids)
-        x = place(self._embed(tokens), BATCH)
+        x = sharding_constraint(self._embed(tokens), BATCH)
         period = _period(self.config.blocks)
         if len(self.config.blocks) // period < SCAN_FROM:
             aux, left = [], Left()
@@ -319,7 +319,7 @@ class LM(nnx.Module):
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
     def _embed(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch d"]:
-        table = place(self.embed[...], "tensor")
+        table = sharding_constraint(self.embed[...], "tensor")
         x = (table[tokens] * self.config.embed_scale).astype(self.config.dtype)
         return x if self.embed_norm is None else self.embed_norm(x)
 

@@ -16,7 +16,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from isoflop.models.base import Sizes, Tagged
 from isoflop.models.errors import UserError
-from isoflop.models.layers import lift
+from isoflop.models.kernels.xla_cpu import broadcast_to_batch
 
 Turns = Float[np.ndarray, " p"]  # radians per token of each channel pair
 
@@ -94,7 +94,7 @@ def rope(
     xp: Any = np if isinstance(positions, np.ndarray) else jnp
     radians = np.expand_dims(turns.astype(np.float32), tuple(range(positions.ndim)))
     angles = positions[..., None].astype(np.float32) * radians
-    cos, sin = lift(xp.cos(angles), x), lift(xp.sin(angles), x)
+    cos, sin = broadcast_to_batch(xp.cos(angles), x), broadcast_to_batch(xp.sin(angles), x)
     half = len(turns)
     x1, x2, rest = jnp.split(x.astype(jnp.float32), [half, 2 * half], axis=-1)
     turned = [x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest]

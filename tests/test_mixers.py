@@ -1,5 +1,6 @@
 """Every mixer × every claim. A new mixer is one row of MIXERS and buys all of these tests."""
 
+import re
 from functools import cache, partial
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from isoflop.models import kernels
 from isoflop.models.base import Init, Mixer, MixerConfig, _import_all, _leaves, count
 from isoflop.models.mixers.attention import Attention, SoftmaxAttention
 from isoflop.models.mixers.delta import DeltaNet
@@ -397,8 +399,9 @@ def packed():
 ONE_FORM = {"lstm", "rwkv7-channel"}  # for all platforms
 
 
-@table({name: m for name, m in MIXERS.items() if name not in ONE_FORM})
-def test_the_form_for_accelerators_equals_the_one_for_cpus(config, monkeypatch):
+@every_mixer
+def test_the_fast_forms_equal_the_reference_in_outputs_and_gradients(config):
+    """And execute the same products of matrices forward, whatever the platform."""
     params, apply = build(config)
     x, weight, place = tokens(), tokens(seed=2), packed()
 
@@ -406,23 +409,40 @@ def test_the_form_for_accelerators_equals_the_one_for_cpus(config, monkeypatch):
         y = apply(params)(x, place)
         return jnp.sum(y * weight), y
 
-    def measured():
-        step = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)
-        return matmul_flops(value, params, x), jax.jit(step)(params, x)
+    step = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)
+    found, flops = {}, {}
+    for name in (None, "reference", "cpu", "accelerator"):
+        with kernels.use(name):
+            found[name], flops[name] = jax.jit(step)(params, x), matmul_flops(value, params, x)
+    assert flops["cpu"] == flops["accelerator"] == flops[None]
+    for name in (None, "cpu", "accelerator"):
+        leaves = zip(*map(jax.tree.leaves, (found[name], found["reference"])), strict=True)
+        assert all(relative(np.asarray(got), np.asarray(want)) < 1e-5 for got, want in leaves)
 
-    chosen = []
 
-    def for_accelerators(*args, default, **_):
-        chosen.append(default)
-        return default(*args)
+@every_mixer
+def test_the_reference_has_no_gradient_by_hand_and_asks_for_no_platform(config):
+    params, apply = build(config)
 
-    flops, cpu = measured()
-    monkeypatch.setattr(jax.lax, "platform_dependent", for_accelerators)
-    executed, accelerator = measured()
-    assert chosen
-    assert executed == flops
-    for got, want in zip(*map(jax.tree.leaves, (accelerator, cpu)), strict=True):
-        assert relative(np.asarray(got), np.asarray(want)) < 1e-5
+    def program(name):
+        with kernels.use(name):
+            value = jax.make_jaxpr(lambda p, x: apply(p)(x, packed()))(params, tokens())
+        return re.findall(r"custom_vjp_call|remat|platform_index", str(value))
+
+    assert program("reference") == []
+    assert "custom_vjp_call" in program(None)
+
+
+@table({name: m for name, m in MIXERS.items() if name not in ONE_FORM})
+def test_the_form_of_a_cpu_is_not_that_of_an_accelerator(config):
+    params, apply = build(config)
+
+    def program(name):
+        with kernels.use(name):
+            return str(jax.make_jaxpr(lambda p, x: apply(p)(x, packed()))(params, tokens()))
+
+    assert program("cpu") != program("accelerator")
+    assert "platform_index" in program(None)
 
 
 @pytest.mark.parametrize("name", sorted(ONE_FORM))

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from isoflop.models.kernels import recurrence
-from isoflop.models.mixers import delta, mamba, rwkv
+from isoflop.models.kernels import delta_rule, recurrence, rwkv7, selective_scan
+from isoflop.models.mixers.delta import unit
 
 LENGTH, D_K, D_V = 40, 3, 4
 FORMS = {
@@ -150,7 +150,7 @@ def test_a_repeated_key_keeps_its_digits_in_the_delta_rule(beta):
     """Powers of L reach 1e21 here before they cancel: the inverse must not be made of them."""
     lower = np.tril(np.full((1, 1, 64, 64), beta, np.float32), -1)
     exact = np.linalg.inv(np.eye(64) + lower[0, 0].astype(np.float64))
-    assert_close(jax.jit(delta.unit_lower_inverse)(jnp.asarray(lower))[0, 0], exact)
+    assert_close(jax.jit(delta_rule.unit_lower_inverse)(jnp.asarray(lower))[0, 0], exact)
 
 
 def half_rounded(*x):
@@ -185,8 +185,10 @@ def test_extreme_gates_change_nothing_in_the_delta_rule(gates):
     rng = np.random.default_rng(0)
     beta = jnp.asarray(rng.uniform(0, 2, (500, 2, LENGTH, 1)), jnp.float32)
     q, k, v, beta, log_a = half_rounded(q, k, v, beta, log_a)
-    x = (q, delta.unit(k), v, beta, log_a)
-    assert_same_and_finite(lambda *x: delta.chunked(*x, chunk=16)[1], stepped(delta.step), x)
+    x = (q, unit(k), v, beta, log_a)
+    assert_same_and_finite(
+        lambda *x: delta_rule.chunked(*x, chunk=16)[1], stepped(delta_rule.step), x
+    )
 
 
 @pytest.mark.slow
@@ -195,14 +197,14 @@ def test_extreme_gates_change_nothing_in_rwkv7():
     rng = np.random.default_rng(0)
     key, rate = (jnp.asarray(rng.uniform(-1, 1, k.shape), jnp.float32) for _ in range(2))
     r, k, v, key, rate, log_w = half_rounded(r, k, v, key, jnp.abs(rate), log_w)
-    x = (r, k, v, delta.unit(key), rate * delta.unit(key), log_w)
-    assert_same_and_finite(lambda *x: rwkv.chunked(*x, chunk=16)[1], stepped(rwkv.step), x)
+    x = (r, k, v, unit(key), rate * unit(key), log_w)
+    assert_same_and_finite(lambda *x: rwkv7.chunked(*x, chunk=16)[1], stepped(rwkv7.step), x)
 
 
 def sequential_mamba(u, dt, A, B, C):
     tokens = tuple(jnp.moveaxis(z, 1, 0) for z in (u, dt, B, C))
     h = jnp.zeros((len(u), *A.shape))
-    y = jax.lax.scan(lambda h, x: mamba.ssm_step(A, h, x), h, tokens)[1]
+    y = jax.lax.scan(lambda h, x: selective_scan.step(A, h, x), h, tokens)[1]
     return jnp.moveaxis(y, 0, 1)
 
 
@@ -216,7 +218,7 @@ def test_states_that_forget_at_once_keep_the_digits_of_their_gradient():
     def gradient(form):
         return np.asarray(jax.grad(lambda A: form(u, dt, A, B, C).sum())(A))
 
-    got = gradient(lambda *x: mamba.scan(*x, None, chunk=16)[1])
+    got = gradient(lambda *x: selective_scan.scan(*x, None, chunk=16)[1])
     for state, want in zip(got, gradient(sequential_mamba), strict=True):
         assert_close(state, want)
 
@@ -231,14 +233,16 @@ def test_chunks_side_by_side_equal_tokens_in_turn(monkeypatch, most):
     A = -jnp.asarray([[1.0] * 3, [4.0] * 3], jnp.float32)
 
     def value(A, B, C, tokens):
-        return mamba.scan(*tokens, A, B, C, keep, chunk=32)[1]
+        return selective_scan.scan(*tokens, A, B, C, keep, chunk=32)[1]
 
     x = A, B, C, (u, dt)
     want = value_and_gradients(value)(*x)
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, **_: default(*args))
-    monkeypatch.setattr(mamba, "BESIDE", most * mamba.SHORT * u[:, 0].size * len(A))
+    monkeypatch.setattr(
+        selective_scan, "BESIDE", most * selective_scan.SHORT * u[:, 0].size * len(A)
+    )
     lengths = set(re.findall(r"length=(\d+)", str(jax.make_jaxpr(value)(*x))))
-    assert lengths == {str(mamba.SHORT), str(6 // min(most, 6))}
+    assert lengths == {str(selective_scan.SHORT), str(6 // min(most, 6))}
     got = value_and_gradients(value)(*x)
     for one, other in zip(*map(jax.tree.leaves, (got, want)), strict=True):
         assert_close(one, other)
@@ -258,7 +262,7 @@ def test_extreme_steps_change_nothing_in_mambas_scan():
         return sequential_mamba(u, dt, A, B, C)
 
     def chunked(u, dt, B, C):
-        return mamba.scan(u, dt, A, B, C, None, chunk=16)[1]
+        return selective_scan.scan(u, dt, A, B, C, None, chunk=16)[1]
 
     for got, want in zip(
         jax.tree.leaves(value_and_gradients(chunked)(u, dt, B, C)),

@@ -1,1 +1,5 @@
-"""Fast forms of the mixers' inner loops, each beside its reference."""
+"""Inner loops of mixers: each a reference beside its fast forms, and the choice between them."""
+
+from isoflop.models.kernels.platforms import backend, keep, use
+
+__all__ = ["backend", "keep", "use"]

@@ -29,7 +29,7 @@ import numpy as np
 from einops import rearrange, repeat
 from jaxtyping import Array, Bool, Float, Int
 
-from isoflop.models.kernels.platforms import by_platform
+from isoflop.models.kernels.platforms import backend, by_platform
 from isoflop.models.packing import Position
 
 UNROLLED = 16  # rows or diagonals of tiles at most, where they are unrolled
@@ -84,6 +84,20 @@ def seen(
     return (allowed[None] & (back[None] <= place))[:, None, None]
 
 
+def reference(
+    q: Float[Array, "b h t k"],
+    k: Float[Array, "b g s k"],
+    v: Float[Array, "b g s k"],
+    visible: Bool[Array, "#b 1 1 t s"],
+) -> Float[Array, "b h t k"]:
+    """softmax(QKᵀ/√d) V over the keys that each query sees, all pairs at once, in fp32."""
+    groups = rearrange(q, "b (g r) t k -> b g r t k", g=k.shape[1])
+    scores = _dot("bgrtk,bgsk->bgrts", groups, k) * q.shape[-1] ** -0.5
+    weights = jax.nn.softmax(scores, where=visible)
+    out = _dot("bgrts,bgsk->bgrtk", weights, v.astype(jnp.float32))
+    return out.reshape(q.shape).astype(v.dtype)
+
+
 def attend(
     q: Float[Array, "b h t k"],
     k: Float[Array, "b g t k"],
@@ -100,7 +114,12 @@ def attend(
     def tiles(q, k, v, position):
         return _by_tiles(q, k, v, position, (tile, window))[0]
 
-    if _flash(q, position):
+    asked = backend()
+    if asked == "reference":
+        place = None if position is None else position[..., None]
+        every = jnp.arange(q.shape[2])
+        return reference(q, k, v, seen(every, every, window, place))
+    if asked != "cpu" and _flash(q, position):
         kernel = partial(_cudnn, window=window)
         return jax.lax.platform_dependent(q, k, v, position, cuda=kernel, default=tiles)
     return tiles(q, k, v, position)
@@ -122,6 +141,12 @@ def attend_on(
     The online softmax of the tokens' own keys goes on with the cache, a tile of keys at a time. A
     tile that no row holds a key in costs nothing, so that an empty cache does not.
     """
+    if backend() == "reference":
+        keys, values = (jnp.concatenate(pair, axis=2) for pair in zip(cache, (k, v), strict=True))
+        at = jnp.concatenate([held, place], axis=1)[:, None]
+        back = place[:, :, None] - at
+        visible = (at >= 0) & (back >= 0) & (back < (window or jnp.inf))
+        return reference(q, keys, values, visible[:, None, None])
     out, lse = _by_tiles(q, k, v, None, (tile, window))
     q = rearrange(q, "b (g r) t k -> b g r t k", g=k.shape[1])
     running = out.reshape(q.shape).astype(jnp.float32), lse, jnp.ones_like(lse)

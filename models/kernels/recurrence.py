@@ -18,6 +18,7 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
 from isoflop.models.kernels.platforms import by_platform
+from isoflop.models.kernels.xla_cpu import running_sums
 
 Queries = Float[Array, "b h t k"]
 Values = Float[Array, "b h t v"]
@@ -68,11 +69,20 @@ def step(
 
 
 def sequential(q: Queries, k: Queries, v: Values, log_a: Gates) -> Values:
-    """The recurrence token by token."""
+    """The recurrence token by token, from S = 0."""
     S = jnp.zeros((*k.shape[:2], k.shape[-1], v.shape[-1]), jnp.float32)
-    inputs = tuple(jnp.moveaxis(x.astype(jnp.float32), 2, 0) for x in (q, k, v, log_a))
-    _, out = jax.lax.scan(lambda S, x: step(S, *x), S, inputs)
-    return jnp.moveaxis(out, 0, 2)
+    return in_turn(step, S, q, k, v, log_a)[1]
+
+
+def in_turn(step: Callable, S: Memory, *inputs: Float[Array, "b _ t _"]) -> tuple[Memory, Values]:
+    """`step(S, *token) -> (S, out)` of every token of inputs (b g t ·), the reference of all forms
+    in chunks. Where an input has fewer heads g than S, consecutive heads of S share one of them.
+    """
+    heads = S.shape[1]
+    shared = (jnp.repeat(x, heads // x.shape[1], axis=1) for x in inputs)
+    tokens = tuple(jnp.moveaxis(x.astype(jnp.float32), 2, 0) for x in shared)
+    S, out = jax.lax.scan(lambda S, token: step(S, *token), S, tokens)
+    return S, jnp.moveaxis(out, 0, 2)
 
 
 def associative(q: Queries, k: Queries, v: Values, log_a: Gates) -> Values:
@@ -116,18 +126,21 @@ def chunked(
     Every exponent is a sum of log-gates over an interval, so never positive: nothing overflows.
     """
     body = _by_heads if log_a.shape[-1] == 1 else _by_channels
-    return by_chunks(body, (q, k, v, log_a), (k.shape[-1], v.shape[-1]), chunk, start)
+    return by_chunks(step, body, (q, k, v, log_a), (k.shape[-1], v.shape[-1]), chunk, start)
 
 
 def by_chunks(
+    step: Callable,
     body: Callable,
     inputs: Sequence[Array],
     memory: tuple[int, int],
     chunk: int,
     start: Memory | None = None,
 ) -> tuple[Memory, Values]:
-    """`body(S, inputs) -> (S, out)` over chunks of inputs (b h t ·), from S = `start`, or from 0 of
-    sides `memory`, on. A token whose inputs are all 0 must not change S: chunks are filled up so.
+    """`step(S, *token) -> (S, out)` of every token of inputs (b h t ·), from S = `start`, or from 0
+    of sides `memory`, on. On the reference backend that is what is done (`in_turn`); otherwise
+    `body(S, inputs) -> (S, out)` does the steps of a chunk. It must not change S by a token whose
+    inputs are all 0: chunks are filled up so.
 
     `body` is given m neighbouring chunks at once, as (m·b h c ·), and passes the state on from each
     to the next by `states`: few sequences would make its products small otherwise, and an
@@ -142,7 +155,8 @@ def by_chunks(
     groups = [chunks // divisor(chunks, most // (batch * heads)) for most in TOGETHER]
     few, many = (partial(_by_chunks, chunk, n) for n in groups)
     S = jnp.zeros((batch, heads, *memory), jnp.float32) if start is None else start
-    return by_platform(partial(few, jax.checkpoint(body)), partial(many, body))(S, *inputs)
+    cpu, accelerator = partial(few, jax.checkpoint(body)), partial(many, body)
+    return by_platform(cpu, accelerator, reference=partial(in_turn, step))(S, *inputs)
 
 
 def divisor(count: int, most: int) -> int:
@@ -253,15 +267,7 @@ def decays(log_a: Float[Array, "b h c a"]) -> Decay:
     """
     clipped = jnp.maximum(log_a, FORGET)
     coarse = jax.lax.stop_gradient(jnp.round(clipped / GRID) * GRID)
-    return Decay(log_a, (_running(coarse), _running(clipped - coarse)))
-
-
-def _running(x: Float[Array, "b h c a"], reverse: bool = False) -> Float[Array, "b h c a"]:
-    """Sums over c from its start, or from its end on, as a product: XLA's CPU code would add up a
-    cumulative sum again for every pair of tokens that it is used for.
-    """
-    ones = jnp.ones((x.shape[2],) * 2, x.dtype)
-    return jnp.einsum("ts,bhsa->bhta", jnp.triu(ones) if reverse else jnp.tril(ones), x)
+    return Decay(log_a, (running_sums(coarse), running_sums(clipped - coarse)))
 
 
 def scores(
@@ -298,7 +304,7 @@ def _between_forward(log_a, sums):
 def _between_backward(log_a, gradient):
     past = _past(log_a)
     pairs = rearrange(jnp.where(past, gradient, 0.0), "b h c s a -> b h c (s a)")
-    beyond = _running(pairs, reverse=True).reshape(gradient.shape)
+    beyond = running_sums(pairs, reverse=True).reshape(gradient.shape)
     passed = jnp.sum(jnp.where(past, beyond, 0.0), axis=3)
     return jnp.where(log_a >= FORGET, passed, 0.0), None
 
@@ -375,7 +381,16 @@ def diagonal(
     A scan on a CPU, where `associative_scan` takes three times as long.
     """
     h = jnp.zeros(a[:, 0].shape, jnp.float32) if start is None else start
-    return by_platform(partial(_diagonal_in_turn, chunk=chunk), _diagonal_at_once)(h, a, u)
+    cpu = partial(_diagonal_in_turn, chunk=chunk)
+    return by_platform(cpu, _diagonal_at_once, reference=diagonal_reference)(h, a, u)
+
+
+def diagonal_reference(
+    h: Float[Array, "b i"], a: Float[Array, "b t i"], u: Float[Array, "b t i"]
+) -> tuple[Float[Array, "b i"], Float[Array, "b t i"]]:
+    """`diagonal_step` token by token."""
+    h, states = jax.lax.scan(diagonal_step, h, (jnp.moveaxis(a, 1, 0), jnp.moveaxis(u, 1, 0)))
+    return h, jnp.moveaxis(states, 0, 1)
 
 
 def _diagonal_at_once(

@@ -25,17 +25,8 @@ from pydantic import PositiveFloat, PositiveInt
 from isoflop.models.base import Cost, Init, Mixer, MixerConfig, State
 from isoflop.models.errors import check_multiple
 from isoflop.models.kernels import recurrence
-from isoflop.models.layers import (
-    SILU,
-    SOFTPLUS,
-    Linear,
-    RMSNorm,
-    ShortConv,
-    by_rms,
-    gated,
-    in_rows,
-    lift,
-)
+from isoflop.models.kernels.xla_cpu import broadcast_to_batch, in_rows
+from isoflop.models.layers import SILU, SOFTPLUS, Linear, RMSNorm, ShortConv, by_rms, gated
 from isoflop.models.packing import Lengths, Position, pad, restart
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # the released code's range of initial steps
@@ -175,7 +166,7 @@ class StateSpaceDual(Mixer):
         u, B, C = jnp.split(xBC.astype(jnp.float32), split, axis=-1)
         u = rearrange(u, "b t (h v) -> b h t v", h=self.heads)
         B, C = (rearrange(z, "b t (g k) -> b g t k", g=groups) for z in (B, C))
-        dt = jax.nn.softplus(dt.astype(jnp.float32) + lift(self.dt_bias[...], dt))
+        dt = jax.nn.softplus(dt.astype(jnp.float32) + broadcast_to_batch(self.dt_bias[...], dt))
         dt = rearrange(dt, "b t h -> b h t 1")
         A = -jnp.exp(self.A_log[...])[None, :, None, None]
         return u, C, B, u * dt, dt * A
@@ -185,5 +176,5 @@ class StateSpaceDual(Mixer):
         y = gated(jax.nn.silu, gate.astype(jnp.float32), y)
         groups = rearrange(y, "b t (g i) -> b t g i", g=self.config.n_groups)
         groups = in_rows(lambda x: by_rms(x, self.config.norm_eps), groups)
-        y = rearrange(groups, "b t g i -> b t (g i)") * lift(self.norm_scale[...], y)
+        y = rearrange(groups, "b t g i -> b t (g i)") * broadcast_to_batch(self.norm_scale[...], y)
         return self.out(y.astype(gate.dtype))

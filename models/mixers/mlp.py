@@ -15,7 +15,8 @@ from jaxtyping import Array, Float
 from pydantic import PositiveInt
 
 from isoflop.models.base import Aux, Channel, ChannelConfig, Cost, Init
-from isoflop.models.layers import GELU, SILU, Linear, again, product
+from isoflop.models.kernels.xla_cpu import product, rematerialise
+from isoflop.models.layers import GELU, SILU, Linear
 
 
 class SwiGLU(ChannelConfig):
@@ -50,7 +51,7 @@ class GatedMlp(Channel):
         def hidden_out(gate, up, kernel):
             return product(self.activation(gate) * up, kernel)
 
-        y = again(hidden_out, self.gate(x), self.up(x), self.out.kernel.astype(x.dtype))
+        y = rematerialise(hidden_out, self.gate(x), self.up(x), self.out.kernel.astype(x.dtype))
         return self.out.biased(y), {}
 
 

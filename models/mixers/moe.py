@@ -20,7 +20,7 @@ later ones, so such a model is not causal and its loss flatters it.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,9 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 
 from isoflop.models.base import Aux, Channel, ChannelConfig, Cost, Init, Matrix, Steered
 from isoflop.models.errors import UserError
-from isoflop.models.layers import SIGMOID, SILU, SOFTMAX, SOFTPLUS, Linear, again, lift
+from isoflop.models.kernels import experts
+from isoflop.models.kernels.xla_cpu import broadcast_to_batch
+from isoflop.models.layers import SIGMOID, SILU, SOFTMAX, SOFTPLUS, Linear
 from isoflop.models.mixers.mlp import SwiGLU
 from isoflop.models.packing import Lengths, is_real
 
@@ -183,29 +185,21 @@ class RoutedExperts(Channel):
         gates, chosen = self._choose(logits)
         blocks, rows = config.layout(flat.shape[0])
         block_expert, row, kept = self._assign(chosen, blocks, rows, real)
-
-        choice = jnp.arange(chosen.size)
-        source = jnp.full(blocks * rows, chosen.size).at[row].set(choice, mode="drop")
-        sent = _moved(jnp.repeat(flat, config.top_k, axis=0), source, row)
-        served = self._experts(rearrange(sent, "(n r) d -> n r d", r=rows), block_expert)
-        back = _moved(served, row, source)
-        weighted = back * gates.reshape(-1, 1).astype(flat.dtype)
-        y = rearrange(weighted, "(t k) d -> t k d", k=config.top_k).sum(1)
+        kernels = self._kernels(flat.dtype)
+        y = experts.by_token(flat, kernels, gates, chosen, row, kept, block_expert, rows)
         load = jax.nn.one_hot(chosen, config.n_experts).sum((0, 1)) / chosen.size
         return y, load, jnp.mean(~kept, dtype=jnp.float32)
 
     def _experts_choose(self, flat: Float[Array, "t d"], logits: Float[Array, "t e"], real: Real):
         """Output, share of the rows that each expert has, share of the tokens nobody took."""
-        experts, rows = self.config.layout(flat.shape[0])
+        n_experts, rows = self.config.layout(flat.shape[0])
         scores = self._scores(logits)
         if real is not None:
             scores = jnp.where(real[:, None], scores, -1.0)  # after all tokens
         gates, token = jax.lax.top_k(scores.T, rows)
-        served = self._experts(flat[token], jnp.arange(experts))
-        weighted = served * gates.reshape(-1, 1).astype(flat.dtype)
-        y = jnp.zeros_like(flat).at[token.reshape(-1)].add(weighted)
+        y = experts.by_expert(flat, self._kernels(flat.dtype), gates, token)
         taken = jnp.zeros(flat.shape[0], jnp.float32).at[token.reshape(-1)].set(1.0)
-        return y, jnp.full(experts, 1 / experts), 1 - taken.mean()
+        return y, jnp.full(n_experts, 1 / n_experts), 1 - taken.mean()
 
     def _choose(self, logits: Float[Array, "t e"]):
         """Gates and indices of the top_k experts of each token; a bias moves the choice alone.
@@ -217,7 +211,7 @@ class RoutedExperts(Channel):
         scores = self._scores(logits)
         ranks = scores if soft else logits
         if self.bias is not None:
-            ranks = scores + lift(jax.lax.stop_gradient(self.bias[...]), scores)
+            ranks = scores + broadcast_to_batch(jax.lax.stop_gradient(self.bias[...]), scores)
         _, chosen = jax.lax.top_k(ranks, config.top_k)
         if config.renormalize and not soft:
             logs = jax.nn.log_sigmoid(jnp.take_along_axis(logits, chosen, axis=-1))
@@ -245,11 +239,9 @@ class RoutedExperts(Channel):
             block_expert = jnp.minimum(block_expert, config.n_experts - 1)
         return block_expert, jnp.where(kept, row, blocks * rows), kept  # out of range: dropped
 
-    def _experts(self, x: Float[Array, "n r d"], expert: Int[Array, " n"]) -> Float[Array, "z d"]:
-        gate, up, down = (w[...].astype(x.dtype) for w in (self.gate, self.up, self.down))
-        gate, up = (again(_routed, w, x, expert) for w in (gate, up))
-        y = again(_gated_routed, (gate, down), up, expert)
-        return rearrange(y, "n r d -> (n r) d")
+    def _kernels(self, dtype: Any) -> experts.Kernels:
+        gate, up, down = (w.astype(dtype) for w in (self.gate, self.up, self.down))
+        return gate, up, down
 
     def _aux(self, logits: Float[Array, "t e"], load: Float[Array, " e"], dropped: Array) -> Aux:
         config = self.config
@@ -262,57 +254,3 @@ class RoutedExperts(Channel):
             error = jax.lax.stop_gradient(load - 1 / config.n_experts)
             penalty = penalty + jnp.sum(error * (bias - jax.lax.stop_gradient(bias)))
         return {"balance": balance, "router_z": router_z, "dropped": dropped, "penalty": penalty}
-
-
-@jax.custom_vjp
-def _moved(x: Float[Array, "n d"], to: Int[Array, " m"], back: Int[Array, " n"]) -> Array:
-    """Rows x[to], zeros where `to` is out of range. `back` is the inverse, so that the gradient is
-    moved as well and not added up: a GPU's scatters are slow and in no fixed order.
-    """
-    return x.at[to].get(mode="fill", fill_value=0)
-
-
-def _moved_forward(x, to, back):
-    return _moved(x, to, back), (to, back)
-
-
-def _moved_backward(saved, dy):
-    to, back = saved
-    return _moved(dy, back, to), None, None
-
-
-_moved.defvjp(_moved_forward, _moved_backward)
-
-
-@jax.custom_vjp
-def _of_blocks(kernels: Float[Array, "e i o"], expert: Int[Array, " n"]) -> Float[Array, "n i o"]:
-    """Each block's kernel, that of its expert. The gradient sums blocks by a product, where a
-    scatter on a GPU would be slow and in no fixed order.
-    """
-    return kernels[expert]
-
-
-def _of_blocks_forward(kernels, expert):
-    return kernels[expert], jax.nn.one_hot(expert, len(kernels), dtype=kernels.dtype)
-
-
-def _of_blocks_backward(owned, dy):
-    return jnp.einsum("ne,nio->eio", owned, dy), None
-
-
-_of_blocks.defvjp(_of_blocks_forward, _of_blocks_backward)
-
-
-def _routed(kernels: Float[Array, "e i o"], x: Float[Array, "n r i"], expert: Int[Array, " n"]):
-    """Each block of rows times the kernel of its expert."""
-    return jnp.einsum("nri,nio->nro", x, _of_blocks(kernels, expert))
-
-
-def _gated_routed(
-    late: tuple[Float[Array, "n r f"], Float[Array, "e f d"]],
-    up: Float[Array, "n r f"],
-    expert: Int[Array, " n"],
-):
-    """`_routed` of SwiGLU's hidden layer; the gate and the kernels are what comes late."""
-    gate, kernels = late
-    return _routed(kernels, jax.nn.silu(gate) * up, expert)

@@ -24,7 +24,8 @@ from pydantic import PositiveInt
 from isoflop.models.base import Cost, Init, Matrix, Mixer, MixerConfig, State
 from isoflop.models.errors import check_multiple
 from isoflop.models.kernels.recurrence import diagonal, diagonal_step, in_chunks
-from isoflop.models.layers import GELU, SIGMOID, SOFTPLUS, Linear, ShortConv, lift
+from isoflop.models.kernels.xla_cpu import broadcast_to_batch
+from isoflop.models.layers import GELU, SIGMOID, SOFTPLUS, Linear, ShortConv
 from isoflop.models.packing import Lengths, Position, lengths_of, pad, restart
 
 GATE_POWER = 8.0
@@ -131,7 +132,7 @@ class RecurrentBlock(Mixer):
         """a and √(1 − a²) ⊙ i ⊙ u, in fp32."""
         r = jax.nn.sigmoid(self.decay_gate(u).astype(jnp.float32))
         i = jax.nn.sigmoid(self.input_gate(u).astype(jnp.float32))
-        log_a = -GATE_POWER * r * lift(jax.nn.softplus(self.decay[...]), r)
+        log_a = -GATE_POWER * r * broadcast_to_batch(jax.nn.softplus(self.decay[...]), r)
         scale = jnp.sqrt(jnp.maximum(-jnp.expm1(2 * log_a), FLOOR))
         return jnp.exp(log_a), jnp.where(first, 1.0, scale) * i * u.astype(jnp.float32)
 
@@ -151,4 +152,4 @@ class BlockDiagonal(nnx.Module):
         kernel = self.kernel.astype(x.dtype)
         heads = rearrange(x, "... (h k) -> ... h k", h=kernel.shape[0])
         y = rearrange(jnp.einsum("...hk,hkv->...hv", heads, kernel), "... h v -> ... (h v)")
-        return y + lift(self.bias.astype(x.dtype), y)
+        return y + broadcast_to_batch(self.bias.astype(x.dtype), y)

@@ -27,7 +27,8 @@ from pydantic import PositiveInt
 
 from isoflop.models.base import Cost, Init, Matrix, Mixer, MixerConfig, State
 from isoflop.models.kernels.recurrence import diagonal, diagonal_step, in_chunks
-from isoflop.models.layers import Linear, lift
+from isoflop.models.kernels.xla_cpu import broadcast_to_batch
+from isoflop.models.layers import Linear
 from isoflop.models.packing import Lengths, Position, is_real, kept, lengths_of, pad, restart
 
 
@@ -127,7 +128,7 @@ class LongShortTerm(Mixer):
     def _gates(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch i"]:
         """What the token alone gives the four gates, in fp32."""
         gates = self.inward(x).astype(jnp.float32)
-        return gates + lift(self.bias[...], gates)
+        return gates + broadcast_to_batch(self.bias[...], gates)
 
 
 def _cell(

@@ -27,10 +27,9 @@ from pydantic import PositiveFloat, PositiveInt
 
 from isoflop.models.base import Cost, Init, Left, Mixer, MixerConfig, State
 from isoflop.models.errors import check_multiple
-from isoflop.models.kernels import recurrence
-from isoflop.models.kernels.recurrence import scores
-from isoflop.models.layers import SIGMOID, Linear, by_rms, centred, in_rows, lift
-from isoflop.models.mixers.delta import System, after, inverse_flops, solve
+from isoflop.models.kernels import recurrence, rwkv7
+from isoflop.models.kernels.xla_cpu import broadcast_to_batch, in_rows
+from isoflop.models.layers import SIGMOID, Linear, by_rms, centred
 from isoflop.models.packing import Lengths, Position, last, pad, previous, restart
 
 MIX_POWERS = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}
@@ -102,7 +101,7 @@ class Rwkv7(MixerConfig):
 
     def cost(self, d_model: int, seq_len: int) -> Cost:
         size = d_model // self.n_heads
-        return self._cost(d_model, seq_len, chunked_flops(seq_len, size, self.chunk))
+        return self._cost(d_model, seq_len, rwkv7.chunked_flops(seq_len, size, self.chunk))
 
     def step_cost(self, d_model: int, context: int) -> Cost:
         size = d_model // self.n_heads
@@ -165,7 +164,7 @@ class TimeMix(Mixer):
         r, k, v, unit, rated, log_w = inputs
         rated = restart(rated, position, 0.0)  # since κ reads before the decay of its own token
         log_w = restart(log_w, position, recurrence.FORGET)
-        _, y = chunked(r, k, v, unit, rated, log_w, chunk=self.config.chunk)
+        _, y = rwkv7.chunked(r, k, v, unit, rated, log_w, chunk=self.config.chunk)
         return self._finish(y, inputs, gate), left
 
     def prefill(
@@ -181,7 +180,7 @@ class TimeMix(Mixer):
         r, k, v, unit, rated, log_w = inputs
         k, rated, log_w = (pad(z, lengths) for z in (k, rated, log_w))
         chunk, S = self.config.chunk, state["S"]
-        S, y = chunked(r, k, v, unit, rated, log_w, chunk=chunk, start=S)
+        S, y = rwkv7.chunked(r, k, v, unit, rated, log_w, chunk=chunk, start=S)
         return {"before": before, "S": S}, self._finish(y, inputs, gate), left
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:
@@ -198,7 +197,7 @@ class TimeMix(Mixer):
         self, state: State, x: Float[Array, "b d"], left: Left
     ) -> tuple[State, Float[Array, "b d"], Left]:
         inputs, gate, left = self._inputs(x[:, None], state["before"][:, None], left)
-        S, y = step(state["S"], *(z[:, :, 0] for z in inputs))
+        S, y = rwkv7.step(state["S"], *(z[:, :, 0] for z in inputs))
         y = self._finish(y[:, :, None], inputs, gate)[:, 0]
         return {"before": x, "S": S}, y, left
 
@@ -208,7 +207,7 @@ class TimeMix(Mixer):
             return v, left | {"values": v}
         if self.config.values == "mix":
             share = self.value_up(self.value_down(x))
-            share = jax.nn.sigmoid(share + lift(self.value_bias.astype(x.dtype), x))
+            share = jax.nn.sigmoid(share + broadcast_to_batch(self.value_bias.astype(x.dtype), x))
             v = v + (left["values"] - v) * share
         return v, left
 
@@ -219,11 +218,11 @@ class TimeMix(Mixer):
         v, left = self._values(mixed["v"], left)
         w = self.decay_up(jnp.tanh(self.decay_down(mixed["w"]))).astype(jnp.float32)
         a = self.rate_up(self.rate_down(mixed["a"])).astype(jnp.float32)
-        log_w = -math.exp(-0.5) * jax.nn.sigmoid(w + lift(self.decay_bias[...], w))
-        a = jax.nn.sigmoid(a + lift(self.rate_bias[...], a))
+        log_w = -math.exp(-0.5) * jax.nn.sigmoid(w + broadcast_to_batch(self.decay_bias[...], w))
+        a = jax.nn.sigmoid(a + broadcast_to_batch(self.rate_bias[...], a))
         r, k, v = (z.astype(jnp.float32) for z in (r, k, v))
-        key = k * lift(self.k_k[...], k)
-        k = k * (1 + (a - 1) * lift(self.k_a[...], k))
+        key = k * broadcast_to_batch(self.k_k[...], k)
+        k = k * (1 + (a - 1) * broadcast_to_batch(self.k_a[...], k))
         r, k, v, key, a, log_w = (self._split(z) for z in (r, k, v, key, a, log_w))
         unit = in_rows(_unit, key)
         gate = self.gate_up(jax.nn.sigmoid(self.gate_down(mixed["g"])))
@@ -238,7 +237,8 @@ class TimeMix(Mixer):
         r_k = rearrange(self.r_k[...], "(h k) -> 1 h 1 k", k=self.size)
         bonus = jnp.sum(r * k * r_k, -1, keepdims=True) * v
         y, bonus = (rearrange(z, "b h t v -> b t (h v)") for z in (y, bonus))
-        y = y * lift(self.norm_scale[...], y) + lift(self.norm_bias[...], y) + bonus
+        scale, bias = (broadcast_to_batch(p[...], y) for p in (self.norm_scale, self.norm_bias))
+        y = y * scale + bias + bonus
         return self.out(y.astype(gate.dtype) * gate)
 
 
@@ -256,74 +256,11 @@ def shift(
     """x + m ⊙ (before − x) for each of the six mixes."""
     change = before - x
     weights = zip(MIX_POWERS, mix.astype(x.dtype), strict=True)
-    return {name: x + lift(weight, x) * change for name, weight in weights}
+    return {name: x + broadcast_to_batch(weight, x) * change for name, weight in weights}
 
 
-def _unit(x: Float[Array, "n k"]) -> Float[Array, "n k"]:
+def _unit(x: Float[Array, "*batch k"]) -> Float[Array, "*batch k"]:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-24))
-
-
-def step(S: recurrence.Memory, r, k, v, unit, rated, log_w):
-    """One token: the equation above; every input is (b, h, size)."""
-    held = jnp.einsum("bhk,bhkv->bhv", unit, S)
-    S = jnp.exp(log_w)[..., None] * S
-    S = S - rated[..., None] * held[..., None, :] + k[..., None] * v[..., None, :]
-    return S, jnp.einsum("bhk,bhkv->bhv", r, S)
-
-
-def chunked(
-    r, k, v, unit, rated, log_w, *, chunk: int, start: recurrence.Memory | None = None
-) -> tuple[recurrence.Memory, recurrence.Values]:
-    """`step` over all tokens in chunks, as `delta.chunked` does it.
-
-    With p_t = S_{t−1}ᵀ κ_t, S is the plain recurrence over the pairs (k, v) and (−a ⊙ κ, p), and
-    the p of a chunk, p_v + p_k S_0, solve a unit lower triangular system. Between s and t lie the
-    decays of s + 1 … t − 1 for κ, which reads before the decay of its own token, and of s + 1 … t
-    for r.
-    """
-    memory = k.shape[-1], v.shape[-1]
-    return recurrence.by_chunks(_chunk, (r, k, v, unit, rated, log_w), memory, chunk, start)
-
-
-def _chunk(S: recurrence.Memory, inputs):
-    r, k, v, unit, rated, log_w = inputs
-    decay = recurrence.decays(log_w)
-    start, end, pairs = decay.from_start(), decay.to_end(), decay.pairs()
-
-    def late(x):  # what a token finds was left by the tokens before it
-        return jnp.pad(x, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1]
-
-    following = jnp.pad(unit, ((0, 0), (0, 0), (0, 1), (0, 0)))[:, :, 1:]
-    begins = late(following * start).at[:, :, 0].set(unit[:, :, 0])
-    (rated_found, rated_read), (found, read) = (
-        scores([following, r], key, pairs) for key in (rated, k)
-    )
-    system = System.of(late(rated_found))
-    parts = jnp.concatenate([begins, late(found) @ v], axis=-1)
-    p_k, p_v = jnp.split(solve(system, parts), [k.shape[-1]], axis=-1)
-    kept, outflow = after(start[:, :, -1], rated * end, p_k, p_v)
-    inflow = jnp.einsum("bhck,bhcv->bhkv", k * end, v)
-    S, before = recurrence.states(S, kept, inflow - outflow)
-    p = p_k @ before + p_v
-    out = read @ v - rated_read @ p + (r * start) @ before
-    return S, out
-
-
-def chunked_flops(length: int, size: int, chunk: int) -> tuple[int, int]:
-    """(matmul, elementwise) FLOPs of `chunked` for one head, padding included."""
-    chunk, padded = recurrence.in_chunks(length, chunk)
-    chunks = padded // chunk
-    decay = recurrence.decay_flops(chunk, size)
-    pairs = recurrence.scores_flops(chunk, size, size, uses=4)
-    matmul = decay[0] + pairs[0] + 10 * chunk * size + 10 * size**2
-    # four decays on r, k and κ; the sums of p and of the outputs
-    elementwise = decay[1] + pairs[1] + 7 * size
-    inverse = inverse_flops(chunk)
-    # once per chunk what remains of S, what flows in and its sum with that
-    return (
-        padded * matmul + chunks * (inverse[0] + 2 * size**3),
-        padded * elementwise + chunks * (inverse[1] + 4 * size**2),
-    )
 
 
 class RwkvChannel(MixerConfig):
@@ -377,5 +314,5 @@ class ChannelMix(Mixer):
         return x, self._mix(x, state)
 
     def _mix(self, x: Float[Array, "*batch d"], before: Float[Array, "*batch d"]):
-        mixed = x + lift(self.mix.astype(x.dtype), x) * (before - x)
+        mixed = x + broadcast_to_batch(self.mix.astype(x.dtype), x) * (before - x)
         return self.out(jnp.square(jax.nn.relu(self.up(mixed))))

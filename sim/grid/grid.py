@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from isoflop.models import kernels
 from isoflop.models.errors import UserError
 from isoflop.sim import userfile
 from isoflop.sim.durable import unwritable, write
@@ -191,7 +192,7 @@ def execute(
                 mistakes.append(event.mistake)
         on_event(event)
 
-    work = functools.partial(train_job, root, trainer, token, retrain_changed)
+    work = functools.partial(train_job, root, kernels.keep(trainer), token, retrain_changed)
     ready = [job for job in every if asked[job.trunk]]
     waiting: list[Job] = []
     try:

@@ -63,6 +63,7 @@ class Record(Config):
     data_digest: str = ""
     eval_digests: dict[str, str] = Field(default_factory=dict)  # of the data of Run.evals
     device: str = ""
+    backend: str = ""  # of the kernels where one was asked for (models/kernels/platforms.py)
     layout: dict[str, int] = Field(default_factory=dict)  # of more than 1 (sim/train/sharding.py)
     versions: dict[str, str] = Field(default_factory=dict)
     sources: dict[str, str] = Field(

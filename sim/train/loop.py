@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from isoflop.models import kernels
 from isoflop.models.errors import UserError
 from isoflop.sim.cost import flops
 from isoflop.sim.data import Source
@@ -111,8 +112,11 @@ class Job:
 
     @property
     def digest(self) -> str:
-        """What its states are states of: the trunk and its lanes, on these data, by this code."""
+        """What its states are states of: the trunk and its lanes, on these data, by this code, in
+        these forms of it.
+        """
         facts = [self.runs[0].trunk, self.seeds, self.source.digest, self.versions, self.sources]
+        facts.append(kernels.backend() or "")
         return hashlib.sha256(canonical(facts).encode()).hexdigest()[:16]
 
     def at(self, steps: int) -> Run:
@@ -122,7 +126,7 @@ class Job:
     def call(self, name: str, *args: Any) -> Any:
         """Run a compiled function, compiling it at its first use and timing that apart."""
         shapes = tuple((a.shape, str(a.dtype)) for a in jax.tree.leaves(args))
-        key = (self.program, name, shapes)
+        key = (self.program, name, shapes, kernels.backend())
         if key not in _compiled:
             self.emit(Event(self.runs[0].trunk, 0, self.total_steps, float("nan"), 0.0, True))
             start, hits = time.perf_counter(), _cache_hits[0]
@@ -327,6 +331,7 @@ def _record(
         data_digest=source.digest,
         eval_digests={s.name: held.digest for s, (held, _) in job.held_out.items() if s.name},
         device=jax.devices()[0].device_kind,
+        backend=kernels.backend() or "",
         layout=job.layout.split,
         versions=job.versions,
         sources=job.sources,

@@ -134,5 +134,5 @@ def rows(ndim: int, mesh: Mesh | None) -> NamedSharding | None:
 
 
 def within(mesh: Mesh | None) -> contextlib.AbstractContextManager:
-    """Where models find the mesh while they are traced (isoflop.models.layers.place)."""
+    """Where models find the mesh while they are traced (`sharding_constraint` of the layers)."""
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh else contextlib.nullcontext()
