@@ -282,6 +282,28 @@ def test_json_is_written_whatever_the_numbers(written, command, tmp_path):
     )[2]  # fmt: skip
 
 
+def test_a_comparison_without_a_ranking_is_told_and_written(written, command, tmp_path):
+    """Each arm shares losses with the baseline, and the best and the worst share none."""
+    c = np.geomspace(1e15, 1e18, 8)
+    rng = np.random.default_rng(0)
+    rows = [
+        {"arch": arch, "flops": v, "loss": 100 * (v * better) ** -0.1 * (1 + noise)}
+        for arch, better in (("base", 1.0), ("good", 100.0), ("bad", 1e-2))
+        for v, noise in zip(c, 0.001 * rng.standard_normal(8), strict=True)
+    ]
+    rows = [r for r in rows if r["arch"] != "good" or r["flops"] > 1e15]
+    out = tmp_path / "out.json"
+    code, told, err = command(
+        "compare", written(".csv", csv_text(rows)), "--draws", 20, "--json", out
+    )
+    assert (code, err) == (0, "")
+    assert "no ranking: a ranking needs losses that all architectures reach" in told
+    data = json.loads(out.read_text())
+    assert {x["arch"] for x in data["ceg"]} == {"good", "bad"}
+    assert data["ranking"] == []
+    assert data["no ranking"]
+
+
 # what is printed from data
 
 

@@ -153,6 +153,36 @@ def test_several_architectures_fitted_as_one_are_told(tmp_path, capsys):
     assert "warning" not in run(capsys, "fit", file, "--draws", 20, "--group", "kind")[1]
 
 
+@pytest.mark.parametrize("approach", ["1", "2", "3"])
+@pytest.mark.parametrize("column", ["arch", "kind"])
+def test_every_approach_tells_above_its_table_of_architectures_fitted_as_one(
+    approach, column, tmp_path, capsys
+):
+    better = valleys() | {"loss": 0.95 * valleys()["loss"]}
+    both = {k: np.concatenate([v, better[k]]) for k, v in valleys().items()}
+    names = {column: np.repeat(["a", "b"], len(better["C"]))}
+    file = write(tmp_path / "v.csv", names | both)
+    asked = ("fit", file, "--flops", "C", "--approach", approach, "--draws", 20)
+    code, told, _ = run(capsys, *asked)
+    assert code == 0
+    said = f"warning: one law is fitted through all 2 values of column '{column}'"
+    assert said in told.split("┏")[0]
+    assert f"--group {column}" in told
+    if approach != "3":
+        assert "one law" not in run(capsys, *asked, "--group", column)[1]
+
+
+@pytest.mark.parametrize("approach", ["1", "2"])
+def test_a_prediction_beyond_the_budgets_is_said_to_be_extrapolated(approach, tmp_path, capsys):
+    file, out = write(tmp_path / "v.csv", valleys()), tmp_path / "v.json"
+    asked = ("fit", file, "--flops", "C", "--approach", approach, "--json", out)
+    _, told, _ = run(capsys, *asked, "--at", "1e23", "1e19", "1e17")
+    assert "at 1e+23: extrapolated: 100 × the largest compute with a minimum" in told
+    assert "at 1e+17: extrapolated: 0.1 × the smallest" in told
+    assert "at 1e+19: extrapolated" not in told
+    assert [bool(x["extrapolated"]) for x in json.loads(out.read_text())["at"]] == [1, 0, 1]
+
+
 def test_what_names_architectures_is_told_by_its_name_or_by_residuals_or_by_their_heaps():
     rng = np.random.default_rng(0)
     noise, half = 0.01 * rng.standard_normal(40), np.repeat([-0.05, 0.05], 20)
@@ -201,7 +231,14 @@ REFUSED = {
     "--curve is of the valleys of approach 2": ["--curve", "akima"],
     "--figure draws valleys": ["--figure", "x.svg"],
     "must end in .svg or .png": ["--approach", "2", "--figure", "x.pdf"],
-    "leave out --group": ["--approach", "2", "--figure", "x.svg", "--group", "N"],
+    "filter the table to one architecture": [
+        "--approach",
+        "2",
+        "--figure",
+        "x.svg",
+        "--group",
+        "N",
+    ],
     "approach 1 fits no law": ["--approach", "1", "--law", "power"],
     "law overtrained predicts no optimum": ["--at", "1e20", "--law", "overtrained"],
 }

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from rich.console import Console
 
 from isoflop.experiments.cli.text import grid
 from isoflop.models.errors import UserError
-from isoflop.sim.laws.isoflop import Allocation, envelope, isoflop
+from isoflop.sim.laws.isoflop import Allocation, envelope, isoflop, variable_projection
 from isoflop.sim.laws.law import FLOPS_PER_ND
+from isoflop.sim.laws.resample import Floats
 from isoflop.sim.records.tables import Columns, Dropped, clean, describe
 
 NAMES = {"1": "envelope", "2": "IsoFLOP valleys"}
@@ -26,6 +28,7 @@ class Allocated:
     approach: Literal["1", "2"]
     found: Allocation
     at: tuple[float, ...]
+    residuals: Floats  # log loss less that of a surface through all runs
     dropped: tuple[Dropped, ...]
 
     def json(self) -> dict[str, Any]:
@@ -39,8 +42,8 @@ class Allocated:
                  "L*": v.least, "left out": v.why}
                 for v in self.found.valleys
             ],
-            "at": [{"C": c, "N*": float(self.found(c)), "interval": list(self.found.band(c))}
-                   for c in self.at],
+            "at": [{"C": c, "N*": float(self.found(c)), "interval": list(self.found.band(c)),
+                    "extrapolated": self.found.extrapolated(c)} for c in self.at],
             "warnings": list(self.found.warnings),
             "dropped": [x.json() for x in self.dropped],
         }  # fmt: skip
@@ -60,7 +63,11 @@ def allocate(
         found = envelope(C, table["N"], table["loss"])
     else:
         found = isoflop(C, table["N"], table["loss"], budgets=budgets or None, method=curve)
-    return Allocated(approach, found, tuple(at), table.dropped)
+    # no surface is told by these approaches, but what misses one tells whose runs differ
+    D = C / (FLOPS_PER_ND * table["N"])
+    law = variable_projection(table["N"], D, table["loss"])
+    residuals = np.log(table["loss"]) - np.log(law(table["N"], D))
+    return Allocated(approach, found, tuple(at), residuals, table.dropped)
 
 
 def show(screen: Console, name: str, result: Allocated) -> None:
@@ -87,6 +94,9 @@ def show(screen: Console, name: str, result: Allocated) -> None:
     for c in result.at:
         out.add_row(f"at {c:.3g}", "", f"{float(found(c)):.4g}", _between(*found.band(c)), "")
     screen.print(out)
+    for c in result.at:
+        if told := found.extrapolated(c):
+            screen.print(f"at {c:.3g}: {told}")
     for warning in found.warnings:
         screen.print(f"warning: {warning}")
 

@@ -20,13 +20,14 @@ from rich.table import Table as Grid
 from isoflop.experiments.cli.allocations import Allocated, allocate, draw, show
 from isoflop.experiments.cli.text import console, grid, write_json
 from isoflop.models.errors import UserError, listed, quoted
-from isoflop.sim.compare.gains import Comparison, arms, caveat, gain, ranking
+from isoflop.sim.compare.gains import Arm, Comparison, Place, arms, caveat, gain, ranking
 from isoflop.sim.laws.fit import Fit
 from isoflop.sim.laws.forms import LAWS, fit_table
 from isoflop.sim.laws.frontier import Frontier
 from isoflop.sim.laws.isoflop import variable_projection
 from isoflop.sim.laws.law import FLOPS_PER_ND
 from isoflop.sim.laws.mixture import mixed
+from isoflop.sim.laws.resample import Floats
 from isoflop.sim.records.readers import read
 from isoflop.sim.records.tables import (
     LEAST,
@@ -134,6 +135,10 @@ def fit(
             said["variable projection"] = _projected(part, names)
         fits[name] = replace(found, dropped=dropped, checklist=said)
     screen = console()
+    used = {*filter(None, names.values())}
+    for result in fits.values():
+        if group is None:
+            _warn_mixed(screen, columns, result.dropped, result.residuals, used)
     if len(fits) > 1:
         screen.print("\n".join(_headline(name, result) for name, result in fits.items()))
     for table in _fit_tables(fits):
@@ -142,12 +147,6 @@ def fit(
         _say_dropped(screen, result.dropped, f"{name}: " if group else "")
     if legend := _legend(fits.values()):
         screen.print(legend)
-    if group is None:
-        (result,) = fits.values()
-        left = {x.row for x in result.dropped}
-        kept = [i for i in range(len(next(iter(columns.values())))) if i + 1 not in left]
-        for told in mixed(columns, kept, result.residuals, {*filter(None, names.values()), *ROLES}):
-            screen.print(f"warning: {told}")
     if json_out is not None:
         out = {name: result.json() for name, result in fits.items()}
         write_json(json_out, out if group else next(iter(out.values())))
@@ -235,9 +234,10 @@ def compare(
             screen.print(f"trend of {one.arm} over {one.baseline}: {one.trend_note}")
     if told := caveat(fitted.values()):
         screen.print(f"caveat: {told}")
-    places = []
-    if all(one.status == "converged" for one in found):
-        places = list(ranking(fitted, flops))
+    places, unranked = _places(fitted, found, flops)
+    if unranked:
+        screen.print(f"no ranking: {unranked}")
+    else:
         screen.print("ranking: " + ", ".join(f"{p.rank}. {p.arm}" for p in places))
     _say_dropped(screen, dropped)
     if json_out is not None:
@@ -254,10 +254,23 @@ def compare(
                 "ceg": ceg,
                 "comparisons": [one.json() for one in found],
                 "ranking": [{"rank": p.rank, "arch": p.arm} for p in places],
+                "no ranking": unranked,
                 "dropped": [x.json() for x in dropped],
             },
         )
     return found
+
+
+def _places(
+    fitted: dict[str, Arm], found: tuple[Comparison, ...], cost: str
+) -> tuple[tuple[Place, ...], str]:
+    """The ranking, or none and why."""
+    if without := [one.arm for one in found if one.status != "converged"]:
+        return (), f"no gain over the baseline is told of {listed(without)}"
+    try:
+        return ranking(fitted, cost), ""
+    except UserError as error:
+        return (), str(error)
 
 
 def enough(draws: int) -> None:
@@ -288,7 +301,10 @@ def _refuse(
     if figure and approach != "2":
         raise UserError("--figure draws valleys, which are of approach 2; add --approach 2")
     if figure and group:
-        raise UserError("--figure draws the valleys of one group; leave out --group")
+        raise UserError(
+            "--figure draws the valleys of one architecture, and --group asks for each of several; "
+            "filter the table to one architecture and draw that"
+        )
     if approach != "3" and law != "chinchilla":
         raise UserError(f"approach {approach} fits no law; leave out --law or use --approach 3")
     if at and not (LAWS[law].allocates or law == "power"):
@@ -302,6 +318,9 @@ def _allocations(
     found = {name: allocate(part, approach, **options) for name, part in parts.items()}
     screen = console()
     for name, result in found.items():
+        if not grouped:
+            used = {options[key] for key in ("n", "d", "loss", "flops")} - {None}
+            _warn_mixed(screen, parts[name], result.dropped, result.residuals, used)
         show(screen, name, result)
         _say_dropped(screen, result.dropped, f"{name}: " if grouped else "")
     screen.print(f"N*: parameters of least loss at compute C; {SYMBOLS['a']}")
@@ -312,6 +331,17 @@ def _allocations(
         out = {name: result.json() for name, result in found.items()}
         write_json(json_out, out if grouped else next(iter(out.values())))
     return found
+
+
+def _warn_mixed(
+    screen: Console, columns: Columns, dropped: tuple[Dropped, ...], residuals: Floats,
+    used: set[str],
+) -> None:  # fmt: skip
+    """Say, above what was found, where several architectures may have been fitted as one."""
+    left = {x.row for x in dropped}
+    kept = [i for i in range(len(next(iter(columns.values())))) if i + 1 not in left]
+    for told in mixed(columns, kept, residuals, {*used, *ROLES}):
+        screen.print(f"warning: {told}")
 
 
 def _reach(

@@ -61,6 +61,15 @@ class Allocation:
     def __call__(self, C: Any) -> Any:
         return self.coefficient * np.asarray(C, dtype=float) ** self.a
 
+    def extrapolated(self, C: float) -> str:
+        """Where C lies outside the budgets found, which of them it is beyond; empty inside."""
+        low, high = float(self.C.min()), float(self.C.max())
+        if high * 1.001 < C:
+            return f"extrapolated: {C / high:.3g} × the largest compute with a minimum"
+        if low * 0.999 > C:
+            return f"extrapolated: {C / low:.3g} × the smallest compute with a minimum"
+        return ""
+
     def band(self, C: float) -> tuple[float, float]:
         """90 % interval of the line at C."""
         slack, half = _line_error(np.log(self.C), np.log(self.N), math.log(C))
