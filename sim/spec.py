@@ -6,6 +6,7 @@ retrains nothing.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 from functools import cache
@@ -94,10 +95,12 @@ class Run(Config):
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Run:
-        if self.optim.warmup_steps > self.branch_step:
+        if (warmup := self.optim.warmup_steps) > self.branch_step:
+            least = bisect.bisect_left(range(2**62), warmup, key=self.optim.branch_step)
             raise ValueError(
-                f"warmup_steps={self.optim.warmup_steps} must end before the cooldown begins at "
-                f"step {self.branch_step} of {self.budget.steps}; shorten it or train longer"
+                f"steps={self.budget.steps} must be at least {least}: warmup_steps={warmup} must "
+                f"end before the cooldown begins, and it begins at step {self.branch_step}; train "
+                f"longer, with --steps of at least {least}"
             )
         self.optim.check(self.model)
         for data in (self.data, *(one.data for one in self.evals)):

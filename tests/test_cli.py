@@ -130,11 +130,15 @@ def test_describe_prints_the_docstring(isoflop):
 
 def test_run_trains_once_and_says_so_line_by_line(isoflop):
     code, out, err = isoflop("run", "toy")
-    assert (code, out) == (0, "8 of 8 runs trained\n")
+    assert (code, out) == (0, "8 of 8 runs trained\n\nnext: isoflop report toy\n")
     assert len(err.splitlines()) == 8
     assert err.startswith("[1/8] dense, width 16, steps 50, seed 0: ok loss ")
     code, out, err = isoflop("run", "toy")
-    assert (code, out, err) == (0, "0 of 8 runs trained, 8 finished before\n", "")
+    assert (code, out, err) == (
+        0,
+        "0 of 8 runs trained, 8 finished before\n\nnext: isoflop report toy\n",
+        "",
+    )
 
 
 def test_options_of_an_experiment_are_flags_of_the_command(isoflop):
@@ -280,6 +284,9 @@ MISTAKES = {
     "lr=-1.0: Input should be greater than 0": ["run", "toy", "--lr", "-1"],
     "lr=nan: Input should be a finite number": ["run", "toy", "--lr", "nan"],
     "d_model=8 must be a multiple of n_heads=3": ["run", "toy", "--heads", "3"],
+    "--steps 70 70 must name each value once": ["run", "toy", "--steps", "70", "70", "--dry-run"],
+    "--lengths 8 8 must name each value once": ["run", "gauge", "--lengths", "8", "8"],
+    "--steps of at least 12": ["run", "toy", "--steps", "5", "100", "--dry-run"],
     "leave the grid without a run": ["run", "toy", "--seeds", "0"],
     "parsing --seeds: invalid literal for int() with base 10: 'x'; see isoflop run toy --help": [
         *("run", "toy", "--seeds", "x")
@@ -423,6 +430,21 @@ def test_runs_get_the_seconds_that_bench_measured_of_their_step(isoflop, tmp_pat
     assert told == {(width, 0.25 if width == model.d_model else None) for width in (8, 16)}
 
 
+@pytest.mark.parametrize("verb", ["records", "report"])
+def test_runs_that_are_left_out_are_counted_and_the_command_that_shows_them_is_told(isoflop, verb):
+    options = ["--steps", "70", "80", "--seeds=1", "--runs", "my runs"]
+    _, out, _ = isoflop("run", "toy", *options, "--workers", "1")
+    assert out.endswith("\nnext: isoflop report toy --steps 70 80 --seeds=1 --runs 'my runs'\n")
+    there = ["--runs", "my runs"]
+    said = the_error(isoflop(verb, "toy", *there))
+    assert "toy has no finished runs of these options, and 4 runs in my runs are left out" in said
+    isoflop("run", "toy", "--quiet", *there)
+    code, _, err = isoflop("records", "toy", *there)
+    assert (code, err.count("\n")) == (0, 1)
+    assert err.startswith("warning: 4 runs in my runs are left out: they are of other options")
+    assert err.endswith("repeat the options of `isoflop run toy`\n")
+
+
 def test_records_of_other_experiments_are_left_out_with_one_warning(isoflop, tmp_path):
     isoflop("run", "toy", "--quiet")
     for seed in range(5, 8):
@@ -445,7 +467,9 @@ def test_runs_that_other_code_trained_are_said_and_trained_again_when_asked(isof
         store.save(store.load(cell.run.key).model_copy(update={"sources": sources}), {})
     code, out, err = isoflop("run", "toy")
     assert code == 0
-    assert out == "0 of 8 runs trained, 8 finished before (1 by code that they do not name)\n"
+    assert out.startswith(
+        "0 of 8 runs trained, 8 finished before (1 by code that they do not name)\n"
+    )
     assert err.startswith(
         "warning: 2 of 8 runs were trained by other code than today's (isoflop.models."
     )

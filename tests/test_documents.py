@@ -21,7 +21,9 @@ TEXTS = {
     name: (ROOT / name).read_text(encoding="utf-8")
     for name in (*DOCUMENTS, "CHANGELOG.md", "CONTRIBUTING.md")
 }
+ROOMS = ("models", "sim", "figures", "experiments", "tests")
 GUIDES = [name for name in TEXTS if name not in ("LOG.md", "CHANGELOG.md")]  # not history
+FILES = {path.name for room in ROOMS for path in (ROOT / room).rglob("*.*")}
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
@@ -130,6 +132,15 @@ def anchors(path: Path) -> set[str]:
 def test_files_in_backquotes_are_there(name):
     for path in re.findall(r"`((?:models|sim|figures|experiments|tests)/[\w./-]+)`", TEXTS[name]):
         assert "NAME" in path or (ROOT / path).exists(), f"{name}: {path}"
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_files_named_from_their_own_folder_are_there(name):
+    """`mixers/linear.py` in models/README.md, or a file alone, which any folder may hold."""
+    for path in re.findall(r"`([\w./-]+(?:\.py|\.md|/))`", TEXTS[name]):
+        places = [ROOT / path, (ROOT / name).parent / path]
+        known = any(place.exists() for place in places) or path in FILES
+        assert "NAME" in path or known, f"{name}: {path}"
 
 
 def test_the_readme_is_short_and_its_layout_is_that_of_the_folders():

@@ -139,11 +139,15 @@ def test_a_copy_that_changes_while_it_is_read_is_refused(tmp_path, own_cache):
         ("a.txt", b"x" * 50 + "é".encode()[:1], "byte 50 is 0xc3"),
         ("a.jsonl", b'{"text": "\xff"}', "line 1 must be UTF-8"),
         ("a.jsonl", b'{"text": "\\ud800"}', "line 1 must be text that UTF-8 can hold"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": ', "line 2 must be one JSON object"),
-        ("a.jsonl", b'["text"]', "is a list"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": ', "line 2 must be a JSON object"),
+        ("a.jsonl", b'["text"]', "line 1 must be a JSON object, and is"),
         ("a.jsonl", b'{"text": 3}', "has a int"),
         ("a.jsonl", b'{"body": "a", "n": 1}', "one of those there: 'body', 'n'"),
         ("a.jsonl", b'{"text": ""}', "every document is empty"),
+        ("a.jsonl", b'{"text": "a", "text": "b"}', "line 1 names 'text' twice"),
+        ("a.jsonl", b'{"text": "a", "n": {"m": 1, "m": 2}}', "line 1 names 'm' twice"),
+        ("a.jsonl", b"[" * 100_000 + b"]" * 100_000, "line 1 is nested too deeply"),
+        ("a.jsonl", b"\xef\xbb\xbf", "every document is empty"),
         ("a.parquet", b"PAR1 is not enough", "must be a Parquet file"),
     ],
 )
@@ -152,6 +156,22 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path, name, content, told):
     if content is not None:
         path.write_bytes(content)
     assert told in refusal(lambda: File(path=str(path)).open())
+
+
+def test_json_lines_are_read_by_the_rules_of_tables(tmp_path):
+    """A byte-order mark is none of the text, and a number too long for Python is nobody's text."""
+    path = tmp_path / "a.jsonl"
+    line = b'{"text": "A line of text, and more.", "n": ' + b"9" * 5000 + b"}\n"
+    path.write_bytes(b"\xef\xbb\xbf" + line)
+    opened = File(path=str(path)).open()
+    assert opened.train.tobytes() + opened.held.tobytes() == b"A line of text, and more."
+
+
+@pytest.mark.parametrize("content", [b"ab", b"a short line"])
+def test_text_too_short_for_a_tokenizer_is_called_so_and_no_damage(tmp_path, content):
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    assert "use more data" in refusal(File(path=str(path), bpe_vocab=300).open)
 
 
 def test_a_bad_parquet_column_is_refused_in_one_line(tmp_path):

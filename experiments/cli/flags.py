@@ -7,9 +7,10 @@ import functools
 import inspect
 import io
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 from isoflop.experiments import pick
@@ -123,6 +124,34 @@ def executor(args: Sequence[str]) -> Callable[..., Executor]:
         name = words[words.index("--executor") + 1]
     pick(name, base.names(), "executor")
     return base.find(name)
+
+
+def only(args: Sequence[str], known: Iterable[str]) -> list[str]:
+    """Of the words after an experiment's name, those of options whose fields are `known`."""
+    kept: list[str] = []
+    keep = False
+    for word in args:
+        if word.startswith("--"):
+            keep = word[2:].split("=")[0].replace("-", "_") in known
+        kept += [word] * keep
+    return kept
+
+
+def once(module: ModuleType, name: str) -> Callable[..., Any]:
+    """A function of an experiment, whose options name nothing twice: it would count as more."""
+    function = getattr(module, name)
+
+    @functools.wraps(function)
+    def checked(*args: Any, **options: Any) -> Any:
+        for option, values in options.items():
+            if isinstance(values, tuple) and len(set(values)) < len(values):
+                raise Usage(
+                    f"--{option.replace('_', '-')} {' '.join(map(str, values))} must name each "
+                    "value once; leave out the repeated ones"
+                )
+        return function(*args, **options)
+
+    return checked
 
 
 def deferred(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from isoflop.experiments.cli import interrupts
-from isoflop.experiments.cli.flags import RunFlags, Usage, deferred, executor, layout, parse, shard
+from isoflop.experiments.cli.flags import (
+    RunFlags,
+    Usage,
+    deferred,
+    executor,
+    layout,
+    once,
+    only,
+    parse,
+    shard,
+)
 from isoflop.experiments.cli.listing import measured, named
 from isoflop.experiments.cli.text import budget_table, complain, print_json, si, table
 
@@ -36,7 +48,8 @@ def run(args: Sequence[str]) -> int:
     for name, value in settings.items():
         os.environ.setdefault(name, value)  # read when JAX is imported, here and in workers
     module = experiment.load()
-    options = module.cells if experiment.trains else deferred(module.measure)
+    function = once(module, "cells" if experiment.trains else "measure")
+    options = function if experiment.trains else deferred(function)
     command = f"run {experiment.word}"
     if not experiment.trains:
         flags, measure = parse(command, experiment.question, rest, RunFlags, options)
@@ -44,7 +57,8 @@ def run(args: Sequence[str]) -> int:
     flags, where, cells = parse(
         command, experiment.question, rest, RunFlags, executor(rest), options
     )
-    return _train(flags, where, cells)
+    again = only(rest, {"runs", *inspect.signature(module.cells).parameters})
+    return _train(flags, where, cells, shlex.join([experiment.word, *again]))
 
 
 def bench(args: Sequence[str]) -> int:
@@ -52,7 +66,8 @@ def bench(args: Sequence[str]) -> int:
     return run(["bench", *args])
 
 
-def _train(flags: RunFlags, where: Executor, cells: list[Cell]) -> int:
+def _train(flags: RunFlags, where: Executor, cells: list[Cell], asked_for: str) -> int:
+    """`asked_for` is the experiment with the options that say which grid, and where."""
     from isoflop.sim.grid.estimate import plan
     from isoflop.sim.grid.grid import execute
     from isoflop.sim.records.store import Store
@@ -105,6 +120,8 @@ def _train(flags: RunFlags, where: Executor, cells: list[Cell]) -> int:
 
             if found := conclusion(rows):
                 print(f"\n{found}")
+            if any(row.record.final for row in rows):
+                print(f"\nnext: isoflop report {asked_for}")
     return _verdict(outcome)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isoflop import experiments
-from isoflop.experiments.cli.flags import FigureFlags, ShowFlags, Usage, deferred, parse
+from isoflop.experiments.cli.flags import FigureFlags, ShowFlags, Usage, deferred, once, parse
 from isoflop.experiments.cli.listing import measured, named
 from isoflop.experiments.cli.text import print_json
 
@@ -122,14 +122,24 @@ def _records(
 
     experiment, rest = named(verb, doc, args, show)
     module = experiment.load()
-    options = deferred(module.cells if experiment.trains else module.measure)
+    options = deferred(once(module, "cells" if experiment.trains else "measure"))
     flags, cells = parse(f"{verb} {experiment.word}", doc, rest, show, options)
     if not experiment.trains:
         table = flags.records or measured(flags.runs, experiment.name)
         return experiment, flags, read_table(table)
     if flags.records is not None:  # of which no cell is asked, nor its data
         return experiment, flags, list(read_rows(flags.records))
-    rows, steps = Store(flags.runs).rows(cells()), measured(flags.runs, "bench")
+    store, grid = Store(flags.runs), cells()
+    rows, steps = store.rows(grid), measured(flags.runs, "bench")
+    others = {one.key for one in store.all()[0] if one.final} - {cell.run.key for cell in grid}
+    if others:
+        said = (
+            f"{len(others)} runs in {flags.runs} are left out: they are of other options than "
+            f"these, or of other experiments; repeat the options of `isoflop run {experiment.word}`"
+        )
+        if not rows:
+            raise Usage(f"{experiment.word} has no finished runs of these options, and {said}")
+        print(f"warning: {said}", file=sys.stderr)
     return experiment, flags, timed(rows, read_steps(steps)) if steps.exists() else rows
 
 

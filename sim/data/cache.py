@@ -68,7 +68,7 @@ def entry(
 
 
 def _read(path: Path) -> tuple[np.ndarray, str] | None:
-    if not path.is_file() or path.stat().st_size <= DIGEST_BYTES:
+    if not path.is_file() or path.stat().st_size < DIGEST_BYTES:
         return None
     stored = np.asarray(np.memmap(path, np.uint8, mode="r"))
     payload, digest = stored[:-DIGEST_BYTES], stored[-DIGEST_BYTES:].tobytes()

@@ -14,7 +14,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import hashlib
-import json
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -31,6 +30,7 @@ from isoflop.sim.data.source import HELD_OUT, DataConfig, Pieces, StoredTokens
 from isoflop.sim.data.tokenfile import Width, ids_of, read_ids
 from isoflop.sim.data.tokenizer import BPE_VOCAB_MAX, BPE_VOCAB_MIN, text_tokens
 from isoflop.sim.durable import write
+from isoflop.sim.records.readers import json_object
 
 Format = Literal["txt", "jsonl", "parquet", "bin"]
 BETWEEN = b"\n\n"  # documents
@@ -184,17 +184,14 @@ def _jsonl(path: str, field: str) -> Iterator[bytes]:
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             where = f"{path}, line {number}"
-            if not line.strip():
-                continue
             try:
-                row = json.loads(line.decode())
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise UserError(
                     f"{where} must be UTF-8 text ({error.reason}); convert it with `iconv -t utf-8`"
                 ) from None
-            except json.JSONDecodeError as error:
-                raise UserError(f"{where} must be one JSON object ({error}); fix it") from None
-            yield document(row, field, where)
+            if text.strip():
+                yield document(json_object(text, where), field, where)
 
 
 def _parquet(path: str, field: str) -> Iterator[bytes]:

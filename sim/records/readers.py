@@ -85,16 +85,11 @@ def _jsonl(path: Path) -> list[dict[str, Any]]:
         place = f"{path.name} line {number}"
         if not line.strip():
             continue
+        value = json_object(line, place)
         try:
-            once = functools.partial(_once, place=place)
-            value = json.loads(line, object_pairs_hook=once, parse_int=_integer)
-            if not isinstance(value, dict):
-                raise UserError(f"{place} must be a JSON object, and is {quoted(line)}")
             rows.append(_once(dotted(value), place))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{place} must be a JSON object: {error}; correct it") from None
         except RecursionError:
-            raise UserError(f"{place} is nested too deeply for a run; flatten it") from None
+            raise _too_deep(place) from None
         whole.append(value)
     if whole and whole[0].keys() == {"labels", "record"}:
         from isoflop.sim.records.store import (  # with JAX behind it, which no other table needs
@@ -104,6 +99,26 @@ def _jsonl(path: Path) -> list[dict[str, Any]]:
 
         return [dict(flatten(row)) for row in read_rows(path)]
     return rows
+
+
+def json_object(line: str, place: str) -> dict[str, Any]:
+    """The object that a line of JSON holds. UserError, naming its place, if it holds anything else,
+    names a key twice or is nested too deeply.
+    """
+    try:
+        once = functools.partial(_once, place=place)
+        value = json.loads(line, object_pairs_hook=once, parse_int=_integer)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place} must be a JSON object: {error}; correct it") from None
+    except RecursionError:
+        raise _too_deep(place) from None
+    if not isinstance(value, dict):
+        raise UserError(f"{place} must be a JSON object, and is {quoted(line)}; correct it")
+    return value
+
+
+def _too_deep(place: str) -> UserError:
+    return UserError(f"{place} is nested too deeply; flatten it")
 
 
 def _integer(digits: str) -> int | float:
