@@ -67,7 +67,7 @@ def test_the_demo_is_as_large_as_it_says():
 
 def test_as_many_published_families_as_there_are_formats_and_those_families_have_rates():
     agree(told("logits, greedy tokens and parameters of N# published families"), [len(LAYOUTS)])
-    agree(told("Published checkpoints of N# families are read and written"), [len(LAYOUTS)])
+    agree(told("a Hugging Face folder of one of N# families are taken alike"), [len(LAYOUTS)])
     (named,) = re.findall(r"Tuned learning rates exist for (.*?);", TEXT)
     assert set(re.findall(r"`(\w+)`", named)) == set(families.tuned()["rates"])
 
