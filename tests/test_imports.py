@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("models", "sim", "figures", "experiments")
 SIM = (  # each may import those before it
-    *("durable", "userfile", "optim", "data", "spec", "records", "cost", "train"),
+    *("durable", "jsonlines", "userfile", "optim", "data", "spec", "records", "cost", "train"),
     *("evaluate", "grid", "laws", "compare"),
 )
 MODELS = (

@@ -30,7 +30,7 @@ from isoflop.sim.data.source import HELD_OUT, DataConfig, Pieces, StoredTokens
 from isoflop.sim.data.tokenfile import Width, ids_of, read_ids
 from isoflop.sim.data.tokenizer import BPE_VOCAB_MAX, BPE_VOCAB_MIN, text_tokens
 from isoflop.sim.durable import write
-from isoflop.sim.records.readers import json_object
+from isoflop.sim.jsonlines import json_object
 
 Format = Literal["txt", "jsonl", "parquet", "bin"]
 BETWEEN = b"\n\n"  # documents

@@ -9,15 +9,14 @@ for `sim.records.tables` to judge.
 from __future__ import annotations
 
 import csv
-import functools
-import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from isoflop.models.errors import UserError, printable, quoted
+from isoflop.models.errors import UserError, quoted
+from isoflop.sim.jsonlines import json_object, once, too_deep
 from isoflop.sim.records.tables import MISFIT
 
 FORMULA = re.compile(r"'*[=+\-@\t\r]")  # how a cell begins that a spreadsheet would compute
@@ -55,7 +54,7 @@ def _csv(path: Path) -> list[dict[str, Any]]:
     if len(lines) < 2:
         raise UserError(f"{path.name} must hold a header and at least one run; check it")
     header = [uncomputed(x).strip() or f"(column {i})" for i, x in enumerate(lines[0], 1)]
-    names = list(_once(((name, None) for name in header), f"{path.name}: the header"))
+    names = list(once(((name, None) for name in header), f"{path.name}: the header"))
     return [_fitted(names, [uncomputed(cell) for cell in cells]) for cells in lines[1:]]
 
 
@@ -87,9 +86,9 @@ def _jsonl(path: Path) -> list[dict[str, Any]]:
             continue
         value = json_object(line, place)
         try:
-            rows.append(_once(dotted(value), place))
+            rows.append(once(dotted(value), place))
         except RecursionError:
-            raise _too_deep(place) from None
+            raise too_deep(place) from None
         whole.append(value)
     if whole and whole[0].keys() == {"labels", "record"}:
         from isoflop.sim.records.store import (  # with JAX behind it, which no other table needs
@@ -99,42 +98,6 @@ def _jsonl(path: Path) -> list[dict[str, Any]]:
 
         return [dict(flatten(row)) for row in read_rows(path)]
     return rows
-
-
-def json_object(line: str, place: str) -> dict[str, Any]:
-    """The object that a line of JSON holds. UserError, naming its place, if it holds anything else,
-    names a key twice or is nested too deeply.
-    """
-    try:
-        once = functools.partial(_once, place=place)
-        value = json.loads(line, object_pairs_hook=once, parse_int=_integer)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{place} must be a JSON object: {error}; correct it") from None
-    except RecursionError:
-        raise _too_deep(place) from None
-    if not isinstance(value, dict):
-        raise UserError(f"{place} must be a JSON object, and is {quoted(line)}; correct it")
-    return value
-
-
-def _too_deep(place: str) -> UserError:
-    return UserError(f"{place} is nested too deeply; flatten it")
-
-
-def _integer(digits: str) -> int | float:
-    """Longer ones than Python reads are infinite as a float, and dropped as that."""
-    return int(digits) if len(digits) <= 1000 else float(digits)
-
-
-def _once(pairs: Iterable[tuple[str, Any]], place: str) -> dict[str, Any]:
-    """The pairs as a dict with printable names. UserError if a name comes twice."""
-    out: dict[str, Any] = {}
-    for raw, value in pairs:
-        name = printable(raw.strip())
-        if name in out:
-            raise UserError(f"{place} names {quoted(name)} twice, and one must be meant; rename it")
-        out[name] = value
-    return out
 
 
 def dotted(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -152,11 +115,11 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
 
     try:
         table = pyarrow.parquet.read_table(path)
-        names = list(_once(((name, None) for name in table.column_names), path.name))
+        names = list(once(((name, None) for name in table.column_names), path.name))
         rows = table.rename_columns(names).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path.name} must be a Parquet file: {quoted(error, 200)}") from None
-    return [_once(dotted(row), f"{path.name} row {i}") for i, row in enumerate(rows, 1)]
+    return [once(dotted(row), f"{path.name} row {i}") for i, row in enumerate(rows, 1)]
 
 
 def finite(value: Any) -> Any:
