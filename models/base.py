@@ -11,6 +11,7 @@ Axis legend, used in every annotation and einsum of this package:
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -119,7 +120,8 @@ def resolve(base: type[T], value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     _import_all()
-    kinds = {sub.model_fields["kind"].default: sub for sub in _leaves(base)}
+    own = [sub for sub in _leaves(base) if "kind" in inspect.get_annotations(sub)]
+    kinds = {sub.model_fields["kind"].default: sub for sub in own}
     implied = [sub for sub in kinds.values() if sub.implied and "kind" not in value]
     kind = value.get("kind")
     chosen = implied[0] if implied else kinds.get(kind) if isinstance(kind, str) else None

@@ -58,3 +58,10 @@ def test_a_cell_is_all_seeds_and_a_trunk_all_seeds_and_lengths():
     longer = changed(seed=3, budget=RUN.budget.model_copy(update={"steps": 400}))
     assert changed(seed=3).cell == RUN.cell != longer.cell
     assert longer.trunk == RUN.trunk != changed(version=2).trunk
+
+
+def test_a_subclass_that_names_no_kind_of_its_own_takes_nobodys_place():
+    class Quiet(AdamW):
+        pass
+
+    assert type(Run.model_validate_json(canonical(RUN)).optim) is AdamW is not Quiet
