@@ -109,7 +109,7 @@ def _import_all() -> None:
         importlib.import_module(module.name)
 
 
-def _leaves(cls: type[T]) -> Iterator[type[T]]:
+def _leaves(cls: Any) -> Iterator[Any]:
     for sub in cls.__subclasses__():
         yield sub
         yield from _leaves(sub)

@@ -64,7 +64,7 @@ def test_importing_data_loads_no_heavy_package():
         if name.startswith("isoflop.sim.")
     ]
     at_the_top = [line for file in files for line in Path(file).read_text().splitlines()]
-    assert "from isoflop.sim.data.source import DataConfig, Source" in at_the_top
+    assert any(line.startswith("from isoflop.sim.data.source import") for line in at_the_top)
     assert not [
         line
         for line in at_the_top

@@ -45,7 +45,7 @@ def in_rows(normalize: Callable[[Array], Array], x: Float[Array, "*batch d"]) ->
     return normalize(x32.reshape(-1, x.shape[-1])).reshape(x.shape)
 
 
-def product(x: Float[Array, "*batch i"], kernel: Float[Array, "i o"]) -> Float[Array, "*batch o"]:
+def product(x: Float[Array, "*batch i"], kernel: Any) -> Float[Array, "*batch o"]:
     """x W, whose gradient dW = xᵀ dy transposes the narrower of x and dy.
 
     Plain: `x @ kernel`. A CPU's matmul wants the first operand's rows in a row, so one of the two
