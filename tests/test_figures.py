@@ -335,7 +335,7 @@ def drawn(tmp_path: Path, rows: list, measured: list[dict]) -> dict[str, str]:
     ladder.draw(rows, tmp_path, draws=20)
     context.draw(measured, tmp_path)
     swept = [
-        row.model_copy(update={"labels": row.labels | {"lr": row.record.run.rankings.steps / 1e5}})
+        row.model_copy(update={"labels": row.labels | {"lr": row.record.run.budget.steps / 1e5}})
         for row in rows
     ]
     lr_transfer.draw(swept, tmp_path)
