@@ -271,7 +271,7 @@ def test_every_mixer_prefills_in_parallel_and_one_that_does_not_token_by_token()
     assert all("prefill" in vars(cls) for cls in modules)
     config = MIXERS["gqa-window-qk-norm"]
     params, apply = build(config)
-    x, lengths = tokens(length=30), jnp.asarray([30, 9])
+    x, lengths = jnp.asarray(tokens(length=30)), jnp.asarray([30, 9])
 
     def prefill(params, form):
         mixer = apply(params)
