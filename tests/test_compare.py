@@ -9,7 +9,7 @@ import pytest
 from isoflop.experiments.cli.fit import compare as compare_command
 from isoflop.experiments.cli.fit import fit as fit_command
 from isoflop.models.errors import UserError
-from isoflop.sim.compare.gains import Comparison, arms, compare, gain, ranking
+from isoflop.sim.compare.gains import Comparison, arms, compare, gain, ranking, usable
 from isoflop.sim.compare.null_test import null_test, power_test
 from isoflop.sim.laws.forms import Chinchilla, PowerLaw
 
@@ -145,8 +145,9 @@ def test_self_tests_run_on_ones_own_records(surface):
         columns, options = grid("a", 0.003, rng, seeds=4), {"n": "N", "d": "D"}
     else:
         columns, options = curve(A, "a", 0.003, seeds=6, rng=rng), {}
-    null = null_test(columns, "a", repeats=6, draws=60, **options)
-    power = power_test(columns, "a", repeats=6, draws=60, **options)
+    runs = usable(columns, **options)
+    null = null_test(runs, "a", repeats=6, draws=60)
+    power = power_test(runs, "a", repeats=6, draws=60)
     assert null.median == pytest.approx(1.0, abs=0.1)
     assert power.median == pytest.approx(1.3, abs=0.1)
     assert null.covers >= 0.5
@@ -156,7 +157,7 @@ def test_self_tests_run_on_ones_own_records(surface):
 def test_self_tests_need_seeds():
     columns = curve(A, "a", seeds=1)
     with pytest.raises(UserError, match="needs two seeds of a"):
-        null_test(columns, "a")
+        null_test(usable(columns), "a")
 
 
 def study(repeats, noise, factor, draws, surface):

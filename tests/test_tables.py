@@ -304,6 +304,21 @@ def test_a_comparison_without_a_ranking_is_told_and_written(written, command, tm
     assert data["no ranking"]
 
 
+def test_compare_takes_the_columns_that_it_knows_and_leaves_them_when_asked(written, command):
+    named = ("--n", "N", "--d", "D")
+    file, flags = written(".csv", csv_text(runs())), ("--draws", 20)
+    told = command("compare", file, *flags)
+    assert told[0] == 0
+    assert told == command("compare", file, *flags, *named)
+    assert "cost of a: " in told[1]
+    assert "cost of a: " not in command("compare", file, *flags, "--no-surface")[1]
+    ours = [
+        {"params.active" if k == "N" else "tokens" if k == "D" else k: v for k, v in row.items()}
+        for row in runs()
+    ]
+    assert command("compare", written(".csv", csv_text(ours)), *flags) == told
+
+
 # what is printed from data
 
 

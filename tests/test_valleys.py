@@ -253,6 +253,68 @@ def test_options_that_do_not_go_together_are_refused_in_one_line(words, tmp_path
     assert err.count("\n") == 1
 
 
+@pytest.fixture
+def seeded():
+    """Rows of two architectures at eight costs: a of four seeds, b of one."""
+    rng = np.random.default_rng(0)
+    return [
+        {"arch": arch, "flops": c, "seed": seed,
+         "loss": (2.0 + 300 * c**-0.15) * np.exp(0.002 * rng.standard_normal())}
+        for arch, seeds in (("a", 4), ("b", 1)) for c in np.geomspace(1e15, 1e18, 8)
+        for seed in range(seeds)
+    ]  # fmt: skip
+
+
+def jsonl(path, rows):
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+BAD_CELLS = {
+    "an empty cost": {"flops": ""},
+    "a failed row's word for a cost": {"flops": "5M", "status": "failed"},
+    "a list": {"flops": [1, 2]},
+    "a list for a seed": {"seed": [1]},
+    "no label": {"arch": ""},
+    "no cells": {"flops": None, "seed": None, "loss": None},
+}
+
+
+@pytest.mark.parametrize("name", BAD_CELLS)
+def test_selftest_drops_what_compare_drops_and_skips_what_has_one_seed(
+    name, seeded, tmp_path, capsys
+):
+    seeded[0] |= {"arch": "a "}
+    file = jsonl(tmp_path / "s.jsonl", [*seeded, seeded[1] | {"flops": 3e15} | BAD_CELLS[name]])
+    code, told, err = run(capsys, "selftest", file, "--repeats", 3, "--draws", 20)
+    assert (code, err) == (0, "")
+    assert "dropped: 1 ×" in told
+    assert "b: skipped: a self-test needs two seeds of b, and has 1" in told
+    assert "too few to tell coverage" in told
+    assert "this design sees a gain of 1.3" in told
+
+
+def test_selftest_says_what_no_design_sees(seeded, tmp_path, capsys):
+    file = jsonl(tmp_path / "s.jsonl", seeded)
+    asked = ("selftest", file, "--repeats", 3, "--draws", 20, "--factor", 1.0001)
+    assert "this design cannot see a gain of 1" in run(capsys, *asked)[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "flags", "words"),
+    [
+        ({}, ("--flops", "nope"), "column 'nope' must be in the table"),
+        ({"arch": ""}, (), "needs usable rows: 40 × arch is empty"),
+        ({"arch": "one", "seed": 0}, (), "no architecture can be tested: one: a self-test needs"),
+    ],
+)
+def test_selftest_refuses_in_one_line(change, flags, words, seeded, tmp_path, capsys):
+    file = jsonl(tmp_path / "s.jsonl", [row | change for row in seeded])
+    code, out, err = run(capsys, "selftest", file, *flags)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert words in err
+
+
 def test_selftest_finds_the_factor_put_in_and_nothing_else(tmp_path, capsys):
     c, seeds = np.repeat(np.geomspace(1e15, 1e18, 8), 6), np.tile(np.arange(6), 8)
     rng = np.random.default_rng(0)

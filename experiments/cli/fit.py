@@ -161,6 +161,7 @@ def compare(
     baseline: str | None = None,
     n: str | None = None,
     d: str | None = None,
+    surface: bool = True,
     seed: str = "seed",
     budgets: tuple[float, ...] = (),
     draws: int = 1000,
@@ -178,8 +179,10 @@ def compare(
             it flops, or flops.executed of isoflop's records.
         loss: column of final losses, or of another metric, as in isoflop fit.
         baseline: the architecture compared against; the first in the file if not given.
-        n: column of parameters; with it and d, compute-optimal frontiers are compared.
-        d: column of training tokens.
+        n: column of parameters; without it N, or params.active of isoflop's records.
+        d: column of training tokens; without it D, or tokens of isoflop's records.
+        surface: compare compute-optimal frontiers where the table has n and d; else the runs
+            themselves, as without those columns.
         seed: column of seeds, for pairing.
         budgets: where to read gains, in the cost's unit; by default at three costs inside the
             window that both arms share, and never outside it.
@@ -192,6 +195,7 @@ def compare(
             raise UserError(f"--budgets must be costs above zero, and one is {budget:g}")
     columns, loss = falling(read(file), loss)
     arch, flops = called(columns, "arch", arch), called(columns, "flops", flops)
+    n, d = surface_columns(columns, n, d, surface)
     fitted, dropped = arms(
         columns, arch=arch, cost=flops, loss=loss, n=n, d=d, seed=seed, draws=draws
     )
@@ -271,6 +275,19 @@ def _places(
         return ranking(fitted, cost), ""
     except UserError as error:
         return (), str(error)
+
+
+def surface_columns(
+    columns: Columns, n: str | None, d: str | None, surface: bool
+) -> tuple[str | None, str | None]:
+    """Columns of parameters and tokens, as told or as known; neither where one is missing."""
+    if not surface:
+        if n or d:
+            raise UserError("--n and --d are of surfaces; leave them out or --no-surface")
+        return None, None
+    found = called(columns, "n", n), called(columns, "d", d)
+    told = n is not None or d is not None
+    return found if told or all(name in columns for name in found) else (None, None)
 
 
 def enough(draws: int) -> None:

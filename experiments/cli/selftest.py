@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from isoflop.experiments.cli.fit import JsonOut, enough
-from isoflop.experiments.cli.text import console, grid, write_json
-from isoflop.models.errors import UserError
-from isoflop.sim.compare.null_test import SelfTest, null_test, power_test
+from isoflop.experiments.cli.fit import JsonOut, enough, surface_columns
+from isoflop.experiments.cli.text import console, grid, tell, write_json
+from isoflop.models.errors import UserError, printable
+from isoflop.sim.compare.gains import usable
+from isoflop.sim.compare.null_test import SelfTest, null_test, power_test, verdict
 from isoflop.sim.records.readers import read
-from isoflop.sim.records.tables import called, groups
+from isoflop.sim.records.tables import called, describe
 
 
 def selftest(
@@ -23,6 +23,7 @@ def selftest(
     loss: str = "loss",
     n: str | None = None,
     d: str | None = None,
+    surface: bool = True,
     seed: str = "seed",
     factor: float = 1.3,
     repeats: int = 20,
@@ -34,7 +35,7 @@ def selftest(
     Its seeds are split in two halves at random, again and again, and the halves compared as two
     architectures are. The null test: without a difference, nine of ten 90 % intervals should hold
     1. The power test: with one half's cost multiplied by `factor`, the gain found should be that
-    factor, and told from 1.
+    factor, and told from 1. An architecture that cannot be tested is skipped, with the reason.
 
     Args:
         file: one run per row, at least two seeds of each architecture.
@@ -42,8 +43,10 @@ def selftest(
             such a column all runs are of one.
         flops: column of the cost; without it flops, or flops.executed of isoflop's records.
         loss: column of final losses.
-        n: column of parameters; with it and d, compute-optimal frontiers are compared.
-        d: column of training tokens.
+        n: column of parameters; without it N, or params.active of isoflop's records.
+        d: column of training tokens; without it D, or tokens of isoflop's records.
+        surface: compare compute-optimal frontiers where the table has n and d, as compare does;
+            else the runs themselves.
         seed: column of seeds.
         factor: the gain put in by the power test; above 1.
         repeats: how many random splits.
@@ -59,16 +62,29 @@ def selftest(
     cost, by = called(columns, "flops", flops), called(columns, "arch", arch)
     if by not in columns and arch is None:
         columns = {**columns, by: ["all runs"] * len(next(iter(columns.values())))}
-    names, _ = groups(columns, by)
-    options: dict[str, Any] = {"arch": by, "cost": cost, "loss": loss, "n": n, "d": d, "seed": seed}
-    options |= {"draws": draws, "repeats": repeats}
-    found = {
-        name: (
-            null_test(columns, name, **options),
-            power_test(columns, name, factor=factor, **options),
-        )
-        for name in names
-    }
+    if seed not in columns:
+        raise UserError(f"a self-test splits the seeds, and there is no column {seed!r}; name it")
+    n, d = surface_columns(columns, n, d, surface)
+    runs = usable(columns, arch=by, cost=cost, loss=loss, n=n, d=d, seed=seed)
+    found: dict[str, tuple[SelfTest, SelfTest]] = {}
+    skipped: dict[str, str] = {}
+    for name in dict.fromkeys(runs["arch"]):
+        said = functools.partial(_progress, name, repeats)
+        options: dict[str, Any] = {"draws": draws, "repeats": repeats}
+        try:
+            found[name] = (
+                null_test(runs, name, **options, on_repeat=functools.partial(said, "null")),
+                power_test(
+                    runs, name, factor=factor, **options,
+                    on_repeat=functools.partial(said, "power"),
+                ),
+            )  # fmt: skip
+        except UserError as error:
+            skipped[name] = str(error)
+    tell("")
+    if not found:
+        told = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:3])
+        raise UserError(f"no architecture can be tested: {told}")
     screen = console()
     out = grid(
         f"halves of the seeds compared, {repeats} splits, cost = {cost}",
@@ -87,16 +103,19 @@ def selftest(
         "from 1, the surer a gain of this size is found. Halves have half the seeds: all runs "
         "together tell more."
     )
-    worst = min(found.items(), key=lambda item: item[1][0].covers)
-    error = np.sqrt(0.9 * 0.1 / repeats)
-    if worst[1][0].covers < 0.9 - 2 * error:
-        screen.print(
-            f"warning: {worst[0]}: {worst[1][0].covers:.0%} of the null test's intervals hold 1, "
-            "fewer than nine in ten: intervals of such runs are too narrow"
-        )
+    for name, pair in found.items():
+        screen.print(f"{name}: {verdict(*pair)}")
+    for name, why in skipped.items():
+        screen.print(f"{name}: skipped: {why}")
+    if runs.dropped:
+        screen.print(f"dropped: {describe(runs.dropped)}")
     if json_out is not None:
         write_json(json_out, {
-            name: {"null": asdict(null), "power": asdict(power)}
+            name: {"null": asdict(null), "power": asdict(power), "verdict": verdict(null, power)}
             for name, (null, power) in found.items()
-        })  # fmt: skip
+        } | {name: {"skipped": why} for name, why in skipped.items()})  # fmt: skip
     return found
+
+
+def _progress(name: str, repeats: int, kind: str, done: int) -> None:
+    tell(f"{printable(name)}: {kind} test, split {done} of {repeats}")

@@ -187,6 +187,20 @@ def arms(
     `surfaces` are Chinchilla fits of these very rows that need not be made again: the surface is
     the same whatever the cost.
     """
+    table = usable(columns, arch=arch, cost=cost, loss=loss, n=n, d=d, seed=seed, run=run)
+    fitted = of_table(table, draws=draws, rng_seed=rng_seed, asymptote=asymptote, surfaces=surfaces)
+    return fitted, table.dropped
+
+
+def usable(
+    columns: Columns, *, arch: str = "arch", cost: str = "flops", loss: str = "loss",
+    n: str | None = None, d: str | None = None, seed: str = "seed", run: str = "run",
+) -> Table:  # fmt: skip
+    """The rows that a comparison uses: arch, cost and loss; N and D if named, seed and run if
+    there.
+
+    UserError where none is usable.
+    """
     if (n is None) != (d is None):
         raise UserError(f"n and d go together, and are n={n!r}, d={d!r}; name both or neither")
     numeric = {"cost": cost, "loss": loss} | ({"N": n, "D": d} if n and d else {})
@@ -194,16 +208,28 @@ def arms(
     table = clean(columns, numeric, labels)
     if not len(table):
         raise UserError(f"a comparison needs usable rows: {describe(table.dropped)}")
+    return table
+
+
+def of_table(
+    table: Table,
+    *,
+    draws: int = 1000,
+    rng_seed: int = 0,
+    asymptote: bool = True,
+    surfaces: Mapping[str, Fit] | None = None,
+) -> dict[str, Arm]:
+    """`arms` of rows that are usable already; surfaces are fitted where the table has N."""
     names = list(dict.fromkeys(table["arch"]))
     rows = {name: table.where(table["arch"] == name) for name in names}
-    surface, fits = n is not None, surfaces
+    surface, fits = "N" in table.columns, surfaces
     if fits is None:
         options: dict[str, Any] = {"seed": rng_seed, "asymptote": asymptote}
         alone = {k: _fit(part, surface, draws=1, **options).noise for k, part in rows.items()}
         noise = together({k: told for k, told in alone.items() if told})
         options["draws"] = draws
         fits = {k: _fit(v, surface, noise=noise.get(k), **options) for k, v in rows.items()}
-    return {k: _arm(k, part, surface, fits[k]) for k, part in rows.items()}, table.dropped
+    return {k: _arm(k, part, surface, fits[k]) for k, part in rows.items()}
 
 
 def _fit(rows: Table, surface: bool, **options: Any) -> Fit:
