@@ -301,7 +301,7 @@ def _cost_model(name: str, rows: Table) -> CostModel:
     try:
         return fit_cost(rows["cost"], rows["N"], rows["D"])
     except UserError as error:
-        told = "or leave n and d out to compare the runs themselves"
+        told = "or leave n and d out (--no-surface) to compare the runs themselves"
         raise UserError(f"{name}: {error}, {told}") from None
 
 
