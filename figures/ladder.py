@@ -192,13 +192,16 @@ def gains_by_compute(
 
 
 def _of_compute(shown: list[dict[str, Any]]) -> str:
-    """For whom the gain moves by more than both ends' intervals, and for whom it does not."""
-    ways: dict[str, list[str]] = {"rises": [], "falls": [], "does not move beyond its interval": []}
+    """For whom the gain rises or falls under every asymptote that the runs allow."""
+    ways: dict[str, list[str]] = {"rises": [], "falls": [], "not identifiable": []}
     for item in shown:
-        first, last = item["ceg"][0], item["ceg"][-1]
-        up, down = last["low"] > first["high"], last["high"] < first["low"]
-        ways["rises" if up else "falls" if down else list(ways)[-1]].append(item["arm"])
-    said = [f"{way} for {style.listed(names)}" for way, names in ways.items() if names]
+        ways[item["trend"]["direction"]].append(item["arm"])
+    said = [
+        f"{'has no identifiable direction' if way == 'not identifiable' else way} "
+        f"for {style.listed(names)}"
+        for way, names in ways.items()
+        if names
+    ]
     return f"Through the window the gain over {BASELINE} {', '.join(said)}"
 
 

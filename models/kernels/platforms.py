@@ -12,7 +12,7 @@ is right elsewhere as well. One of the three can be asked for instead, by a bloc
 whole process, so that a doubt about a fast form is settled by running the same thing without it:
 
     with kernels.use("reference"):                    loss = model(tokens)
-    ISOFLOP_BACKEND=reference isoflop run demo        (read once, by each process)
+    ISOFLOP_BACKEND=reference isoflop run quickstart  (read once, by each process)
 
 With "reference" the rewrites for XLA's CPU backend (xla_cpu.py) are off too: nothing of the model
 has a gradient written by hand. JAX knows of the choice: a jitted function is compiled anew for
