@@ -26,7 +26,7 @@ OPTIMIZER_BYTES = 28  # fp32 AdamW, per weight: read weight, gradient, 2 moments
 
 @dataclass(frozen=True)
 class Price:
-    """Dollars per chip-hour on demand, over providers, at a date."""
+    """Dollars per chip-hour on demand, or per what its name says, over providers, at a date."""
 
     low: float
     median: float
