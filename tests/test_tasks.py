@@ -25,6 +25,7 @@ from isoflop.sim.data import Batch, DataConfig, Markov, Source
 from isoflop.sim.data.source import drawn, judged_on
 from isoflop.sim.grid.estimate import plan
 from isoflop.sim.optim import AdamW
+from isoflop.sim.records.metrics import buckets
 from isoflop.sim.records.store import Record, Store
 from isoflop.sim.spec import Budget, Cell, Eval, Run
 from isoflop.sim.train.loop import train
@@ -140,7 +141,7 @@ def test_a_run_has_every_metric_of_every_evaluation_set(learnt):
     assert (record.status, record.reason) == ("ok", "")
     kinds = ("loss", "accuracy")
     expected = {name + kind for name in ("", "again.", "longer.", "plain.") for kind in kinds}
-    assert record.metrics.keys() == expected
+    assert {name for name in record.metrics if "_at_" not in name} == expected
     assert record.metrics["loss"].count == 128  # answers: one to a sequence
     assert record.metrics["longer.accuracy"].count == 2 * 128
     assert record.metrics["plain.loss"].count == 1000
@@ -173,6 +174,14 @@ def test_metrics_are_those_of_the_targets_that_count(learnt):
             se = math.sqrt(n / (n - 1) * (residual**2).sum()) / w.sum()
             np.testing.assert_allclose(metric.se, se, rtol=1e-4)
             assert metric.count == (w > 0).sum()
+        parts = {
+            first: (record.metrics[f"{name}loss_at_{first}"].value, w[:, places].sum())
+            for first, places in buckets(w.shape[1]).items()
+            if w[:, places].any()
+        }
+        assert len(parts) == sum(one.startswith(f"{name}loss_at_") for one in record.metrics)
+        whole = sum(value * weight for value, weight in parts.values()) / w.sum()
+        assert abs(whole - record.metrics[f"{name}loss"].value) < 1e-6
 
 
 def test_evaluation_sets_change_no_training_and_no_key_of_a_run_without_them(learnt):

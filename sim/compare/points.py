@@ -93,23 +93,33 @@ KINDS = {  # metric → what is drawn of it, its unit, and that in a title
 }
 
 
+def _kind(metric: str) -> tuple[str, str, str]:
+    """As KINDS says, or of the loss of a part of a sequence, as `loss_at_64`."""
+    kind = metric.rpartition(".")[2]
+    whole, at, first = kind.partition("_at_")
+    if not (at and first.isdigit() and whole in KINDS):
+        return KINDS.get(kind, (kind, "", kind))
+    name, unit, short = KINDS[whole]
+    last = 2 * int(first) - 1
+    places = f"positions {first} to {last}" if last > int(first) else f"position {first}"
+    return f"{name} at {places}", unit, short
+
+
 def noun(metric: str) -> str:
     """As in `held-out loss`, `error rate on kjv`."""
-    where, _, kind = metric.rpartition(".")
-    name = KINDS.get(kind, (kind,))[0]
+    where, name = metric.rpartition(".")[0], _kind(metric)[0]
     return f"{name} on {where}" if where else f"held-out {name}"
 
 
 def axis_label(metric: str) -> str:
     """As in `held-out loss (nats per token)`, `error rate on kjv (1 − accuracy)`."""
-    kind = metric.rpartition(".")[2]
-    return f"{noun(metric)} ({KINDS[kind][1]})" if kind in KINDS else noun(metric)
+    unit = _kind(metric)[1]
+    return f"{noun(metric)} ({unit})" if unit else noun(metric)
 
 
 def unit(metric: str) -> str:
     """After a number in a title."""
-    kind = metric.rpartition(".")[2]
-    return KINDS.get(kind, (kind, "", kind))[2]
+    return _kind(metric)[2]
 
 
 def usable(row: Row, metric: str = LOSS) -> bool:

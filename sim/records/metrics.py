@@ -3,6 +3,8 @@
     loss            Σ w·nats / Σ w over held-out targets of weight w, in nats per token
     bits_per_byte   the same per byte of the text; where tokens are text and all weigh the same
     accuracy        Σ w·[the likeliest token is the target] / Σ w
+    loss_at_64      the loss of targets at places 64 to 127 of their sequence, counted from 0; so of
+                    each power of 2, and of the first, loss_at_0; the last ends with the sequence
     NAME.loss, …    the same on the run's further evaluation set NAME (Run.evals)
 
 With y_i the mean of w·nats and x_i that of w over sequence i of n, a metric is the ratio of means
@@ -31,12 +33,14 @@ class Metric(Config):
 
 def measured(
     loss: Float[np.ndarray, " n"],
+    nats: Float[np.ndarray, "n t"],
     correct: Bool[np.ndarray, "n t"],
     weights: Float[np.ndarray, "n t"] | None,
     bytes_per_token: float | None,
 ) -> dict[str, Metric]:
-    """Metrics of an evaluation set by name, from each sequence's mean of weight · nats and whether
-    each target was the likeliest token. Raises pydantic's ValidationError if one is not finite.
+    """Metrics of an evaluation set by name, from each sequence's mean of weight · nats, and of each
+    target its nats and whether it was the likeliest token. Raises pydantic's ValidationError if one
+    is not finite.
     """
     if weights is None:
         share, hits, count = np.ones(len(correct)), correct.mean(-1), correct.size
@@ -48,7 +52,27 @@ def measured(
         per_byte = 1 / math.log(2) / bytes_per_token
         value, se = found["loss"].value, found["loss"].se or 0.0
         found["bits_per_byte"] = Metric(value=value * per_byte, se=se * per_byte, count=count)
-    return found | {"accuracy": _ratio(hits, share, count)}
+    return found | {"accuracy": _ratio(hits, share, count)} | by_position(nats, weights)
+
+
+def buckets(seq_len: int) -> dict[int, slice]:
+    """Places of targets in a sequence, by the first of each bucket: 0, 1, 2 to 3, 4 to 7, …"""
+    first = [0, *(2**i for i in range((seq_len - 1).bit_length()))]
+    return {a: slice(a, b) for a, b in zip(first, [*first[1:], seq_len], strict=True)}
+
+
+def by_position(
+    nats: Float[np.ndarray, "n t"], weights: Float[np.ndarray, "n t"] | None
+) -> dict[str, Metric]:
+    """`loss_at_0`, `loss_at_1`, `loss_at_2`, `loss_at_4`, …: of each bucket that has any weight."""
+    found = {}
+    for first, places in buckets(nats.shape[1]).items():
+        part = nats[:, places].astype(np.float64)
+        weight = np.ones_like(part) if weights is None else weights[:, places].astype(np.float64)
+        if weight.any():
+            count = int((weight > 0).sum())
+            found[f"loss_at_{first}"] = _ratio((weight * part).mean(-1), weight.mean(-1), count)
+    return found
 
 
 def _ratio(y: Float[np.ndarray, " n"], x: Float[np.ndarray, " n"], count: int) -> Metric:

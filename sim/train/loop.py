@@ -279,10 +279,10 @@ def _judge(job: Job, params: Any, split: Split) -> tuple[Judged, Mapping[str, An
 def _metrics(job: Job, split: Split, judged: Judged, lane: int) -> dict[str, Metric]:
     """Of one lane by name, unless the loss is not finite: such a number is none."""
     source, batch = job.held_out[split]
-    loss, correct = judged.loss[lane], judged.correct[lane]
+    loss, nats, correct = (values[lane] for values in judged)
     if not np.isfinite(loss).all():
         return {}
-    found = measured(loss, correct, batch.weights, source.bytes_per_token)
+    found = measured(loss, nats, correct, batch.weights, source.bytes_per_token)
     return {f"{split.name}.{name}" if split.name else name: found[name] for name in found}
 
 
