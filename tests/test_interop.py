@@ -31,6 +31,7 @@ from isoflop.models.mixers.attention import Attention
 from isoflop.models.mixers.linear import LinearAttention
 from isoflop.models.mixers.mlp import SwiGLU
 from isoflop.models.mixers.moe import Moe
+from isoflop.models.rotary import YarnScaling
 from isoflop.sim.data import Corpus
 from isoflop.sim.evaluate import checkpoint as inference
 from isoflop.sim.evaluate.checkpoint import Checkpoint
@@ -188,7 +189,22 @@ def test_published_configs_have_their_published_parameters(fields, total, active
         ("olmoe", {"clip_qkv": 8.0}, r"clip_qkv=8\.0 is not supported for olmoe, only None is"),
         ("llama", {"hidden_act": "relu"}, "hidden_act='relu' is not supported for llama"),
         ("llama", {"attention_sinks": 4}, "field attention_sinks=4 is unknown for llama"),
-        ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type='yarn' is not supported"),
+        ("llama", {"rope_scaling": {"type": "dynamic"}}, "type='dynamic' is not supported"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "yarn"}},
+            "rope_type=yarn lacks factor",
+        ),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 0.5}},
+            "beta_slow=1.0 must be at most beta_fast=0.5",
+        ),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0}},
+            "field rope_parameters.mscale=1.0 is unknown",
+        ),
         ("mamba2", {"time_step_limit": [0.0, 0.5]}, r"time_step_limit=\[0\.0, 0\.5\] is not"),
         ("llama", {"is_causal": False}, "is_causal=False is not supported for llama, only True is"),
         ("mamba", {"is_causal": False}, "is_causal=False is not supported for mamba, only True is"),
@@ -438,6 +454,22 @@ def test_old_and_new_spellings_of_rope_are_one_model():
     linear = {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}
     new = {"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0}}
     assert LAYOUTS["llama"].read(LLAMA | linear) == LAYOUTS["llama"].read(LLAMA | new)
+
+
+def test_yarn_is_read_with_its_defaults_and_written_back():
+    told = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+    for more, scaling in (
+        ({}, YarnScaling(factor=4, original=32)),
+        (
+            {"beta_fast": 16.0, "beta_slow": 2.0, "attention_factor": 1.3},
+            YarnScaling(factor=4, original=32, fast=16, slow=2, amplitude=1.3),
+        ),
+        ({"beta_fast": None, "attention_factor": None}, YarnScaling(factor=4, original=32)),
+    ):
+        model = LAYOUTS["llama"].read(LLAMA | {"rope_parameters": told | more})
+        assert {block.mixer.rope_scaling for block in model.blocks} == {scaling}
+        written = interop.fitting(model, "llama")[1]
+        assert LAYOUTS["llama"].read(written) == model
 
 
 def test_pickled_weights_are_refused_unread(tmp_path):

@@ -20,7 +20,7 @@ from isoflop.models.mixers.rglru import RgLru
 from isoflop.models.mixers.rnn import Lstm, MinGru
 from isoflop.models.mixers.rwkv import Rwkv7, RwkvChannel
 from isoflop.models.packing import positions
-from isoflop.models.rotary import Llama3Scaling
+from isoflop.models.rotary import YarnScaling
 from isoflop.sim.cost.jaxpr import executed_flops, matmul_flops
 
 D_MODEL, LENGTH = 24, 81  # a length that no chunk or block divides
@@ -32,7 +32,7 @@ MIXERS = {
         n_heads=4,
         n_kv_heads=2,
         rope_dims=4,
-        rope_scaling=Llama3Scaling(factor=4, low=1, high=3, original=32),
+        rope_scaling=YarnScaling(factor=4, original=32),
         qk_norm="joint",
         qkv_bias=True,
         out_bias=True,

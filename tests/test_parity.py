@@ -29,7 +29,7 @@ from isoflop.models.mixers.mamba2 import Mamba2
 from isoflop.models.mixers.mlp import SwiGLU
 from isoflop.models.mixers.moe import Moe
 from isoflop.models.mixers.rglru import RgLru
-from isoflop.models.rotary import LinearScaling, Llama3Scaling
+from isoflop.models.rotary import LinearScaling, Llama3Scaling, YarnScaling
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -376,6 +376,8 @@ OPTIONS = {
         "rope_scaling": [
             LinearScaling(factor=3.0),
             Llama3Scaling(factor=8.0, low=1.0, high=4.0, original=32),
+            YarnScaling(factor=4.0, original=32),
+            YarnScaling(factor=4.0, original=64, fast=8.0, slow=2.0, amplitude=1.3),
         ],
         "qk_norm": [False, True, "joint"],
         "norm_eps": [1e-2],

@@ -25,7 +25,14 @@ from isoflop.models.errors import check_multiple
 from isoflop.models.kernels import attention as tiled
 from isoflop.models.layers import SIGMOID, Linear, RMSNorm, gated
 from isoflop.models.packing import Lengths, Position, is_real, lengths_of
-from isoflop.models.rotary import RopeScaling, check_dims, frequencies, rope, rope_flops
+from isoflop.models.rotary import (
+    RopeScaling,
+    amplitude,
+    check_dims,
+    frequencies,
+    rope,
+    rope_flops,
+)
 
 TILES = (64, 256, 1024)  # sides of a tile for up to 512 tokens, 2048 to 4096, and from 16384 on
 
@@ -120,7 +127,7 @@ class Attention(MixerConfig):
         biases = self.qkv_bias * (both + self.kv_heads) * size + self.out_bias * d_model
         gates = self.gate * self.n_heads * size * (SIGMOID + 1)
         dims = (self.rope_dims or size) if self.rope_base is not None else 0
-        turns = rope_flops(dims, both, known)
+        turns = rope_flops(dims, both, known, amplitude(self.rope_scaling))
         return biases + gates + turns + sum(map(RMSNorm.flops, normed))
 
     def state_size(self, d_model: int, context: int) -> int:
@@ -234,10 +241,9 @@ class SoftmaxAttention(Mixer):
         if config.qk_norm != "joint":
             q, k = self._normed(q, k)
         if config.rope_base is not None:
-            turns = frequencies(
-                config.rope_dims or self.d_head, config.rope_base, config.rope_scaling
-            )
-            q, k = rope(q, positions, turns), rope(k, positions, turns)
+            dims, scaling = config.rope_dims or self.d_head, config.rope_scaling
+            turns = frequencies(dims, config.rope_base, scaling)
+            q, k = (rope(z, positions, turns, amplitude(scaling)) for z in (q, k))
         return q, k, v
 
     def _normed(self, q, k):

@@ -17,13 +17,15 @@ from isoflop.models.checkpoints.fields import (
 )
 from isoflop.models.checkpoints.translation import Fields
 from isoflop.models.errors import UserError
-from isoflop.models.rotary import LinearScaling, Llama3Scaling
+from isoflop.models.rotary import LinearScaling, Llama3Scaling, YarnScaling
 
 SCALED = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor", "original_max_position_embeddings"),
 }
+OPTIONAL = {"yarn": ("beta_fast", "beta_slow", "attention_factor", "truncate")}
 
 
 class RopeParameters(Declared):
@@ -37,6 +39,10 @@ class RopeParameters(Declared):
     low_freq_factor: Positive = 1.0
     high_freq_factor: Positive = 1.0
     original_max_position_embeddings: Size = 1
+    beta_fast: Positive | None = None  # None or not said: 32
+    beta_slow: Positive | None = None  # 1
+    attention_factor: Positive | None = None  # by the factor
+    truncate: Annotated[Any, only(True)] = True
 
     @property
     def kind(self) -> str:
@@ -107,6 +113,7 @@ def plain_rope(fields: Fields) -> Fields:
     old, new = fields.pop("rope_scaling"), fields.pop("rope_parameters")
     rope: RopeParameters = (old if old and old.model_fields_set else new) or RopeParameters()
     used = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *SCALED[rope.kind]}
+    used |= {*OPTIONAL.get(rope.kind, ())}
     if unused := rope.model_fields_set - used:
         name = min(unused)
         raise UserError(
@@ -130,6 +137,20 @@ def plain_rope(fields: Fields) -> Fields:
             )
         original = told["original_max_position_embeddings"]
         scaling = Llama3Scaling(factor=told["factor"], low=low, high=high, original=original)
+    if rope.kind == "yarn":
+        fast, slow = rope.beta_fast or 32.0, rope.beta_slow or 1.0
+        if not slow <= fast:
+            raise UserError(
+                f"config.json: beta_slow={slow} must be at most beta_fast={fast}; compare them "
+                "with the published ones"
+            )
+        scaling = YarnScaling(
+            factor=told["factor"],
+            original=told["original_max_position_embeddings"],
+            fast=fast,
+            slow=slow,
+            amplitude=rope.attention_factor,
+        )
     outside = {name: fields.pop(name) for name in ("rope_theta", "partial_rotary_factor")}
     found = outside | rope.told(*outside)
     dims = int(found["partial_rotary_factor"] * fields["head_dim"])
@@ -155,6 +176,16 @@ def published_rope(fields: Fields) -> Fields:
             "high_freq_factor": scaling.high,
             "original_max_position_embeddings": scaling.original,
         }
+    if isinstance(scaling, YarnScaling):
+        told |= {
+            "rope_type": "yarn",
+            "factor": scaling.factor,
+            "beta_fast": scaling.fast,
+            "beta_slow": scaling.slow,
+            "original_max_position_embeddings": scaling.original,
+        }
+        if scaling.amplitude is not None:
+            told["attention_factor"] = scaling.amplitude
     if dims is not None:
         told["partial_rotary_factor"] = dims / fields["head_dim"]
     return fields | {"rope_parameters": told}
