@@ -103,12 +103,13 @@ class Run(Config):
                 f"longer, with --steps of at least {least}"
             )
         self.optim.check(self.model)
-        for data in (self.data, *(one.data for one in self.evals)):
-            if data.vocab_size > self.model.vocab_size:
+        for split in self.splits:
+            if (tokens := split.data.vocab_size) > self.model.vocab_size:
                 raise ValueError(
                     f"model.vocab_size={self.model.vocab_size} must cover the data's "
-                    f"{data.vocab_size} tokens; raise it"
+                    f"{tokens} tokens ({split.data.kind}); raise it"
                 )
+            split.data.check(split.seq_len)
         names = [one.name for one in self.evals]
         if len({*names}) < len(names):
             raise ValueError(f"evals must have a name each, and are {', '.join(names)}; rename one")

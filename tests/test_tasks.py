@@ -139,8 +139,12 @@ def learnt():
 def test_a_run_has_every_metric_of_every_evaluation_set(learnt):
     record, _ = learnt
     assert (record.status, record.reason) == ("ok", "")
-    kinds = ("loss", "accuracy")
-    expected = {name + kind for name in ("", "again.", "longer.", "plain.") for kind in kinds}
+    expected = {
+        name + kind
+        for name in ("", "again.", "longer.", "plain.")
+        for kind in ("loss", "accuracy", "exact")
+        if (name, kind) != ("plain.", "exact")
+    }
     assert {name for name in record.metrics if "_at_" not in name} == expected
     assert record.metrics["loss"].count == 128  # answers: one to a sequence
     assert record.metrics["longer.accuracy"].count == 2 * 128
@@ -240,6 +244,7 @@ WRONG = {
     "double": (lambda t, w: (t, w.astype(float)), "are float64"),
     "short": (lambda t, w: (t[:, :-1], w), r"int32 \(8, 9\), and are int32 \(8, 8\)"),
     "tokens as floats": (lambda t, w: (t.astype(np.float32), w), "int32"),
+    "a label for every token": (lambda t, w: (t, w, t), r"labels of _Wrong must be int32 \(8, 8\)"),
 }
 
 
@@ -250,7 +255,8 @@ class _Wrong(Source):
         self.how = how
 
     def batch(self, step, seed, batch, seq_len):
-        return Batch(*WRONG[self.how][0](*Recall().open().batch(step, seed, batch, seq_len)))
+        tokens, weights, _ = Recall().open().batch(step, seed, batch, seq_len)
+        return Batch(*WRONG[self.how][0](tokens, weights))
 
     def held_out(self, tokens, seq_len):
         return self.batch(0, 0, tokens // seq_len, seq_len)

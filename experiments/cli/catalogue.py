@@ -107,6 +107,21 @@ def sources() -> str:
     return _configs(data, data.DataConfig)
 
 
+def tasks() -> str:
+    """The tasks by their files, each with what is learnt and where it is from."""
+    body = []
+    for path in sorted((ROOT / "sim" / "data" / "tasks").glob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and (kinds := _kinds(node)):
+                cells = [
+                    f"`{node.name}`",
+                    f"`{kinds[0]}`",
+                    f"[`{path.name}`](data/tasks/{path.name})",
+                ]
+                body.append([*cells, opening(ast.get_docstring(node))])
+    return markdown(["config", "`kind`", "file", "what it is"], body, numbers=False)
+
+
 def optimisers() -> str:
     return _configs(optim, optim.Optim)
 

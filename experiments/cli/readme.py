@@ -180,6 +180,7 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {  # file → its generated
     },
     "sim/README.md": {
         "sources": catalogue.sources,
+        "tasks": catalogue.tasks,
         "optimisers": catalogue.optimisers,
         "conventions": catalogue.conventions,
         "laws": catalogue.laws,

@@ -1,27 +1,21 @@
 """Seeded, stateless token streams: everything that a run can be trained on, under one name.
 
 Stored text: `Corpus`, `File`, `HuggingFace`. Generated, with exactly known entropy: `ZipfFacts`,
-`HierarchyGrammar`, `Markov`. `compressed_bits_per_byte` is company for a model's loss.
-The contract is `sim.data.source`.
+`HierarchyGrammar`, `Markov`. Tasks with right and wrong answers are in the files of
+`sim.data.tasks`, and `Mixture` joins sources. `compressed_bits_per_byte` is company for a model's
+loss. The contract is `sim.data.source`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import BeforeValidator, SerializeAsAny
-
-from isoflop.models.base import resolve
+import isoflop.sim.data.tasks  # noqa: F401 (so that their kinds are known)
 from isoflop.sim.data.compressors import compressed_bits_per_byte
 from isoflop.sim.data.corpora import Corpus
 from isoflop.sim.data.files import File
 from isoflop.sim.data.huggingface import HuggingFace
 from isoflop.sim.data.languages import HierarchyGrammar, Markov, ZipfFacts
-from isoflop.sim.data.source import Batch, DataConfig, Source
-
-AnyData = Annotated[
-    SerializeAsAny[DataConfig], BeforeValidator(lambda value: resolve(DataConfig, value))
-]
+from isoflop.sim.data.mixture import Mixture, Part
+from isoflop.sim.data.source import AnyData, Batch, DataConfig, Source
 
 __all__ = [
     "AnyData",
@@ -32,6 +26,8 @@ __all__ = [
     "HierarchyGrammar",
     "HuggingFace",
     "Markov",
+    "Mixture",
+    "Part",
     "Source",
     "ZipfFacts",
     "compressed_bits_per_byte",

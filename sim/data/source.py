@@ -13,12 +13,13 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from pydantic import BeforeValidator, SerializeAsAny
 
-from isoflop.models.base import Tagged
+from isoflop.models.base import Tagged, resolve
 from isoflop.models.errors import UserError
 
 HELD_OUT = 20  # one token in 20 is held out
@@ -31,14 +32,21 @@ SNAP = 4_096  # a stripe's edge moves to the next line end, if one is this near 
 class Batch(NamedTuple):
     """Sequences, and how much each of their targets counts; a pytree.
 
-    `tokens` are inputs and, shifted by one, targets. A loss is the weighted mean Σ w·nats / Σ w
-    over all targets of the batch: a task's weights stand at its answers, padding has weight 0. None
-    is weight 1 for every target, in every batch of a source or in none. Arrays are NumPy's on the
-    host and JAX's in a program.
+    `tokens` are inputs and, shifted by one, targets, unless `labels` are: what is asked for at a
+    position and never shown, as the state after each input. A loss is the weighted mean
+    Σ w·nats / Σ w over all targets of the batch: a task's weights stand at its answers, padding has
+    weight 0. None is weight 1 for every target; weights and labels are None in every batch of a
+    source or in none. Arrays are NumPy's on the host and JAX's in a program.
     """
 
     tokens: Int[Any, "*batch s"]  # int32 (…, seq_len + 1)
     weights: Float[Any, "*batch t"] | None = None  # float32 (…, seq_len), at least 0
+    labels: Int[Any, "*batch t"] | None = None  # int32 (…, seq_len)
+
+    @property
+    def targets(self) -> Any:
+        """What each of the first seq_len tokens is asked for: int32 (…, seq_len)."""
+        return self.tokens[..., 1:] if self.labels is None else self.labels
 
 
 class DataConfig(Tagged, ABC):
@@ -56,6 +64,14 @@ class DataConfig(Tagged, ABC):
     def open(self) -> Source:
         """The data themselves. Raises UserError where they cannot be had."""
 
+    def check(self, seq_len: int) -> None:
+        """Raise UserError if windows of `seq_len` targets cannot be had, without opening them."""
+
+
+AnyData = Annotated[
+    SerializeAsAny[DataConfig], BeforeValidator(lambda value: resolve(DataConfig, value))
+]
+
 
 class Source(ABC):
     """An opened data set. Training and held-out tokens never overlap."""
@@ -64,6 +80,8 @@ class Source(ABC):
     train_tokens: int | None = None  # None: generated fresh, never repeated
     bytes_per_token: float | None = None  # of the held-out text; None where tokens are not text
     entropy: float | None = None  # nats per target that no model can beat; None where unknown
+    chance: float | None = None  # accuracy of the best guess that looks at no input, if known
+    optimum: float | None = None  # accuracy that no model can beat; None where unknown
     tokenizer: bytes | None = None  # a tokenizer.json; None where tokens are bytes, or no text
 
     @abstractmethod
@@ -119,12 +137,17 @@ def judged_on(source: Source, tokens: int, seq_len: int, what: str = "eval_token
 
 def _checked(source: Source, batch: Batch, rows: int, seq_len: int) -> Batch:
     """What a source gave, if it is what a source must give."""
-    tokens, weights = batch
+    tokens, weights, labels = batch
     name = type(source).__name__
     if tokens.shape != (rows, seq_len + 1) or tokens.dtype != np.int32:
         raise UserError(
             f"tokens of {name} must be int32 ({rows}, {seq_len + 1}), and are {tokens.dtype} "
             f"{tokens.shape}; give batch sequences of seq_len + 1 tokens"
+        )
+    if labels is not None and (labels.shape != (rows, seq_len) or labels.dtype != np.int32):
+        raise UserError(
+            f"labels of {name} must be int32 ({rows}, {seq_len}), and are {labels.dtype} "
+            f"{labels.shape}; give one for each of the first seq_len tokens, or None"
         )
     if weights is None:
         return batch

@@ -3,6 +3,8 @@
     loss            Σ w·nats / Σ w over held-out targets of weight w, in nats per token
     bits_per_byte   the same per byte of the text; where tokens are text and all weigh the same
     accuracy        Σ w·[the likeliest token is the target] / Σ w
+    exact           share of sequences with targets of weight above 0 whose likeliest tokens are all
+                    of them; where targets have weights
     loss_at_64      the loss of targets at places 64 to 127 of their sequence, counted from 0; so of
                     each power of 2, and of the first, loss_at_0; the last ends with the sequence
     NAME.loss, …    the same on the run's further evaluation set NAME (Run.evals)
@@ -52,7 +54,10 @@ def measured(
         per_byte = 1 / math.log(2) / bytes_per_token
         value, se = found["loss"].value, found["loss"].se or 0.0
         found["bits_per_byte"] = Metric(value=value * per_byte, se=se * per_byte, count=count)
-    return found | {"accuracy": _ratio(hits, share, count)} | by_position(nats, weights)
+    found["accuracy"] = _ratio(hits, share, count)
+    if weights is not None:
+        found["exact"] = _exact(correct, weights)
+    return found | by_position(nats, weights)
 
 
 def buckets(seq_len: int) -> dict[int, slice]:
@@ -73,6 +78,12 @@ def by_position(
             count = int((weight > 0).sum())
             found[f"loss_at_{first}"] = _ratio((weight * part).mean(-1), weight.mean(-1), count)
     return found
+
+
+def _exact(correct: Bool[np.ndarray, "n t"], weights: Float[np.ndarray, "n t"]) -> Metric:
+    counted = np.any(weights > 0, axis=-1)
+    whole = np.all(correct | (weights <= 0), axis=-1)[counted]
+    return _ratio(whole.astype(float), np.ones(len(whole)), len(whole))
 
 
 def _ratio(y: Float[np.ndarray, " n"], x: Float[np.ndarray, " n"], count: int) -> Metric:

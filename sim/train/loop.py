@@ -244,10 +244,10 @@ def _batches(job: Job, budget: Budget, first: int, steps: int) -> Batch:
             if batches is None:
                 shape = DISPATCH, len(job.seeds)
                 batches = jax.tree.map(lambda x, s=shape: np.zeros((*s, *x.shape), x.dtype), one)
-            if (one.weights is None) != (batches.weights is None):
+            if [part is None for part in one] != [part is None for part in batches]:
                 raise UserError(
-                    f"weights of {type(job.source).__name__} must be None in every batch or in "
-                    "none; give ones where all targets count"
+                    f"weights and labels of {type(job.source).__name__} must be None in every "
+                    "batch or in none; give weights of one where all targets count"
                 )
             for all_, part in zip(jax.tree.leaves(batches), jax.tree.leaves(one), strict=True):
                 all_[i, lane] = part

@@ -138,7 +138,7 @@ class Program:
         Weights whose mean is 1 make it the weighted mean Σ w·nats / Σ w.
         """
         logits, aux = self.predict(params, batch.tokens[:, :-1])
-        nats = weighted(cross_entropy(logits, batch.tokens[:, 1:]), batch).mean()
+        nats = weighted(cross_entropy(logits, batch.targets), batch).mean()
         return nats + aux.get("penalty", 0.0), nats
 
     @full_precision  # backward passes are traced outside the model
@@ -196,7 +196,7 @@ class Program:
         def lane(params):
             def chunk(batch):
                 logits, aux = self.predict(params, batch.tokens[:, :-1])
-                targets = batch.tokens[:, 1:]
+                targets = batch.targets
                 nats = cross_entropy(logits, targets)
                 loss = weighted(nats, batch).mean(-1)
                 return Judged(loss, nats, likeliest(logits, targets)), aux
