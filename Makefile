@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 PARITY := .venv-parity
 PARITY_STAMP := $(PARITY)/.installed
 
-.PHONY: demo test test-slow parity wheel results lint format lock clean
+.PHONY: demo test test-slow parity wheel results gpu-check lint format lock clean
 
 demo: $(STAMP)
 	$(BIN)/isoflop run quickstart --workers 2
@@ -40,6 +40,10 @@ results: $(STAMP)
 		$(BIN)/isoflop figures lr_transfer --records $(RECORDS)/lr_transfer_$$rule.jsonl \
 		--out figures/out/$$rule || exit 1; done
 	$(BIN)/python -m isoflop.experiments.cli.readme
+
+# on a machine with an accelerator, whose JAX this environment must have (pip install '.[cuda]')
+gpu-check: $(STAMP)
+	$(BIN)/isoflop run gpu_check
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from isoflop.experiments import costs
+from isoflop.experiments import claims, costs
 from isoflop.experiments.cli import catalogue
 from isoflop.experiments.cli.catalogue import ROOT, markdown
 from isoflop.experiments.cli.text import si
@@ -24,7 +24,8 @@ from isoflop.models.mixers import rnn
 from isoflop.sim.compare.study import ends
 from isoflop.sim.cost.flops import training_flops
 from isoflop.sim.cost.names import CONVENTIONS
-from isoflop.sim.records.store import Row, read_rows, read_table, timed, write_rows
+from isoflop.sim.records.readers import finite
+from isoflop.sim.records.store import Row, read_rows, read_table, timed, write_rows, write_table
 
 STUDIES = {  # records → what was made of them
     ROOT / "experiments" / "results" / f"{name}.jsonl": ROOT / "figures" / "out" / at / "study.json"
@@ -42,6 +43,8 @@ RUNS = (  # committed records of runs
     ),
 )
 STEPS = ROOT / "experiments" / "results" / "ladder_steps.jsonl"  # isoflop run bench
+VERDICTS = ROOT / "experiments" / "results" / "verdicts.jsonl"  # isoflop verdicts
+LITERATURE = ("context", "scaling")  # files of claims
 PROGRAMS = {"train_step": "step", "prefill": "prefill", "decode": "decode"}
 SHOWN = ("executed", "causal", "6ND_non_embedding", "seconds", "state_bytes")  # gains printed
 
@@ -144,6 +147,21 @@ def peers_table() -> str:
     return markdown(["family", "shape", "dtype", "device", *heads], body)
 
 
+def judged() -> list[dict[str, Any]]:
+    """Every claim with its verdict, as JSON has it."""
+    return [finite(verdict.json()) for verdict in claims.verdicts()]
+
+
+def verdicts_table(files: tuple[str, ...], columns: tuple[str, ...]) -> str:
+    """The verdicts on the claims of some files, as they were last judged."""
+    body = [
+        [catalogue.prose(str(row[name])) for name in columns]
+        for row in read_table(VERDICTS, columns)
+        if row["file"] in files
+    ]
+    return markdown(columns, body, numbers=False)
+
+
 def _gain(item: dict[str, Any] | None) -> str:
     if item is None:
         return "1"
@@ -169,7 +187,10 @@ def _held_out(study: dict[str, Any], family: str) -> str:
 
 
 DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {  # file → its generated parts
-    "README.md": {"gains": gains_table},
+    "README.md": {
+        "gains": gains_table,
+        "verdicts": partial(verdicts_table, LITERATURE, ("claim", "source", "verdict", "result")),
+    },
     "models/README.md": {
         "mixers": catalogue.mixers,
         "families": catalogue.zoo_families,
@@ -190,6 +211,7 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {  # file → its generated
         "ladder": partial(ladder_table, LAPTOP),
         "ladder_gpu": partial(ladder_table, GPU),
         "peers": peers_table,
+        "verdicts": partial(verdicts_table, LITERATURE, ("claim", "setting", "rule", "verdict")),
     },
     "LOG.md": {"index": catalogue.log_index},
 }
@@ -209,6 +231,7 @@ def insert(text: str, parts: dict[str, Callable[[], str]]) -> str:
 if __name__ == "__main__":
     for path in RUNS:
         write_rows(path, timed(map(recounted, read_rows(path)), read_table(STEPS)))
+    write_table(VERDICTS, judged())
     for name, parts in DOCUMENTS.items():
         document = ROOT / name
         document.write_text(insert(document.read_text(encoding="utf-8"), parts), encoding="utf-8")

@@ -90,6 +90,10 @@ VERBS = {
         *("plan", "plan"),
         "Choose sizes and amounts of data for a compute budget, before training.",
     ),
+    "verdicts": Verb(
+        *("verdicts", "verdicts"),
+        "Judge published claims by committed records: the rule, the result, the verdict.",
+    ),
     "import": Verb(
         *("checkpoints", "import_"),
         "Describe a trained model, a run's or Hugging Face's, and measure its loss on a text.",
