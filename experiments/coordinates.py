@@ -94,35 +94,37 @@ def changes(model: ModelConfig, rate: Optim, steps: int, seeds: int) -> dict[str
     program = Program(model, rate.compiled)
     source = Corpus(name="kjv").open()
     probe = jnp.asarray(source.held_out(BATCH * SEQ_LEN, SEQ_LEN).tokens[:, :-1])
-    lanes = seeds_of(seeds)
-    drawn = [[source.batch(i, seed, BATCH, SEQ_LEN).tokens for seed in lanes] for i in range(steps)]
-    batches = Batch(np.array(drawn, np.int32))
+    drawn = seeds_of(seeds)
+    tokens = [
+        [source.batch(i, seed, BATCH, SEQ_LEN).tokens for seed in drawn] for i in range(steps)
+    ]
+    batches = Batch(np.array(tokens, np.int32))
 
-    def looks(params):
-        look, alone = _look(model), range(seeds)
-        return [look(jax.tree.map(lambda leaf, i=i: leaf[i], params), probe) for i in alone]
+    def observe(params):
+        observed, alone = _observer(model), range(seeds)
+        return [observed(jax.tree.map(lambda leaf, i=i: leaf[i], params), probe) for i in alone]
 
-    state, ones = program.init(list(lanes)), np.ones(steps, np.float32)
-    before = looks(state[0])
+    state, ones = program.init(list(drawn)), np.ones(steps, np.float32)
+    before = observe(state[0])
     advance = jitted(program)["advance"]
     state, _ = advance(state, program.rates(rate), ones, batches, np.int32(steps))
-    squares = jax.tree.map(lambda new, old: np.mean((new - old) ** 2), looks(state[0]), before)
-    return {q: float(np.mean([lane[q] for lane in squares])) ** 0.5 for q in QUANTITIES}
+    squares = jax.tree.map(lambda new, old: np.mean((new - old) ** 2), observe(state[0]), before)
+    return {q: float(np.mean([square[q] for square in squares])) ** 0.5 for q in QUANTITIES}
 
 
 @cache
-def _look(model: ModelConfig) -> Any:
+def _observer(model: ModelConfig) -> Any:
     """(parameters, tokens) → normed activations and logits."""
     graph = nnx.split(nnx.eval_shape(lambda: model.build(init=Init(None))))[0]
 
     @jax.jit
     @full_precision
-    def look(params, probe):
+    def observed(params, probe):
         lm = nnx.merge(graph, params)
         hidden = lm.hidden(probe)[0]
         return dict(zip(QUANTITIES, (hidden, lm.logits(hidden)), strict=True))
 
-    return look
+    return observed
 
 
 def _line(

@@ -102,9 +102,9 @@ def _dots(
     panel: Panel,
     rows: Sequence[dict],
     kind: Callable[[dict], str],
-    kinds: dict[str, style.Look],
+    kinds: dict[str, style.Style],
 ) -> None:
-    families = list(style.looks(row["family"] for row in rows))
+    families = list(style.styles(row["family"] for row in rows))
     for i, (name, look) in enumerate(kinds.items()):
         mine = [row for row in rows if kind(row) == name]
         middle = [panel.of(row) for row in mine]

@@ -143,15 +143,15 @@ def loss_curves(study: Study) -> vega.Spec:
     return vega.frame([line, ends], families, told, every="largest")
 
 
-def bits_per_byte(study: Study, company: dict[str, float]) -> vega.Spec:
+def bits_per_byte(study: Study, compressors: dict[str, float]) -> vega.Spec:
     cells = [cell for cell in sampling.cells(study) if cell.bits_per_byte is not None]
     values = [cell.bits_per_byte or 0.0 for cell in cells]
     x = _flops(cells)
-    y = vega.log_y("bits_per_byte", "bits per byte", [*values, *company.values()])
+    y = vega.log_y("bits_per_byte", "bits per byte", [*values, *compressors.values()])
     layers = _points(cells, x, y, FLOPS)
-    low, high = style.margins([*values, *company.values()])
+    low, high = style.margins([*values, *compressors.values()])
     column, before = 0, 0.0
-    for name, bits in sorted(company.items(), key=lambda item: item[1]):
+    for name, bits in sorted(compressors.items(), key=lambda item: item[1]):
         told = alt.Chart(alt.Data(values=[{"bits_per_byte": bits, "name": f"{name} {bits:.2f}"}]))
         # a name stands on its own line, beside that of a line too near for both
         near = before > 0 and math.log(bits / before) / math.log(high / low) * vega.HEIGHT < 16
@@ -169,7 +169,7 @@ def bits_per_byte(study: Study, company: dict[str, float]) -> vega.Spec:
 
 def context_scaling(measured: Sequence[dict], quantity: str) -> vega.Spec:
     found = series(measured, quantity)
-    lines = {name: found[name] for name in style.looks(found)}
+    lines = {name: found[name] for name in style.styles(found)}
     rows = [point for line in lines.values() for point in line]
     told = context.QUANTITIES[quantity]
     in_bytes = quantity.endswith("bytes")
@@ -266,7 +266,7 @@ def _flops(cells: Sequence[Point]) -> alt.X:
 
 
 def _families(cells: Sequence[Point]) -> list[str]:
-    return list(style.looks(cell.family for cell in cells))
+    return list(style.styles(cell.family for cell in cells))
 
 
 def thin(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -87,7 +87,7 @@ def _panel(
     axes: Axes, measured: list[dict], quantity: str, fitted: dict[str, Slope | None]
 ) -> None:
     lines = series(measured, quantity)
-    for i, (name, look) in enumerate(style.looks(lines).items()):
+    for i, (name, look) in enumerate(style.styles(lines).items()):
         line = lines[name]
         over = 1 - i / len(lines)  # later lines are thinner, every other dashed: equal ones show
         lengths = [m["seq_len"] for m in line]

@@ -22,14 +22,14 @@ def draw(rows: list[Row], out: Path, draws: int = DRAWS) -> list[Path]:
     study = Study(rows, draws, order=ORDER)
     if not study.points:
         return []
-    found, looks = study.json(), style.looks(study.families)
+    found, styles = study.json(), style.styles(study.families)
     return [
         *quickstart.draw(rows, out),
         *flop_conventions(study, out),
-        *optima(found, looks, out),
-        *gains(found, looks, out),
-        *gains_by_compute(found, looks, out),
-        *residuals(found, looks, out),
+        *optima(found, styles, out),
+        *gains(found, styles, out),
+        *gains_by_compute(found, styles, out),
+        *residuals(found, styles, out),
         *subsets(found, out),
         style.write(found, out, "study"),
     ]
@@ -53,7 +53,7 @@ def flop_conventions(study: Study, out: Path) -> list[Path]:
     return style.save(figure, [cell.numbers for cell in study.points], out, "flop_conventions")
 
 
-def optima(found: dict[str, Any], looks: dict[str, style.Look], out: Path) -> list[Path]:
+def optima(found: dict[str, Any], styles: dict[str, style.Style], out: Path) -> list[Path]:
     """N*(C) and D*(C) of each family, dotted outside the sizes and tokens trained."""
     with style.sheet(2, width=4.8, height=4.4) as (figure, panels):
         for axes, quantity, name in zip(
@@ -65,12 +65,12 @@ def optima(found: dict[str, Any], looks: dict[str, style.Look], out: Path) -> li
                     continue
                 cost = [point["flops"] for point in optimum]
                 middle, low, high = np.array([point[quantity] for point in optimum]).T
-                colour = looks[family].colour
+                colour = styles[family].colour
                 axes.fill_between(cost, low, high, color=colour, alpha=0.12, linewidth=0)
                 axes.plot(cost, middle, ":", color=colour)
                 inside = [point["measured"] for point in optimum]
                 axes.plot(
-                    np.where(inside, cost, np.nan), middle, "-", marker=looks[family].marker,
+                    np.where(inside, cost, np.nan), middle, "-", marker=styles[family].marker,
                     color=colour, markeredgecolor="white", markeredgewidth=0.5,
                     label=style.label(family),
                 )  # fmt: skip
@@ -107,7 +107,7 @@ def _of_optima(windows: dict[str, Any]) -> str:
     )
 
 
-def gains(found: dict[str, Any], looks: dict[str, style.Look], out: Path) -> list[Path]:
+def gains(found: dict[str, Any], styles: dict[str, style.Style], out: Path) -> list[Path]:
     """Gain over the baseline under every FLOP convention and in other costs, at the window's far
     end.
     """
@@ -120,7 +120,7 @@ def gains(found: dict[str, Any], looks: dict[str, style.Look], out: Path) -> lis
         panels,
     ):
         for axes, (convention, items) in zip(panels, present.items(), strict=False):
-            _forest(axes, items, looks)
+            _forest(axes, items, styles)
             axes.set_title(style.named(convention), fontsize=9.5)
         style.drop(panels[len(present) :])
         style.title(figure, _of_gains(present))
@@ -160,7 +160,7 @@ def _sign(gain: dict[str, Any]) -> int:
 
 
 def gains_by_compute(
-    found: dict[str, Any], looks: dict[str, style.Look], out: Path, convention: str = "executed"
+    found: dict[str, Any], styles: dict[str, style.Style], out: Path, convention: str = "executed"
 ) -> list[Path]:
     """How the gain over the baseline changes through each family's shared window."""
     shown = [item for item in found["gains"].get(convention, []) if item["ceg"]]
@@ -168,7 +168,7 @@ def gains_by_compute(
         return []
     with style.sheet(1, width=5.6, height=3.9) as (figure, (axes,)):
         for i, item in enumerate(shown):
-            look = looks[item["arm"]]
+            look = styles[item["arm"]]
             cost, middle, low, high = np.array(
                 [[at["budget"], at["value"], *ends(at)] for at in item["ceg"]]
             ).T
@@ -205,7 +205,7 @@ def _of_compute(shown: list[dict[str, Any]]) -> str:
     return f"Through the window the gain over {BASELINE} {', '.join(said)}"
 
 
-def _forest(axes: Axes, items: list[dict[str, Any]], looks: dict[str, style.Look]) -> None:
+def _forest(axes: Axes, items: list[dict[str, Any]], styles: dict[str, style.Style]) -> None:
     for row, item in enumerate(items):
         if not item["ceg"]:
             axes.annotate("not resolved", (1, row), va="center", fontsize=8, color="#5c6370")
@@ -213,7 +213,7 @@ def _forest(axes: Axes, items: list[dict[str, Any]], looks: dict[str, style.Look
         far = item["ceg"][-1]
         low, high = ends(far)
         resolved = not low <= 1 <= high
-        look = looks[item["arm"]]
+        look = styles[item["arm"]]
         reach = (low or far["value"] / 10, min(high, 10 * far["value"]))  # a side without an end
         axes.plot(reach, [row, row], color=look.colour, linewidth=1.4)
         face = look.colour if resolved else "white"
@@ -226,7 +226,7 @@ def _forest(axes: Axes, items: list[dict[str, Any]], looks: dict[str, style.Look
     axes.set_ylim(len(items) - 0.4, -0.6)
 
 
-def residuals(found: dict[str, Any], looks: dict[str, style.Look], out: Path) -> list[Path]:
+def residuals(found: dict[str, Any], styles: dict[str, style.Style], out: Path) -> list[Path]:
     """What the window's law leaves, beside the noise of a cell's mean over its seeds."""
     shown = {name: w["residuals"] for name, w in found["windows"].items() if w.get("residuals")}
     if not shown:
@@ -242,7 +242,8 @@ def residuals(found: dict[str, Any], looks: dict[str, style.Look], out: Path) ->
                 line = [cell for cell in cells if cell["D"] == tokens]
                 axes.plot(
                     [cell["N"] for cell in line], [100 * cell["log"] for cell in line],
-                    looks[family].marker, linestyle="-", linewidth=0.7, color=looks[family].colour,
+                    styles[family].marker, linestyle="-", linewidth=0.7,
+                    color=styles[family].colour,
                     alpha=0.35 + 0.65 * tokens / max(cell["D"] for cell in cells),
                 )  # fmt: skip
             axes.set(xscale="log", ylim=(-reach, reach))
@@ -279,7 +280,7 @@ def subsets(found: dict[str, Any], out: Path) -> list[Path]:
         return []
     rows = range(len(items))
     with style.sheet(2, width=4.6, height=0.9 + 0.36 * len(items)) as (figure, (left, right)):
-        colour = style.looks([BASELINE])[BASELINE].colour
+        colour = style.styles([BASELINE])[BASELINE].colour
         left.plot([item["alpha"] for item in items], rows, "o", color=colour)
         left.set_yticks(rows, [item["subset"] for item in items])
         left.set_xlabel("fitted exponent α of the parameters")

@@ -17,14 +17,14 @@ def draw(rows: list[Row], out: Path) -> list[Path]:
     if not found:
         return []
     columns = min(3, len(found))
-    looks = style.looks(found)
+    styles = style.styles(found)
     with style.sheet(columns, -(-len(found) // columns), 4.0, 3.2) as (figure, panels):
         for axes, (family, widths) in zip(panels, found.items(), strict=False):
             for shade, (width, losses) in enumerate(sorted(widths.items())):
                 known = {rate: loss for rate, loss in losses.items() if math.isfinite(loss)}
-                colour, alpha = looks[family].colour, 1 - 0.5 / (shade + 1)
+                colour, alpha = styles[family].colour, 1 - 0.5 / (shade + 1)
                 axes.plot(
-                    list(known), list(known.values()), f"{looks[family].marker}-",
+                    list(known), list(known.values()), f"{styles[family].marker}-",
                     label=f"{dial(rows)} {width}", color=colour, alpha=alpha,
                 )  # fmt: skip
                 if known:

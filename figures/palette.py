@@ -32,7 +32,7 @@ PATHS = {  # matplotlib's markers as SVG paths about the origin, for the report
 }
 
 
-class Look(NamedTuple):
+class Style(NamedTuple):
     colour: str
     marker: str
 
@@ -48,52 +48,52 @@ class Look(NamedTuple):
 
 
 FAMILIES = {
-    "dense": Look(BLUE, "o"),
-    "moe": Look(ORANGE, "s"),
-    "mamba": Look(RED, "^"),
-    "linear": Look(PURPLE, "D"),
-    "hybrid": Look(GREY, "v"),
-    "gated_deltanet": Look(BROWN, "P"),
-    "lstm": Look(FLAME, "X"),
-    "mamba2": Look(OLIVE, "<"),
-    "rwkv7": Look(CYAN, "p"),
-    "qwen3_next": Look(SLATE, ">"),
-    "gpt2": Look(BLUE, "p"),
-    "olmoe": Look(ORANGE, "p"),
-    "deepseek_moe": Look(ORANGE, "o"),
-    "gla": Look(PURPLE, ">"),
-    "retnet": Look(PURPLE, "v"),
-    "deltanet": Look(BROWN, "X"),
-    "gated_deltanet_negative": Look(BROWN, "<"),
-    "kda": Look(BROWN, "D"),
-    "mingru": Look(FLAME, ">"),
-    "griffin": Look(CYAN, "o"),
-    "jamba": Look(GREY, "^"),
-    "jamba_moe": Look(GREY, "s"),
-    "samba": Look(GREY, "o"),
-    "samba_moe": Look(GREY, "p"),
-    "qwen3_next_moe": Look(SLATE, "s"),
-    "kimi_linear": Look(SLATE, "D"),
-    "kimi_linear_moe": Look(SLATE, "P"),
+    "dense": Style(BLUE, "o"),
+    "moe": Style(ORANGE, "s"),
+    "mamba": Style(RED, "^"),
+    "linear": Style(PURPLE, "D"),
+    "hybrid": Style(GREY, "v"),
+    "gated_deltanet": Style(BROWN, "P"),
+    "lstm": Style(FLAME, "X"),
+    "mamba2": Style(OLIVE, "<"),
+    "rwkv7": Style(CYAN, "p"),
+    "qwen3_next": Style(SLATE, ">"),
+    "gpt2": Style(BLUE, "p"),
+    "olmoe": Style(ORANGE, "p"),
+    "deepseek_moe": Style(ORANGE, "o"),
+    "gla": Style(PURPLE, ">"),
+    "retnet": Style(PURPLE, "v"),
+    "deltanet": Style(BROWN, "X"),
+    "gated_deltanet_negative": Style(BROWN, "<"),
+    "kda": Style(BROWN, "D"),
+    "mingru": Style(FLAME, ">"),
+    "griffin": Style(CYAN, "o"),
+    "jamba": Style(GREY, "^"),
+    "jamba_moe": Style(GREY, "s"),
+    "samba": Style(GREY, "o"),
+    "samba_moe": Style(GREY, "p"),
+    "qwen3_next_moe": Style(SLATE, "s"),
+    "kimi_linear": Style(SLATE, "D"),
+    "kimi_linear_moe": Style(SLATE, "P"),
 }
 ORDER = tuple(FAMILIES)
 FREE = tuple(
     look
     for colour in PETROFF10
     for marker in PATHS
-    if (look := Look(colour, marker)) not in FAMILIES.values()
+    if (look := Style(colour, marker)) not in FAMILIES.values()
 )
 KINDS = ("*", "d", "h", "8", "H", "1", "2", "3", "4", "+", "x", "|")  # marks of no family
 
 
-def looks(families: Iterable[str]) -> dict[str, Look]:
+def styles(families: Iterable[str]) -> dict[str, Style]:
     """Of each name that is present: known ones in the table's order, then the others by name.
 
-    More than len(FREE) unknown names share looks with each other.
+    More than len(FREE) unknown names share styles with each other.
     """
     present = set(families)
     chosen = {name: look for name, look in FAMILIES.items() if name in present}
-    taken: set[Look] = set()
+    taken: set[Style] = set()
     for name in sorted(present - chosen.keys()):
         start = int.from_bytes(sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "big")
         if len(taken) == len(FREE):
@@ -104,11 +104,11 @@ def looks(families: Iterable[str]) -> dict[str, Look]:
     return chosen
 
 
-def kinds(names: Iterable[str]) -> dict[str, Look]:
+def kinds(names: Iterable[str]) -> dict[str, Style]:
     """What is no family (a device, a shape): greys from dark to light, with marks of their own."""
     present = list(dict.fromkeys(names))
     greys = [round(35 + 135 * i / max(1, len(present) - 1)) for i in range(len(present))]
     return {
-        name: Look(f"#{grey:02x}{grey:02x}{min(255, grey + 12):02x}", KINDS[i % len(KINDS)])
+        name: Style(f"#{grey:02x}{grey:02x}{min(255, grey + 12):02x}", KINDS[i % len(KINDS)])
         for i, (name, grey) in enumerate(zip(present, greys, strict=True))
     }

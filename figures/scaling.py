@@ -14,7 +14,7 @@ from isoflop.sim.compare.study import Study
 
 def loss_vs_flops(axes: Axes, study: Study, convention: str = "executed") -> None:
     """Each family's lower envelope with its intervals over seeds; the other cells behind it."""
-    for name, look in style.looks(study.families).items():
+    for name, look in style.styles(study.families).items():
         edge = study.frontiers[convention][name]
         kept = {id(cell) for cell in edge}
         rest = [cell for cell in study.families[name] if id(cell) not in kept]
@@ -36,7 +36,7 @@ def loss_vs_flops(axes: Axes, study: Study, convention: str = "executed") -> Non
 
 def bands(axes: Axes, fits: Sequence[FamilyFit]) -> None:
     """90 % bands of the fitted envelopes, over each family's own window; the axis holds them."""
-    look = style.looks(item.family for item in fits)
+    look = style.styles(item.family for item in fits)
     low, high = axes.get_ylim()
     for item in fits:
         line = item.band()
@@ -58,7 +58,7 @@ def bands(axes: Axes, fits: Sequence[FamilyFit]) -> None:
 
 def loss_vs_params(axes: Axes, cells: Sequence[Point], count: str = "non_embedding") -> None:
     """One line per family, of cells that saw equally many tokens."""
-    for name, look in style.looks(cell.family for cell in cells).items():
+    for name, look in style.styles(cell.family for cell in cells).items():
         group = sorted(
             (cell for cell in cells if cell.family == name), key=lambda c: c.params[count]
         )
@@ -72,9 +72,9 @@ def curves(axes: Axes, cells: Sequence[Point]) -> None:
     """Training loss of each cell, the mean over its seeds and over a quarter of an octave."""
     shown = []
     sizes = {(cell.width, cell.depth) for cell in cells}
-    looks = style.looks(cell.family for cell in cells)
+    styles = style.styles(cell.family for cell in cells)
     for cell in cells:
-        look = looks[cell.family]
+        look = styles[cell.family]
         seen = cell.smooth
         if not seen:
             continue
@@ -97,7 +97,7 @@ def curves(axes: Axes, cells: Sequence[Point]) -> None:
 
 
 def _scatter(
-    axes: Axes, x: Sequence[float], group: Sequence[Point], look: style.Look, name: str
+    axes: Axes, x: Sequence[float], group: Sequence[Point], look: style.Style, name: str
 ) -> None:
     bars = [
         (at, cell.loss, cell.loss - cell.low, cell.high - cell.loss)

@@ -23,4 +23,4 @@ def draw(rows: list[Row], out: Path, metric: str = LOSS) -> list[Path]:
     baseline = BASELINE if BASELINE in families else families[0]
     study = Study(rows, quickstart.DRAWS, baseline, order=ORDER)
     found = {cost: [item.json() for item in items] for cost, items in study.gains.items()}
-    return [*written, *ladder.gains({"gains": found}, style.looks(families), out)]
+    return [*written, *ladder.gains({"gains": found}, style.styles(families), out)]

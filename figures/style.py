@@ -27,8 +27,8 @@ from matplotlib.ticker import (
     NullLocator,
 )
 
-from isoflop.figures.palette import Look as Look
-from isoflop.figures.palette import looks as looks
+from isoflop.figures.palette import Style as Style
+from isoflop.figures.palette import styles as styles
 from isoflop.sim.cost.names import named as named
 
 RC: dict[Any, Any] = {

@@ -31,7 +31,9 @@ from isoflop.models.packing import Lengths, Position, is_real, lengths_of
 
 State = Any  # a pytree of arrays whose leading axis is the batch
 Aux = dict[str, Array]  # scalars a channel mixer reports beside its output
-Left = dict[str, Array]  # what a layer leaves for the layers above it, beside the residual stream
+CrossLayerState = dict[
+    str, Array
+]  # by name: what layers read of layers below, beside the residual stream
 
 
 @dataclass(frozen=True)
@@ -138,13 +140,13 @@ class MixerConfig(Tagged, Sizes):
         """Raise UserError if this mixer cannot have width `d_model`."""
 
     @property
-    def needs(self) -> frozenset[str]:
-        """Names of what a layer below must have left."""
+    def reads(self) -> frozenset[str]:
+        """Names of the cross-layer state that a layer below must have written."""
         return frozenset()
 
     @property
-    def leaves(self) -> frozenset[str]:
-        """Names of what this mixer leaves for the layers above."""
+    def writes(self) -> frozenset[str]:
+        """Names of the cross-layer state that this mixer writes."""
         return frozenset()
 
     def resolved(self, d_model: int) -> MixerConfig:
@@ -213,22 +215,26 @@ class Mixer(nnx.Module):
         raise TypeError(f"{type(self).__name__} has no step form")
 
     def forward(
-        self, x: Float[Array, "b t d"], left: Left, position: Position = None
-    ) -> tuple[Float[Array, "b t d"], Left]:
-        """The parallel form inside a model; only a mixer that needs or leaves something differs."""
-        return self(x, position), left
+        self, x: Float[Array, "b t d"], cross: CrossLayerState, position: Position = None
+    ) -> tuple[Float[Array, "b t d"], CrossLayerState]:
+        """The parallel form inside a model; a mixer with cross-layer state has its own."""
+        return self(x, position), cross
 
     def forward_prefill(
-        self, x: Float[Array, "b t d"], state: State, left: Left, lengths: Lengths = None
-    ) -> tuple[State, Float[Array, "b t d"], Left]:
+        self,
+        x: Float[Array, "b t d"],
+        state: State,
+        cross: CrossLayerState,
+        lengths: Lengths = None,
+    ) -> tuple[State, Float[Array, "b t d"], CrossLayerState]:
         """The prefill form inside a model."""
-        return (*self.prefill(x, state, lengths), left)
+        return (*self.prefill(x, state, lengths), cross)
 
     def forward_step(
-        self, state: State, x: Float[Array, "b d"], left: Left
-    ) -> tuple[State, Float[Array, "b d"], Left]:
+        self, state: State, x: Float[Array, "b d"], cross: CrossLayerState
+    ) -> tuple[State, Float[Array, "b d"], CrossLayerState]:
         """The step form inside a model."""
-        return (*self.step(state, x), left)
+        return (*self.step(state, x), cross)
 
 
 class ChannelConfig(Tagged, Sizes):
@@ -258,7 +264,7 @@ class ChannelConfig(Tagged, Sizes):
         return True
 
     @property
-    def additive(self) -> bool:
+    def micro_batch_invariant(self) -> bool:
         """Whether a batch's output and mean penalty are those of its parts, each in its own call:
         with the gradients, which is what matters to whoever adds up micro-batches.
         """
@@ -298,8 +304,10 @@ class Embedding(nnx.Param):
     """A look-up table: its own learning rate, independent of width. `axes` as a Matrix has them."""
 
 
-class Steered(nnx.Param):
-    """A value that moves by the sign of its gradient at its own rate, outside clipping and Adam."""
+class LoadBalancingBias(nnx.Param):
+    """A bias on a router's choice of experts, moved by the sign of its gradient alone, at a rate of
+    its own.
+    """
 
 
 class Init:

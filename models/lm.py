@@ -23,9 +23,9 @@ from isoflop.models.base import (
     Aux,
     Config,
     Cost,
+    CrossLayerState,
     Embedding,
     Init,
-    Left,
     Sizes,
     State,
 )
@@ -85,15 +85,15 @@ class ModelConfig(Sizes):
             )
         for part in {part for block in self.blocks for part in block.parts}:
             part.check(self.d_model)
-        left: set[str] = set()
+        written: set[str] = set()
         for i, mixer in enumerate(block.mixer for block in self.blocks):
             if mixer is not None:
-                if missing := mixer.needs - left:
+                if missing := mixer.reads - written:
                     raise UserError(
                         f"the {mixer.kind} of block {i} needs the {min(missing)} of a block below, "
                         "and none leaves them; let an earlier one do so"
                     )
-                left |= mixer.leaves
+                written |= mixer.writes
         if (params := self.cost(1).params) > PARAMS_MAX:
             raise UserError(
                 f"a model of {params:.3g} parameters must have at most 2^43; make something smaller"
@@ -149,9 +149,11 @@ class ModelConfig(Sizes):
         return all(block.channel is None or block.channel.causal for block in self.blocks)
 
     @property
-    def additive(self) -> bool:
+    def micro_batch_invariant(self) -> bool:
         """Whether the loss of a batch, and its gradient, are the means of its micro-batches'."""
-        return all(block.channel is None or block.channel.additive for block in self.blocks)
+        return all(
+            block.channel is None or block.channel.micro_batch_invariant for block in self.blocks
+        )
 
     def touched_params(self, tokens: int) -> float:
         """Weights that a decoded token of each of `tokens` sequences reads, in expectation.
@@ -208,31 +210,31 @@ class BlockModule(nnx.Module):
         self.scale = model.branch_scale
 
     def __call__(
-        self, x: Float[Array, "b t d"], left: Left, position: Position = None
-    ) -> tuple[Float[Array, "b t d"], Left, Aux]:
+        self, x: Float[Array, "b t d"], cross: CrossLayerState, position: Position = None
+    ) -> tuple[Float[Array, "b t d"], CrossLayerState, Aux]:
         if self.mixer is not None and self.mixer_norm is not None:
-            y, left = self.mixer.forward(self.mixer_norm(x), left, position)
+            y, cross = self.mixer.forward(self.mixer_norm(x), cross, position)
             x = sharding_constraint(self._add(x, y), BATCH)
         x, aux = self._channel(x)
-        return sharding_constraint(x, BATCH), left, aux
+        return sharding_constraint(x, BATCH), cross, aux
 
     def step(
-        self, state: State, x: Float[Array, "b d"], left: Left
-    ) -> tuple[State, Float[Array, "b d"], Left]:
+        self, state: State, x: Float[Array, "b d"], cross: CrossLayerState
+    ) -> tuple[State, Float[Array, "b d"], CrossLayerState]:
         if self.mixer is not None and self.mixer_norm is not None:
-            state, y, left = self.mixer.forward_step(state, self.mixer_norm(x), left)
+            state, y, cross = self.mixer.forward_step(state, self.mixer_norm(x), cross)
             x = self._add(x, y)
-        return state, self._channel(x[:, None])[0][:, 0], left
+        return state, self._channel(x[:, None])[0][:, 0], cross
 
     def prefill(
-        self, state: State, x: Float[Array, "b t d"], left: Left, lengths: Lengths
-    ) -> tuple[State, Float[Array, "b t d"], Left]:
+        self, state: State, x: Float[Array, "b t d"], cross: CrossLayerState, lengths: Lengths
+    ) -> tuple[State, Float[Array, "b t d"], CrossLayerState]:
         if self.mixer is not None and self.mixer_norm is not None:
-            state, y, left = self.mixer.forward_prefill(self.mixer_norm(x), state, left, lengths)
+            state, y, cross = self.mixer.forward_prefill(self.mixer_norm(x), state, cross, lengths)
             x = sharding_constraint(self._add(x, y), BATCH)
         if self.channel is not None and self.channel_norm is not None:
             x = self._add(x, self.channel.prefill(self.channel_norm(x), lengths))
-        return state, sharding_constraint(x, BATCH), left
+        return state, sharding_constraint(x, BATCH), cross
 
     def _channel(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], Aux]:
         if self.channel is None or self.channel_norm is None:
@@ -281,10 +283,10 @@ class LM(nnx.Module):
         x = sharding_constraint(self._embed(tokens), BATCH)
         period = _period(self.config.blocks)
         if len(self.config.blocks) // period < SCAN_FROM:
-            aux, left = [], Left()
+            aux, cross = [], CrossLayerState()
             run = jax.checkpoint(_call, static_argnums=(0, 1)) if self.config.remat else _call
             for block in self.blocks:
-                x, left, scalars = run("__call__", *nnx.split(block), x, left, position)
+                x, cross, scalars = run("__call__", *nnx.split(block), x, cross, position)
                 aux.append(scalars)
         else:
             x, aux = self._scan(x, position, period)
@@ -300,9 +302,12 @@ class LM(nnx.Module):
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *repeats)
 
         def body(x, states):
-            aux, left = [], Left()  # the first repeat needs nothing from outside, so none does
+            aux, cross = (
+                [],
+                CrossLayerState(),
+            )  # the first repeat needs nothing from outside, so none does
             for graphdef, state in zip(graph, states, strict=True):
-                x, left, scalars = _call("__call__", graphdef, state, x, left, position)
+                x, cross, scalars = _call("__call__", graphdef, state, x, cross, position)
                 aux.append(scalars)
             return x, aux
 
@@ -346,10 +351,10 @@ class LM(nnx.Module):
         Raises UserError and gives NaN as `step` does.
         """
         self._check_room(state, tokens.shape[1] if lengths is None else lengths)
-        x, left = self._embed(tokens), Left()
+        x, cross = self._embed(tokens), CrossLayerState()
         after = []
         for block, before in zip(self.blocks, state, strict=True):
-            before, x, left = _call("prefill", *nnx.split(block), before, x, left, lengths)
+            before, x, cross = _call("prefill", *nnx.split(block), before, x, cross, lengths)
             after.append(before)
         if not every:
             x = x[jnp.arange(len(x)), -1 if lengths is None else lengths - 1]
@@ -365,10 +370,10 @@ class LM(nnx.Module):
         compiled program; outside of one, where that is seen beforehand, it is a UserError.
         """
         self._check_room(state, 1)
-        x, left = self._embed(tokens), Left()
+        x, cross = self._embed(tokens), CrossLayerState()
         after = []
         for block, before in zip(self.blocks, state, strict=True):
-            before, x, left = _call("step", *nnx.split(block), before, x, left)
+            before, x, cross = _call("step", *nnx.split(block), before, x, cross)
             after.append(before)
         return after, self.logits(self.norm(x))
 

@@ -71,7 +71,7 @@ def steps(family: str, layout: Layout) -> dict:
         program.put(Batch(batches)),
         np.int32(STEPS),
     )
-    weights = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim > 2]  # lanes are an axis
+    weights = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim > 2]  # the seed batch is one
     share = [leaf.addressable_shards[0].data.size / leaf.size for leaf in weights]
     return {
         "losses": np.asarray(losses)[:, 0].tolist(),

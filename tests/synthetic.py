@@ -114,7 +114,7 @@ def row(
         state_bytes=4 * run.model.state_size(128),
         seconds=tokens / 60_000,
         compile_seconds=3.2,
-        lanes=2,
+        seed_batch=2,
         data_digest="9f1c2ab47e03d5b8",
         device="cpu: 2 cores",
         versions={"jax": "0.10.2", "flax": "0.12.8", "isoflop": "0.1.0", "python": "3.11.9"},

@@ -73,11 +73,11 @@ def test_a_curve_through_runs_that_cheaper_ones_beat_carries_a_caveat():
     grids, chosen = grid("a", 0.002, rng), curve(A, "b", 0.002, rng=rng)
     runs = both({key: grids[key] for key in chosen}, chosen)
     found = compare(runs, draws=20)[0]
-    assert "a (" in found.caveat
-    assert "b (" not in found.caveat
-    assert found.json()["caveat"] == found.caveat
+    assert "a (" in found.warning
+    assert "b (" not in found.warning
+    assert found.json()["warning"] == found.warning
     surfaces = both(grid("a", 0.002, rng), grid("b", 0.002, rng))
-    assert compare(surfaces, n="N", d="D", draws=20)[0].caveat == ""
+    assert compare(surfaces, n="N", d="D", draws=20)[0].warning == ""
 
 
 def test_any_column_is_a_cost_and_conventions_disagree():

@@ -163,7 +163,7 @@ def test_a_comparison_says_that_branches_may_share_noise():
     columns = both(*parts) | {"arch": np.repeat(["a", "b"], 20)}
     columns["flops"] = 6 * columns["N"] * columns["D"]
     found = compare(columns, n="N", d="D", draws=20)[0]
-    assert "may be cooldown branches of one trunk" in found.caveat
+    assert "may be cooldown branches of one trunk" in found.warning
 
 
 @pytest.mark.parametrize(("share", "name"), [(0.0, "runs of one"), (SHARED, "trunks")])

@@ -52,23 +52,23 @@ def cell(family: str, flops: float, losses: dict[int, float], **other: object) -
 def test_a_family_looks_the_same_whoever_else_is_there():
     """Known or not; the second of two names that are hashed to one look moves on."""
     for name in ("mamba", "zebra", "$a^{b$"):
-        alone = style.looks([name])[name]
-        assert style.looks(["linear", name, "dense", "aardvark"])[name] == alone
+        alone = style.styles([name])[name]
+        assert style.styles(["linear", name, "dense", "aardvark"])[name] == alone
 
 
 def test_every_family_of_the_zoo_has_its_own_look_and_an_unknown_one_none_of_theirs():
     assert set(palette.FAMILIES) == set(zoo.FAMILIES)
     assert len(set(palette.FAMILIES.values())) == len(zoo.FAMILIES)
     unknown = [f"mine {i}" for i in range(len(palette.FREE))]
-    looks = style.looks([*zoo.FAMILIES, *unknown])
-    assert len(set(looks.values())) == len(looks)
-    many = style.looks([*zoo.FAMILIES, *(f"mine {i}" for i in range(300))])
+    styles = style.styles([*zoo.FAMILIES, *unknown])
+    assert len(set(styles.values())) == len(styles)
+    many = style.styles([*zoo.FAMILIES, *(f"mine {i}" for i in range(300))])
     assert not {many[f"mine {i}"] for i in range(300)} & set(palette.FAMILIES.values())
 
 
 def test_the_studied_families_differ_in_colour_and_in_mark():
-    looks = style.looks(families.STUDIED).values()
-    assert len({look.colour for look in looks}) == len({look.marker for look in looks}) == 8
+    styles = style.styles(families.STUDIED).values()
+    assert len({look.colour for look in styles}) == len({look.marker for look in styles}) == 8
 
 
 def test_what_is_no_family_has_no_family_s_colour_or_mark():
@@ -83,8 +83,8 @@ def test_every_colour_stands_out_from_a_dark_page():
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    looks = [palette.Look(colour, "o") for colour in palette.PETROFF10]
-    assert all((light(look.on_dark) + 0.05) / (light("#1b1f26") + 0.05) >= 3 for look in looks)
+    styles = [palette.Style(colour, "o") for colour in palette.PETROFF10]
+    assert all((light(look.on_dark) + 0.05) / (light("#1b1f26") + 0.05) >= 3 for look in styles)
 
 
 @pytest.mark.parametrize("low", [0.012, 0.9, 1.53, 37.0])

@@ -140,6 +140,6 @@ def test_too_few_devices_are_told_with_a_way_to_simulate_them():
         Layout(fsdp=64).mesh()
 
 
-def test_seed_lanes_are_never_split():
+def test_a_seed_batch_is_never_split():
     weight = Matrix(np.zeros((3, 8, 4)), axes="di")
     assert tuple(partition(weight, {"fsdp": 2, "tensor": 2})) == (None, "fsdp", "tensor")

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from isoflop.models.errors import UserError
 from isoflop.sim import durable
 from isoflop.sim.grid import leases
 from isoflop.sim.grid.leases import Watch, acquire, hold, read, release, renew
@@ -43,10 +44,17 @@ def test_only_the_owner_renews_and_releases(path):
     assert list(path.parent.iterdir()) == []
 
 
+@pytest.mark.parametrize("look", [read, Watch().expired, lambda path: acquire(path, "mine")])
+def test_a_folder_in_a_leases_place_is_refused_in_one_line(path, look):
+    path.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"trunk must be a file, and is a folder; remove it"):
+        look(path)
+
+
 def test_of_many_that_ask_at_once_one_has_it(path):
     def ask(i):
-        with hold(path, str(i)) as held:
-            if held.other is None:
+        with hold(path, str(i)) as lease:
+            if lease.other is None:
                 inside.append(i)
                 assert len(inside) == 1
                 time.sleep(0.001)
@@ -118,10 +126,10 @@ def test_a_lease_renewed_in_the_instant_of_its_removal_is_put_back(path, clock, 
 
 def test_a_holder_is_told_that_its_lease_was_taken_over(path, monkeypatch):
     monkeypatch.setattr(leases, "RENEW_SECONDS", 0.01)
-    with hold(path, "mine") as held:
-        assert not held.lost.wait(0.1)
+    with hold(path, "mine") as lease:
+        assert not lease.lost.wait(0.1)
         path.write_text("yours\n")
-        assert held.lost.wait(60)
+        assert lease.lost.wait(60)
     assert read(path).token == "yours"
 
 

@@ -47,7 +47,7 @@ def lowered(function, *shapes) -> jax.export.Exported:
 @every_family
 def test_a_training_step_lowers_to_every_accelerator(family):
     step = program(family, batched=True)
-    lowered(step.advance, *step.shapes(BATCH, LENGTH, lanes=2))
+    lowered(step.advance, *step.shapes(BATCH, LENGTH, seeds=2))
 
 
 @every_family
@@ -64,11 +64,11 @@ def test_a_decoding_step_lowers_to_every_accelerator(family):
     lowered(step, params, jax.eval_shape(start, params), tokens)
 
 
-def test_lanes_are_batched_where_a_program_says_so_and_not_where_it_is_lowered():
-    """The machine that lowers is no clue: with lanes in turn there is one more loop."""
+def test_seeds_are_batched_where_a_program_says_so_and_not_where_it_is_lowered():
+    """The machine that lowers is no clue: with seeds in turn there is one more loop."""
     together, apart = (program("dense", batched=batched) for batched in (True, False))
     loops = [
-        lowered(p.advance, *p.shapes(BATCH, LENGTH, lanes=2)).mlir_module().count("stablehlo.while")
+        lowered(p.advance, *p.shapes(BATCH, LENGTH, seeds=2)).mlir_module().count("stablehlo.while")
         for p in (together, apart)
     ]
     assert loops[0] < loops[1]

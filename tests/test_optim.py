@@ -10,7 +10,7 @@ from fakes import run
 from flax import nnx
 
 from isoflop.experiments.families import model
-from isoflop.models.base import Embedding, Init, Matrix, Steered
+from isoflop.models.base import Embedding, Init, LoadBalancingBias, Matrix
 from isoflop.models.lm import Block, ModelConfig, tile
 from isoflop.models.mixers.attention import Attention
 from isoflop.models.mixers.moe import Moe
@@ -79,13 +79,13 @@ def by_hand(optim: Optim) -> dict[tuple, np.ndarray]:
     ratio = 1.0 if optim.base_depth is None else len(MODEL.blocks) / optim.base_depth
     for step, gradient in enumerate(gradients(), start=1):
         g = {path: np.asarray(leaf[...], np.float64) for path, leaf in named(gradient).items()}
-        free = [path for path in g if not isinstance(kinds[path], Steered)]
+        free = [path for path in g if not isinstance(kinds[path], LoadBalancingBias)]
         norm = np.sqrt(sum((g[path] ** 2).sum() for path in free))
         for path, kind in kinds.items():
             hidden = inside_block(path)
             deep_rate = ratio ** (optim.depth_power - 1) if hidden else 1.0
             eps = optim.eps * (ratio**-optim.depth_power if hidden else 1.0)
-            if isinstance(kind, Steered):
+            if isinstance(kind, LoadBalancingBias):
                 value[path] = value[path] - optim.steered_lr * np.sign(g[path])
                 continue
             clipped = g[path] * min(1.0, optim.clip / norm)
@@ -118,7 +118,7 @@ def test_the_update_is_the_published_one_for_every_kind_of_parameter(name):
     optim = OPTIMISERS[name]
     ours, theirs = trained(optim), by_hand(optim)
     kinds = {type(variable) for variable in named(parameters()).values()}
-    assert kinds == {Matrix, Embedding, Steered, nnx.Param}
+    assert kinds == {Matrix, Embedding, LoadBalancingBias, nnx.Param}
     assert any(value.ndim == 3 for value in ours.values())  # a stack of experts
     for path, value in ours.items():
         np.testing.assert_allclose(value, theirs[path], rtol=1e-5, atol=1e-6, err_msg=str(path))

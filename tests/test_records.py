@@ -21,10 +21,10 @@ from isoflop.sim.records.store import (
     Row,
     Store,
     brief,
+    join_step_seconds,
     measured_of,
     read_rows,
     read_table,
-    timed,
     write_csv,
     write_rows,
     write_table,
@@ -223,14 +223,14 @@ def test_commands_read_isoflops_own_records_as_its_figures_do(tmp_path):
     told = readers.read(tmp_path / "x.csv")
     whole = readers.read(tmp_path / "x.jsonl")
     assert {k: ["" if v is None else str(v) for v in column] for k, column in whole.items()} == told
-    names = {what.upper(): tables.called(told, what, None) for what in ("n", "d")}
-    names |= {what: tables.called(told, what, None) for what in ("arch", "flops")}
+    names = {what.upper(): tables.resolve_column(told, what, None) for what in ("n", "d")}
+    names |= {what: tables.resolve_column(told, what, None) for what in ("arch", "flops")}
     names |= {what: what for what in ("loss", "run", "seed")}
     drawn = columns(points(rows))
     runs = zip(*(map(str, drawn[name]) for name in names), strict=True)
     assert sorted(runs) == sorted(zip(*(told[own] for own in names.values()), strict=True))
-    assert tables.called({"N": [], "params.active": []}, "n", None) == "N"
-    assert tables.called({"N": []}, "n", "size") == "size"
+    assert tables.resolve_column({"N": [], "params.active": []}, "n", None) == "N"
+    assert tables.resolve_column({"N": []}, "n", "size") == "size"
 
 
 def test_a_validation_error_becomes_one_line_that_names_field_and_value():
@@ -272,11 +272,11 @@ def test_runs_get_the_seconds_of_their_own_step_and_no_other():
         "batch": budget.batch,
         "seconds": 0.25,
     }
-    assert timed([row], [step])[0].labels == {"family": "dense", "step_seconds": 0.25}
+    assert join_step_seconds([row], [step])[0].labels == {"family": "dense", "step_seconds": 0.25}
     for name, other in {
         "device": "tpu",
         "family": "moe",
         "program": "prefill",
         "batch": 77,
     }.items():
-        assert timed([row], [step | {name: other}]) == [row]
+        assert join_step_seconds([row], [step | {name: other}]) == [row]

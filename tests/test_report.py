@@ -226,7 +226,7 @@ def test_every_chart_has_a_legend_of_its_families_marks(page: str):
 
 
 def test_the_page_and_the_pictures_draw_a_family_alike(page: str):
-    for family, look in palette.looks(["dense", "moe", "mamba", "linear", "retnet"]).items():
+    for family, look in palette.styles(["dense", "moe", "mamba", "linear", "retnet"]).items():
         button = page.index(f'data-family="{family}"')
         mark = re.search(r"#mark-(\d+)", page[button:])[1]
         assert f'id="mark-{mark}" viewBox="-1.35 -1.35 2.7 2.7"><path d="{look.path}"' in page

@@ -16,7 +16,7 @@ from isoflop.figures import ladder
 from isoflop.sim.compare.points import longest, points
 from isoflop.sim.compare.study import Study
 from isoflop.sim.laws.forms import Chinchilla, PowerLaw
-from isoflop.sim.records.store import read_rows, read_table, timed
+from isoflop.sim.records.store import join_step_seconds, read_rows, read_table
 
 DRAWS = 60
 SIZES = ((32, 2), (48, 2), (64, 2), (96, 4))
@@ -62,7 +62,7 @@ def test_gains_in_seconds_are_those_in_flops_where_seconds_go_as_flops(rows, fou
         for row in rows
         for nanoseconds in [2e-9 if row.labels["family"] == "mamba" else 1e-9]
     ]
-    gains = Study(timed(rows, steps), draws=DRAWS).json()["gains"]
+    gains = Study(join_step_seconds(rows, steps), draws=DRAWS).json()["gains"]
     flops, seconds = (
         {item["arm"]: item["ceg"][-1]["value"] for item in gains[cost]}
         for cost in ("executed", "seconds")
@@ -121,7 +121,7 @@ def test_parts_of_one_familys_runs_predict_alike(found):
 @pytest.mark.parametrize("records", readme.RUNS, ids=lambda path: path.stem)
 def test_committed_runs_have_the_flops_that_the_code_counts_and_the_seconds_timed(records):
     rows = read_rows(records)
-    now = timed(map(readme.recounted, rows), read_table(readme.STEPS))
+    now = join_step_seconds(map(readme.recounted, rows), read_table(readme.STEPS))
     assert rows == now, "run: python -m isoflop.experiments.cli.readme"
 
 

@@ -73,7 +73,7 @@ def test_wanting_one_record_changes_none_of_its_bits(together):
 def test_a_seed_alone_equals_its_lane_to_rounding(together):
     """A batched product may add in another order than a single one: 1e-4 nats after 12 steps."""
     record, _ = results([run(12, 1)])[run(12, 1).key]
-    assert record.lanes == 1
+    assert record.seed_batch == 1
     assert abs(record.loss - together[run(12, 1).key][0].loss) < 1e-4
 
 
@@ -126,7 +126,7 @@ def test_a_run_killed_at_any_step_goes_on_from_there_with_the_same_bits(
 
 
 def test_a_checkpoint_of_another_trunk_is_not_taken_up(together, tmp_path, monkeypatch):
-    """Of another learning rate, with equal shapes; nor one of fewer lanes."""
+    """Of another learning rate, with equal shapes; nor one of fewer seeds."""
     monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", -1.0)
     results([run(12, seed, lr=0.02) for seed in (0, 1)], tmp_path)
     results([run(12, seed) for seed in (0, 2)], tmp_path)

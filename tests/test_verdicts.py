@@ -130,7 +130,10 @@ def test_the_command_judges_the_records_of_a_folder(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--file", "contxt"], "there is no file of claims called contxt; perhaps you meant context"),
+        (
+            ["--file", "contxt"],
+            "there is no file of claims called contxt; perhaps you meant context",
+        ),
         (["--records", "nowhere"], "there is no folder nowhere; name one that holds NAME.jsonl"),
     ],
 )

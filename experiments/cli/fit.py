@@ -20,7 +20,7 @@ from rich.table import Table as Grid
 from isoflop.experiments.cli.allocations import Allocated, allocate, draw, show
 from isoflop.experiments.cli.text import console, grid, write_json
 from isoflop.models.errors import UserError, listed, quoted
-from isoflop.sim.compare.gains import Arm, Comparison, Place, arms, caveat, gain, ranking
+from isoflop.sim.compare.gains import Arm, Comparison, Ranked, arms, gain, ranking, warning
 from isoflop.sim.laws.fit import Fit
 from isoflop.sim.laws.forms import LAWS, fit_table
 from isoflop.sim.laws.frontier import Frontier
@@ -34,12 +34,12 @@ from isoflop.sim.records.tables import (
     MOST,
     Columns,
     Dropped,
-    called,
     clean,
     describe,
     falling,
     groups,
     label,
+    resolve_column,
 )
 
 JsonOut = Annotated[Path | None, tyro.conf.arg(name="json")]
@@ -107,7 +107,7 @@ def fit(
     """
     enough(draws)
     columns, loss = falling(read(file), loss)
-    n, d = called(columns, "n", n), called(columns, "d", d)
+    n, d = resolve_column(columns, "n", n), resolve_column(columns, "d", d)
     _refuse(approach, law, budgets, curve, at, figure, group)
     fits: dict[str, Fit] = {}
     found_groups, nameless = groups(columns, group) if group else _one_group(columns)
@@ -194,7 +194,7 @@ def compare(
         if not LEAST <= budget <= MOST:
             raise UserError(f"--budgets must be costs above zero, and one is {budget:g}")
     columns, loss = falling(read(file), loss)
-    arch, flops = called(columns, "arch", arch), called(columns, "flops", flops)
+    arch, flops = resolve_column(columns, "arch", arch), resolve_column(columns, "flops", flops)
     n, d = surface_columns(columns, n, d, surface)
     fitted, dropped = arms(
         columns, arch=arch, cost=flops, loss=loss, n=n, d=d, seed=seed, draws=draws
@@ -236,13 +236,13 @@ def compare(
             screen.print(f"{one.arm} crosses {one.baseline}: {one.crossover_note}")
         if one.trend_note:
             screen.print(f"trend of {one.arm} over {one.baseline}: {one.trend_note}")
-    if told := caveat(fitted.values()):
-        screen.print(f"caveat: {told}")
-    places, unranked = _places(fitted, found, flops)
+    if told := warning(fitted.values()):
+        screen.print(f"warning: {told}")
+    ranks, unranked = _ranked(fitted, found, flops)
     if unranked:
         screen.print(f"no ranking: {unranked}")
     else:
-        screen.print("ranking: " + ", ".join(f"{p.rank}. {p.arm}" for p in places))
+        screen.print("ranking: " + ", ".join(f"{p.rank}. {p.arm}" for p in ranks))
     _say_dropped(screen, dropped)
     if json_out is not None:
         ceg = [
@@ -257,7 +257,7 @@ def compare(
                 "baseline": base,
                 "ceg": ceg,
                 "comparisons": [one.json() for one in found],
-                "ranking": [{"rank": p.rank, "arch": p.arm} for p in places],
+                "ranking": [{"rank": p.rank, "arch": p.arm} for p in ranks],
                 "no ranking": unranked,
                 "dropped": [x.json() for x in dropped],
             },
@@ -265,9 +265,9 @@ def compare(
     return found
 
 
-def _places(
+def _ranked(
     fitted: dict[str, Arm], found: tuple[Comparison, ...], cost: str
-) -> tuple[tuple[Place, ...], str]:
+) -> tuple[tuple[Ranked, ...], str]:
     """The ranking, or none and why."""
     if without := [one.arm for one in found if one.status != "converged"]:
         return (), f"no gain over the baseline is told of {listed(without)}"
@@ -285,7 +285,7 @@ def surface_columns(
         if n or d:
             raise UserError("--n and --d are of surfaces; leave them out or --no-surface")
         return None, None
-    found = called(columns, "n", n), called(columns, "d", d)
+    found = resolve_column(columns, "n", n), resolve_column(columns, "d", d)
     told = n is not None or d is not None
     return found if told or all(name in columns for name in found) else (None, None)
 

@@ -25,7 +25,14 @@ from isoflop.sim.compare.study import ends
 from isoflop.sim.cost.flops import training_flops
 from isoflop.sim.cost.names import CONVENTIONS
 from isoflop.sim.records.readers import finite
-from isoflop.sim.records.store import Row, read_rows, read_table, timed, write_rows, write_table
+from isoflop.sim.records.store import (
+    Row,
+    join_step_seconds,
+    read_rows,
+    read_table,
+    write_rows,
+    write_table,
+)
 
 STUDIES = {  # records → what was made of them
     ROOT / "experiments" / "results" / f"{name}.jsonl": ROOT / "figures" / "out" / at / "study.json"
@@ -230,7 +237,7 @@ def insert(text: str, parts: dict[str, Callable[[], str]]) -> str:
 
 if __name__ == "__main__":
     for path in RUNS:
-        write_rows(path, timed(map(recounted, read_rows(path)), read_table(STEPS)))
+        write_rows(path, join_step_seconds(map(recounted, read_rows(path)), read_table(STEPS)))
     write_table(VERDICTS, judged())
     for name, parts in DOCUMENTS.items():
         document = ROOT / name

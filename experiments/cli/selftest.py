@@ -13,7 +13,7 @@ from isoflop.models.errors import UserError, printable
 from isoflop.sim.compare.gains import usable
 from isoflop.sim.compare.null_test import SelfTest, null_test, power_test, verdict
 from isoflop.sim.records.readers import read
-from isoflop.sim.records.tables import called, describe
+from isoflop.sim.records.tables import describe, resolve_column
 
 
 def selftest(
@@ -59,7 +59,7 @@ def selftest(
     if not 1 <= repeats <= 1000:
         raise UserError(f"--repeats must be 1 to 1000, and is {repeats}")
     columns = read(file)
-    cost, by = called(columns, "flops", flops), called(columns, "arch", arch)
+    cost, by = resolve_column(columns, "flops", flops), resolve_column(columns, "arch", arch)
     if by not in columns and arch is None:
         columns = {**columns, by: ["all runs"] * len(next(iter(columns.values())))}
     if seed not in columns:

@@ -93,7 +93,7 @@ def report(args: Sequence[str]) -> int:
         flags.out / name,
         question=experiment.question,
         context=measured_of(rows, read_context(context)) if context.exists() else None,
-        company=_baseline_compressors(rows),
+        compressors=_baseline_compressors(rows),
     )
     _print_paths([page], flags.json)
     return 0
@@ -118,7 +118,13 @@ def _records(
     verb: str, doc: str | None, args: Sequence[str], show: type[ShowFlags] = ShowFlags
 ) -> tuple[Experiment, Any, list]:
     """The experiment's rows, or the table that it measured, in the runs directory."""
-    from isoflop.sim.records.store import Store, read_rows, read_steps, read_table, timed
+    from isoflop.sim.records.store import (
+        Store,
+        join_step_seconds,
+        read_rows,
+        read_steps,
+        read_table,
+    )
 
     experiment, rest = named(verb, doc, args, show)
     module = experiment.load()
@@ -140,7 +146,7 @@ def _records(
         if not rows:
             raise Usage(f"{experiment.word} has no finished runs of these options, and {said}")
         print(f"warning: {said}", file=sys.stderr)
-    return experiment, flags, timed(rows, read_steps(steps)) if steps.exists() else rows
+    return experiment, flags, join_step_seconds(rows, read_steps(steps)) if steps.exists() else rows
 
 
 def _baseline_compressors(rows: Sequence[Row]) -> dict[str, float] | None:

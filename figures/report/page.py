@@ -31,19 +31,19 @@ def build(
     rows: list[Row],
     out: Path,
     context: list[dict] | None = None,
-    company: dict[str, float] | None = None,
+    compressors: dict[str, float] | None = None,
     draws: int = 1000,
     question: str = "",
 ) -> Path:
     """Write `out`/`name`.html, or `out` itself if it ends in .html.
 
     `question` is the experiment's, for the title. `context` holds measurements as in
-    `figures.context`, `company` other compressors' bits per byte on the same held-out text, `draws`
+    `figures.context`, `compressors` other compressors' bits per byte on the same held-out text, `draws`
     is the number of bootstrap draws behind the fits.
     """
     page = out if out.suffix == ".html" else out / f"{name}.html"
     page.parent.mkdir(parents=True, exist_ok=True)
-    values = _values(name, rows, context or [], company or {}, draws)
+    values = _values(name, rows, context or [], compressors or {}, draws)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -65,7 +65,7 @@ def _script() -> str:
 
 
 def _values(
-    name: str, rows: list[Row], measured: list[dict], company: dict[str, float], draws: int
+    name: str, rows: list[Row], measured: list[dict], compressors: dict[str, float], draws: int
 ) -> dict[str, Any]:
     study = Study(rows, draws, order=ORDER)
     study = replace(study, draws=sampling.draws(study.points, draws))
@@ -74,7 +74,7 @@ def _values(
     laws = list(study.laws.values()) if ways else []
     lines = study.lines(ways[0]) if ways else []
     slopes = slopes_of(measured)
-    text = summarise(study, [*laws, *lines], slopes, company)
+    text = summarise(study, [*laws, *lines], slopes, compressors)
     specs: dict[str, vega.Spec] = {}
     if ways:
         specs["flops"] = charts.loss_vs_flops(study)
@@ -82,17 +82,17 @@ def _values(
     if any(curve for cell in cells for curve in cell.curves.values()):
         specs["curves"] = charts.loss_curves(study)
     if any(cell.bits_per_byte is not None for cell in cells):
-        specs["bits"] = charts.bits_per_byte(study, company)
+        specs["bits"] = charts.bits_per_byte(study, compressors)
     drawn, curves, listed = sampling.cells(study), sampling.curves(study), sampling.lines(rows)
     specs |= {quantity: charts.context_scaling(measured, quantity) for quantity in slopes}
     named = [cell.family for cell in cells] + [str(m["family"]) for m in measured]
-    looks = style.looks([*named, *map(family, rows)])
+    styles = style.styles([*named, *map(family, rows)])
     return {
         "name": name,
         "summary": text,
         "specs": specs,
-        "looks": looks,
-        "order": {name: i for i, name in enumerate(looks)},
+        "styles": styles,
+        "order": {name: i for i, name in enumerate(styles)},
         "ways": ways,
         "way_names": {way: style.named(way) for way in ways},
         "count_names": {count: style.named(count) for count in study.counts},
@@ -111,9 +111,9 @@ def _values(
         "lost": study.lost,
         "fits": [*lines, *laws],
         "slopes": slopes,
-        "measured": list(style.looks(name for found in slopes.values() for name in found)),
+        "measured": list(style.styles(name for found in slopes.values() for name in found)),
         "quantities": context.QUANTITIES,
-        "company": company,
+        "compressors": compressors,
         "noise": _noise(study),
         "runs": [_run(row) for row in listed],
         "facts": _facts(rows),

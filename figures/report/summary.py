@@ -19,7 +19,7 @@ from isoflop.sim.spec import EPOCHS_MAX, STEPS_MIN
 
 @dataclass(frozen=True)
 class Summary:
-    """Sentences: what was found about loss, what about context and company, and what stays open."""
+    """Sentences: what was found about loss, what about context and compressors, and what stays open."""
 
     found: list[str]
     beside: list[str]
@@ -30,7 +30,7 @@ def summarise(
     study: Study,
     fits: Iterable[FamilyFit] = (),
     slopes: Mapping[str, Mapping[str, Slope | None]] | None = None,
-    company: dict[str, float] | None = None,
+    compressors: dict[str, float] | None = None,
 ) -> Summary:
     """In words, of the first convention that ranks families; `fits` are those that are shown."""
     rows, cells, rankings = study.rows, study.points, list(study.rankings.values())
@@ -40,7 +40,7 @@ def summarise(
         *_best(first),
         *across(rankings),
     ]
-    beside = [*_context(slopes or {}), *_company(cells, company or {})]
+    beside = [*_context(slopes or {}), *_compressors(cells, compressors or {})]
     unresolved = [
         *_ranking_open(first, cells),
         *_one_seed(cells),
@@ -151,15 +151,15 @@ def _context(slopes: Mapping[str, Mapping[str, Slope | None]]) -> list[str]:
     ]
 
 
-def _company(cells: Sequence[Point], company: dict[str, float]) -> list[str]:
+def _compressors(cells: Sequence[Point], compressors: dict[str, float]) -> list[str]:
     bits = {cell.bits_per_byte: cell.family for cell in cells if cell.bits_per_byte is not None}
-    if not bits or not company:
+    if not bits or not compressors:
         return []
-    best, strongest = min(bits), min(company, key=lambda name: company[name])
-    word = "below" if best < company[strongest] else "above"
+    best, strongest = min(bits), min(compressors, key=lambda name: compressors[name])
+    word = "below" if best < compressors[strongest] else "above"
     return [
         f"The best cell ({bits[best]}) needs {best:.2f} bits per byte of held-out text, {word} the "
-        f"{company[strongest]:.2f} of {strongest}, the best of the compressors."
+        f"{compressors[strongest]:.2f} of {strongest}, the best of the compressors."
     ]
 
 

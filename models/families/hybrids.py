@@ -124,7 +124,7 @@ def kimi_linear_moe(width: int, depth: int | None = None, vocab_size: int = 256)
     """`kimi_linear` with 64 experts, 4 active, and a shared one, sigmoid gates, balanced without a
     loss; published: 256, 8 and one.
     """
-    return kimi_linear(width, depth, vocab_size, _steered)
+    return kimi_linear(width, depth, vocab_size, _balanced_by_bias)
 
 
 def _sixteen(d_expert: int) -> Moe:
@@ -135,6 +135,6 @@ def _fine(d_expert: int) -> Moe:
     return Moe(n_experts=64, top_k=4, d_expert=d_expert, n_shared=1)
 
 
-def _steered(d_expert: int) -> Moe:
+def _balanced_by_bias(d_expert: int) -> Moe:
     fine = _fine(d_expert)
     return fine.model_copy(update={"gate": "sigmoid", "steered": True, "balance_weight": 0.0})

@@ -28,7 +28,7 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from isoflop.models.base import Aux, Channel, ChannelConfig, Cost, Init, Matrix, Steered
+from isoflop.models.base import Aux, Channel, ChannelConfig, Cost, Init, LoadBalancingBias, Matrix
 from isoflop.models.errors import UserError
 from isoflop.models.kernels import experts
 from isoflop.models.kernels.xla_cpu import broadcast_to_batch
@@ -88,7 +88,7 @@ class Moe(ChannelConfig):
         return self.route == "token"
 
     @property
-    def additive(self) -> bool:
+    def micro_batch_invariant(self) -> bool:
         """The balance loss is a product of two means over the batch; room is shared in a call."""
         return self.causal and self.capacity_factor is None and self.balance_weight == 0
 
@@ -148,7 +148,7 @@ class RoutedExperts(Channel):
         self.config = config
         e, d, f = config.n_experts, d_model, config.d_expert
         self.router = Linear(d, e, axes="de", init=init)
-        self.bias = Steered(init.full((e,), 0.0)) if config.steered else None
+        self.bias = LoadBalancingBias(init.full((e,), 0.0)) if config.steered else None
         self.gate = Matrix(init.normal((e, d, f), d**-0.5), axes="edi")
         self.up = Matrix(init.normal((e, d, f), d**-0.5), axes="edi")
         self.down = Matrix(init.normal((e, f, d), f**-0.5), axes="eid")

@@ -25,7 +25,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 from pydantic import PositiveFloat, PositiveInt
 
-from isoflop.models.base import Cost, Init, Left, Mixer, MixerConfig, State
+from isoflop.models.base import Cost, CrossLayerState, Init, Mixer, MixerConfig, State
 from isoflop.models.errors import check_multiple
 from isoflop.models.kernels import recurrence, rwkv7
 from isoflop.models.kernels.xla_cpu import broadcast_to_batch, in_rows
@@ -53,11 +53,11 @@ class Rwkv7(MixerConfig):
     chunk: PositiveInt = 16
 
     @property
-    def needs(self) -> frozenset[str]:
+    def reads(self) -> frozenset[str]:
         return frozenset({"values"} if self.values == "mix" else ())
 
     @property
-    def leaves(self) -> frozenset[str]:
+    def writes(self) -> frozenset[str]:
         return frozenset({"values"} if self.values == "leave" else ())
 
     def resolved(self, d_model: int) -> Rwkv7:
@@ -158,14 +158,14 @@ class TimeMix(Mixer):
         return self.forward(x, {}, position)[0]
 
     def forward(
-        self, x: Float[Array, "b t d"], left: Left, position: Position = None
-    ) -> tuple[Float[Array, "b t d"], Left]:
-        inputs, gate, left = self._inputs(x, previous(x, position), left)
+        self, x: Float[Array, "b t d"], cross: CrossLayerState, position: Position = None
+    ) -> tuple[Float[Array, "b t d"], CrossLayerState]:
+        inputs, gate, cross = self._inputs(x, previous(x, position), cross)
         r, k, v, unit, rated, log_w = inputs
         rated = restart(rated, position, 0.0)  # since κ reads before the decay of its own token
         log_w = restart(log_w, position, recurrence.FORGET)
         _, y = rwkv7.chunked(r, k, v, unit, rated, log_w, chunk=self.config.chunk)
-        return self._finish(y, inputs, gate), left
+        return self._finish(y, inputs, gate), cross
 
     def prefill(
         self, x: Float[Array, "b t d"], state: State, lengths: Lengths = None
@@ -173,15 +173,19 @@ class TimeMix(Mixer):
         return self.forward_prefill(x, state, {}, lengths)[:2]
 
     def forward_prefill(
-        self, x: Float[Array, "b t d"], state: State, left: Left, lengths: Lengths = None
-    ) -> tuple[State, Float[Array, "b t d"], Left]:
+        self,
+        x: Float[Array, "b t d"],
+        state: State,
+        cross: CrossLayerState,
+        lengths: Lengths = None,
+    ) -> tuple[State, Float[Array, "b t d"], CrossLayerState]:
         before, shifted = _shifted(x, state["before"], lengths)
-        inputs, gate, left = self._inputs(x, shifted, left)
+        inputs, gate, cross = self._inputs(x, shifted, cross)
         r, k, v, unit, rated, log_w = inputs
         k, rated, log_w = (pad(z, lengths) for z in (k, rated, log_w))
         chunk, S = self.config.chunk, state["S"]
         S, y = rwkv7.chunked(r, k, v, unit, rated, log_w, chunk=chunk, start=S)
-        return {"before": before, "S": S}, self._finish(y, inputs, gate), left
+        return {"before": before, "S": S}, self._finish(y, inputs, gate), cross
 
     def init_state(self, batch: int, context: int, dtype: Any = jnp.float32) -> State:
         heads = self.config.n_heads
@@ -194,28 +198,32 @@ class TimeMix(Mixer):
         return self.forward_step(state, x, {})[:2]
 
     def forward_step(
-        self, state: State, x: Float[Array, "b d"], left: Left
-    ) -> tuple[State, Float[Array, "b d"], Left]:
-        inputs, gate, left = self._inputs(x[:, None], state["before"][:, None], left)
+        self, state: State, x: Float[Array, "b d"], cross: CrossLayerState
+    ) -> tuple[State, Float[Array, "b d"], CrossLayerState]:
+        inputs, gate, cross = self._inputs(x[:, None], state["before"][:, None], cross)
         S, y = rwkv7.step(state["S"], *(z[:, :, 0] for z in inputs))
         y = self._finish(y[:, :, None], inputs, gate)[:, 0]
-        return {"before": x, "S": S}, y, left
+        return {"before": x, "S": S}, y, cross
 
-    def _values(self, x: Float[Array, "b t d"], left: Left) -> tuple[Float[Array, "b t d"], Left]:
+    def _values(
+        self, x: Float[Array, "b t d"], cross: CrossLayerState
+    ) -> tuple[Float[Array, "b t d"], CrossLayerState]:
         v = self.v(x)
         if self.config.values == "leave":
-            return v, left | {"values": v}
+            return v, cross | {"values": v}
         if self.config.values == "mix":
             share = self.value_up(self.value_down(x))
             share = jax.nn.sigmoid(share + broadcast_to_batch(self.value_bias.astype(x.dtype), x))
-            v = v + (left["values"] - v) * share
-        return v, left
+            v = v + (cross["values"] - v) * share
+        return v, cross
 
-    def _inputs(self, x: Float[Array, "b t d"], before: Float[Array, "b t d"], left: Left):
-        """(r, k, v, κ, a ⊙ κ, log w) in fp32, heads first; the output gate; what is left."""
+    def _inputs(
+        self, x: Float[Array, "b t d"], before: Float[Array, "b t d"], cross: CrossLayerState
+    ):
+        """(r, k, v, κ, a ⊙ κ, log w) in fp32, heads first; the output gate; what is cross."""
         mixed = shift(self.mix[...], x, before)
         r, k = self.r(mixed["r"]), self.k(mixed["k"])
-        v, left = self._values(mixed["v"], left)
+        v, cross = self._values(mixed["v"], cross)
         w = self.decay_up(jnp.tanh(self.decay_down(mixed["w"]))).astype(jnp.float32)
         a = self.rate_up(self.rate_down(mixed["a"])).astype(jnp.float32)
         log_w = -math.exp(-0.5) * jax.nn.sigmoid(w + broadcast_to_batch(self.decay_bias[...], w))
@@ -226,7 +234,7 @@ class TimeMix(Mixer):
         r, k, v, key, a, log_w = (self._split(z) for z in (r, k, v, key, a, log_w))
         unit = in_rows(_unit, key)
         gate = self.gate_up(jax.nn.sigmoid(self.gate_down(mixed["g"])))
-        return (r, k, v, unit, a * unit, log_w), gate, left
+        return (r, k, v, unit, a * unit, log_w), gate, cross
 
     def _split(self, x: Float[Array, "b t d"]) -> Float[Array, "b h t k"]:
         return rearrange(x, "b t (h k) -> b h t k", h=self.config.n_heads)

@@ -34,7 +34,7 @@ from isoflop.sim.records.tables import Columns, Dropped, Table, clean, describe
 
 Curve = PowerLaw | Frontier
 
-BEATEN, MANY = 0.02, 0.2  # in log loss; and share of an arm's runs: above both, a caveat
+DOMINATED, MANY = 0.02, 0.2  # in log loss; and share of an arm's runs: above both, a warning
 GRID = 65  # points of the window at which crossovers are looked for
 NEAR = 0.1  # in log cost, N and D: how far cells of two arms may lie apart to be paired
 FLOORS = 41  # common asymptotes, from none to the least loss, under which a trend is looked at
@@ -67,7 +67,7 @@ class Arm:
     floored: Callable[[Floats], tuple[Curve, Floats]]  # asymptotes ↦ curves and misfits
     spare: int  # runs beyond the law's parameters
     least: float  # loss of a run
-    beaten: str = ""  # "k of n runs" that cheaper runs of its own beat, where those are many
+    dominated: str = ""  # "k of n runs" that cheaper runs of its own beat, where those are many
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Comparison:
     crossovers: tuple[Crossover, ...] = ()
     window: tuple[float, float] = (math.nan, math.nan)  # the arm's cost, both curves inside
     paired: bool = False
-    caveat: str = ""
+    warning: str = ""
     trend: Trend | None = None
 
     @property
@@ -181,7 +181,7 @@ def arms(
 
     With `n` and `d` an arm is its compute-optimal frontier, without them a power law through all
     of its runs, which then should be the runs one would choose at each budget: where many are
-    beaten by cheaper ones, the comparison carries a caveat. Where runs are few, their noise is
+    dominated by cheaper ones, the comparison carries a warning. Where runs are few, their noise is
     that of all arms together, unless it differs (`sim.laws.noise`). Without `asymptote` curves have
     E = 0: enough inside a window too short to show an E, and nothing outside it.
     `surfaces` are Chinchilla fits of these very rows that need not be made again: the surface is
@@ -258,10 +258,13 @@ def _arm(name: str, rows: Table, surface: bool, fit: Fit) -> Arm:
         rng = np.random.default_rng(zlib.crc32(name.encode()))
         count = np.size(fit.draws.params_raw()["E"])
         many = _curve(fit.draws, priced and priced.draws(count, rng))
-    span, beaten = (float(c.min()), float(c.max())), "" if surface else _beaten(c, rows["loss"])
+    span, dominated = (
+        (float(c.min()), float(c.max())),
+        "" if surface else _dominated(c, rows["loss"]),
+    )
     cells = _cells(x, rows.columns.get("seed"))
     spare, least = len(c) - len(fields(law)), float(rows["loss"].min())
-    return Arm(name, fit, curve, many, span, cells, floored, spare, least, beaten)
+    return Arm(name, fit, curve, many, span, cells, floored, spare, least, dominated)
 
 
 def _cells(x: Sequence[Floats], seeds: NDArray[Any] | None) -> Cells:
@@ -272,27 +275,27 @@ def _cells(x: Sequence[Floats], seeds: NDArray[Any] | None) -> Cells:
     return Cells(np.log(np.stack(x, axis=1))[order], named)
 
 
-def _beaten(c: Floats, loss: Floats) -> str:
+def _dominated(c: Floats, loss: Floats) -> str:
     cell = ranks(c)
     least = np.full(cell.max() + 1, np.inf)
     np.minimum.at(least, cell, np.log(loss))
-    count = int((np.log(loss) > np.minimum.accumulate(least)[cell] + BEATEN).sum())
+    count = int((np.log(loss) > np.minimum.accumulate(least)[cell] + DOMINATED).sum())
     return f"{count} of {len(c)} runs" if count > MANY * len(c) else ""
 
 
-def caveat(compared: Iterable[Arm]) -> str:
+def warning(compared: Iterable[Arm]) -> str:
     """What the arms' tables make doubtful; empty where nothing is.
 
-    Curves through all runs are not what a cost buys where many are beaten by cheaper ones of the
+    Curves through all runs are not what a cost buys where many are dominated by cheaper ones of the
     same arm; and runs whose noise may be shared have intervals that assume so.
     """
     compared = list(compared)
     told = list(dict.fromkeys(arm.fit.warning for arm in compared if arm.fit.warning))
-    found = ", ".join(f"{arm.name} ({arm.beaten})" for arm in compared if arm.beaten)
+    found = ", ".join(f"{arm.name} ({arm.dominated})" for arm in compared if arm.dominated)
     if found:
         told.append(
-            f"beaten by more than {BEATEN:.0%} at no higher cost: {found}; a curve through such "
-            "runs is not what a cost buys: name n and d to compare compute-optimal frontiers"
+            f"dominated by more than {DOMINATED:.0%} at no higher cost: {found}; a curve through "
+            "such runs is not what a cost buys: name n and d to compare compute-optimal frontiers"
         )
     return "; ".join(told)
 
@@ -363,7 +366,7 @@ def gain(
     trend = _trend(a, b, _gain(a.draws, other, np.array([low, high])), (low, high), level)
     return Comparison(
         a.name, b.name, cost, "converged", "", tuple(gains), met, (low, high), paired,
-        caveat((a, b)), trend,
+        warning((a, b)), trend,
     )  # fmt: skip
 
 
@@ -450,7 +453,7 @@ def compare(
 
 
 @dataclass(frozen=True)
-class Place:
+class Ranked:
     """A rank; architectures whose gain over the rank's leader is not resolved share it."""
 
     rank: int
@@ -458,7 +461,7 @@ class Place:
     over_leader: Gain | None  # None for the leader itself
 
 
-def ranking(fitted: Mapping[str, Arm], cost: str, level: float = 0.9) -> tuple[Place, ...]:
+def ranking(fitted: Mapping[str, Arm], cost: str, level: float = 0.9) -> tuple[Ranked, ...]:
     """Order the arms by gain at the middle of the window they all share, ties sharing a rank."""
     usable = [
         a for a in fitted.values() if a.curve is not None and a.draws is not None and a.fit.readable
@@ -473,16 +476,16 @@ def ranking(fitted: Mapping[str, Arm], cost: str, level: float = 0.9) -> tuple[P
     target = math.sqrt(worst * best)
     needed = {a.name: float(c.inverse(target)) for a, c in curves}
     order = sorted((a for a, _ in curves), key=lambda a: needed[a.name])
-    places: list[Place] = []
+    ranks: list[Ranked] = []
     leader = order[0]
     for i, arm in enumerate(order):
         if arm is leader:
-            places.append(Place(i + 1, arm.name, None))
+            ranks.append(Ranked(i + 1, arm.name, None))
             continue
         over = gain(arm, leader, cost, budgets=[needed[arm.name]], level=level).ceg[0]
         if over.high < 1.0:
             leader = arm
-            places.append(Place(i + 1, arm.name, None))
+            ranks.append(Ranked(i + 1, arm.name, None))
         else:
-            places.append(Place(places[-1].rank, arm.name, over))
-    return tuple(places)
+            ranks.append(Ranked(ranks[-1].rank, arm.name, over))
+    return tuple(ranks)

@@ -2,7 +2,7 @@
 
 Stored text: `Corpus`, `File`, `HuggingFace`. Generated, with exactly known entropy: `ZipfFacts`,
 `HierarchyGrammar`, `Markov`. Tasks with right and wrong answers are in the files of
-`sim.data.tasks`, and `Mixture` joins sources. `compressed_bits_per_byte` is company for a model's
+`sim.data.tasks`, and `Mixture` joins sources. `compressed_bits_per_byte` is a baseline for a model's
 loss. The contract is `sim.data.source`.
 """
 

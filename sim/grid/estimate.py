@@ -169,15 +169,15 @@ def _row(
 
 
 def _steps_to_do(job: Job, finished: set[str]) -> dict[str, int]:
-    """Steps each run adds to its lane: the trunk from the last branch on, and its own cooldown."""
+    """Steps each run adds for its seed: the trunk from the last branch on, and its own cooldown."""
     add = {run.key: 0 for run in job.runs}
-    lanes: dict[int, list[Run]] = {}
+    by_seed: dict[int, list[Run]] = {}
     for run in job.runs:
         if run.key not in finished:
-            lanes.setdefault(run.seed, []).append(run)
-    for lane in lanes.values():
+            by_seed.setdefault(run.seed, []).append(run)
+    for same in by_seed.values():
         trunk = 0
-        for run in sorted(lane, key=lambda run: run.branch_step):
+        for run in sorted(same, key=lambda run: run.branch_step):
             add[run.key] = run.budget.steps - trunk
             trunk = run.branch_step
     return add
@@ -216,7 +216,7 @@ Kinds = frozenset[str]
 
 @dataclass(frozen=True)
 class _Clock:
-    """FLOPs per second of one lane, by kinds of layers and FLOPs of a step; and seconds in which a
+    """FLOPs per second of one seed, by kinds of layers and FLOPs of a step; and seconds in which a
     job's programs compile, of jobs that found none of theirs in the cache.
     """
 

@@ -1,6 +1,6 @@
 """A grid is a list of cells; running it trains what is missing, job by job, and keeps failures.
 
-A job is all the runs of one trunk: its seeds are lanes of one computation and its budgets are
+A job is all the runs of one trunk: its seeds are a batch of one computation and its budgets are
 branches of it. The arrangement of a job begun is written down, so that a job killed half-way
 is trained again in the same arrangement and gives the same bits; only the records it still
 lacked are written. Diverged runs are final; failed runs are tried again by the next call. A job
@@ -138,7 +138,7 @@ def jobs(cells: Iterable[Cell], shard: tuple[int, int] = (0, 1)) -> list[Job]:
 
 
 def _length(job: Job) -> int:
-    """Forward FLOPs of the longest branch in every lane: the order of jobs, nothing else."""
+    """Forward FLOPs of the longest branch for every seed: the order of jobs, nothing else."""
     run = max(job.runs, key=lambda run: run.budget.steps)
     step = run.model.cost(run.budget.seq_len, run.budget.batch).flops
     return step * run.budget.steps * len({run.seed for run in job.runs})
@@ -178,8 +178,8 @@ def execute(
     def note(event: Any) -> None:
         match event:
             case WorkerDied(job, reason):
-                with leases.hold(_lease(root, job.trunk), token) as held:
-                    if held.other is None:
+                with leases.hold(_lease(root, job.trunk), token) as lease:
+                    if lease.other is None:
                         _fail(store, missing(job.runs), reason, note)
                 note(Ended(job.trunk))
                 return
@@ -226,12 +226,12 @@ def train_job(
     """
     store = Store(root)
     try:
-        with leases.hold(_lease(root, job.trunk), token) as held:
-            if held.other is not None:
-                emit(Leased(job.trunk, held.other.owner))
+        with leases.hold(_lease(root, job.trunk), token) as lease:
+            if lease.other is not None:
+                emit(Leased(job.trunk, lease.other.owner))
             elif missing := _missing(store, job.runs, retrain_changed):
                 emit(Started(job.trunk))
-                emit(Ended(job.trunk, _train(store, trainer, job, missing, held, emit)))
+                emit(Ended(job.trunk, _train(store, trainer, job, missing, lease, emit)))
             else:  # another process finished it in the meantime
                 emit(Ended(job.trunk))
     except BrokenPipeError:  # whoever watches has gone
@@ -249,7 +249,7 @@ def _train(
     trainer: Trainer,
     job: Job,
     missing: dict[str, Run],
-    held: leases.Held,
+    lease: leases.Holding,
     emit: Callable[[Any], None],
 ) -> str:
     """The body of `train_job`; the user's mistake, if one stopped it."""
@@ -263,7 +263,7 @@ def _train(
             with contextlib.suppress(OSError):  # a full disk is told by what cannot do without it
                 log.write(json.dumps(known).encode() + b"\n")
             emit(event)
-            if held.lost.is_set():
+            if lease.lost.is_set():
                 raise _LeaseLost
 
         def guarded() -> Iterator[Result]:  # catches the trainer's exceptions, not those of saving
@@ -298,7 +298,7 @@ def _arrange(folder: Path, job: Job, missing: Mapping[str, Run]) -> tuple[Run, .
     asked = {run.key: run for run in job.runs}
     if begun and missing.keys() <= set(begun) <= asked.keys():
         return tuple(asked[key] for key in begun)  # as asked now: a file may have moved
-    shutil.rmtree(folder / "work", ignore_errors=True)  # a trunk of other lanes
+    shutil.rmtree(folder / "work", ignore_errors=True)  # a trunk of other seeds
     runs = tuple(missing.values())
     folder.mkdir(parents=True, exist_ok=True)
     write(path, ("[" + ",\n".join(canonical(run) for run in runs) + "]\n").encode())

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from isoflop.models.errors import UserError
 from isoflop.sim.durable import scratch
 
 RENEW_SECONDS = 3.0
@@ -38,7 +39,7 @@ class Lease:
 
 
 @dataclass
-class Held:
+class Holding:
     """A lease for the body of a `with`: `other` is another's in its place, `lost` is set once it
     was taken over.
     """
@@ -48,7 +49,10 @@ class Held:
 
 
 def read(path: Path) -> Lease | None:
-    """The lease at `path`, whatever bytes it has; None where there is none."""
+    """The lease at `path`, whatever bytes it has; None where there is none.
+
+    Raises UserError for a folder.
+    """
     try:  # opened afresh, so that a network file system asks its server; a pipe does not block
         file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError:
@@ -56,6 +60,10 @@ def read(path: Path) -> Lease | None:
     try:
         text = os.read(file, TEXT_MAX).decode("utf-8", "backslashreplace")
         renewed_ns = os.fstat(file).st_mtime_ns
+    except IsADirectoryError:
+        raise UserError(
+            f"{path} must be a file, and is a folder; remove it and run again"
+        ) from None
     finally:
         os.close(file)
     token, _, owner = text.partition("\n")
@@ -123,11 +131,11 @@ class Watch:
 
 
 @contextlib.contextmanager
-def hold(path: Path, token: str) -> Iterator[Held]:
+def hold(path: Path, token: str) -> Iterator[Holding]:
     """Acquire, renew while the body runs, release."""
-    held = Held(acquire(path, token))
-    if held.other is not None:
-        yield held
+    lease = Holding(acquire(path, token))
+    if lease.other is not None:
+        yield lease
         return
     done = threading.Event()
 
@@ -135,13 +143,13 @@ def hold(path: Path, token: str) -> Iterator[Held]:
         while not done.wait(RENEW_SECONDS):
             with contextlib.suppress(OSError):  # a server that is away for a while
                 if not renew(path, token):
-                    held.lost.set()
+                    lease.lost.set()
                     return
 
     thread = threading.Thread(target=heartbeat, daemon=True)
     thread.start()
     try:
-        yield held
+        yield lease
     finally:
         done.set()
         thread.join()

@@ -21,7 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from isoflop.models.base import Embedding, Matrix, Sizes, Steered, Tagged
+from isoflop.models.base import Embedding, LoadBalancingBias, Matrix, Sizes, Tagged
 from isoflop.models.errors import UserError
 from isoflop.models.lm import ModelConfig
 
@@ -117,7 +117,7 @@ class Optim(Tagged, Sizes):
         deeper = self.depth_ratio(model) ** (self.depth_power - 1.0)
 
         def rate(path: tuple[str, ...], variable: nnx.Variable) -> float:
-            if isinstance(variable, Steered):
+            if isinstance(variable, LoadBalancingBias):
                 return self.steered_lr
             if isinstance(variable, Embedding):
                 return self.embedding_lr
@@ -130,7 +130,7 @@ class Optim(Tagged, Sizes):
     def direction(self, model: ModelConfig, params: Params) -> optax.GradientTransformation:
         """The update before it is scaled by the rate: clip, the optimiser's own direction, decay.
 
-        A `Steered` value takes the sign of its gradient instead, and is in no norm that is clipped.
+        A `LoadBalancingBias` takes the sign of its gradient instead, and is in no clipped norm.
         """
         where = partial(by_parameter, params=params)
         own = optax.chain(
@@ -141,8 +141,10 @@ class Optim(Tagged, Sizes):
             ),
         )
         return optax.chain(
-            optax.masked(own, where(lambda path, v: not isinstance(v, Steered))),
-            optax.masked(optax.scale_by_sign(), where(lambda path, v: isinstance(v, Steered))),
+            optax.masked(own, where(lambda path, v: not isinstance(v, LoadBalancingBias))),
+            optax.masked(
+                optax.scale_by_sign(), where(lambda path, v: isinstance(v, LoadBalancingBias))
+            ),
         )
 
     def matmul_flops(self, model: ModelConfig) -> int:

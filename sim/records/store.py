@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import safetensors
 import safetensors.numpy
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AliasChoices, Field, ValidationError, model_validator
 
 from isoflop.models.base import Config
 from isoflop.models.errors import UserError
@@ -54,11 +54,14 @@ class Record(Config):
     unique_bytes: int | None = None  # of training data seen; None for generated data
     epochs: float | None = None
     state_bytes: int = 0  # of one sequence's decoding state at the training length, fp32
-    seconds: float = 0.0  # this run's own training steps, trunk included, per seed lane
+    seconds: float = 0.0  # this run's own training steps, trunk included, per seed
     compile_seconds: float = 0.0  # of this run's job, all its programs
     compiled: int = 0  # programs of this run's job that were compiled
     cached: int = 0  # and that came from the persistent cache instead
-    lanes: int = 1  # seeds trained together
+    seed_batch: int = Field(  # seeds trained together
+        default=1,
+        validation_alias=AliasChoices("seed_batch", "lanes"),  # as records of before say
+    )
     aux: dict[str, float] = Field(default_factory=dict)  # balance, router_z, dropped at the end
     data_digest: str = ""
     eval_digests: dict[str, str] = Field(default_factory=dict)  # of the data of Run.evals
@@ -156,7 +159,7 @@ def measured_of(rows: Iterable[Row], measured: Iterable[Mapping[str, Any]]) -> l
     ]
 
 
-def timed(rows: Iterable[Row], steps: Iterable[Mapping[str, Any]]) -> list[Row]:
+def join_step_seconds(rows: Iterable[Row], steps: Iterable[Mapping[str, Any]]) -> list[Row]:
     """The rows, labelled `step_seconds` where `steps`, a table of `isoflop bench`, has the training
     step of their family and shape on their kind of device.
 

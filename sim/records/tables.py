@@ -72,7 +72,7 @@ class Table:
         return Table({k: v[keep] for k, v in self.columns.items()}, self.dropped)
 
 
-def called(columns: Columns, what: str, told: str | None) -> str:
+def resolve_column(columns: Columns, what: str, told: str | None) -> str:
     """The name of a column: as told, else the first of those known that the table has."""
     names = KNOWN[what] if told is None else (told,)
     return next((name for name in names if name in columns), names[0])

@@ -1,9 +1,8 @@
-"""Runs → records: one trunk of constant learning rate, a cooldown branch for each D, a lane for
-each seed.
+"""Runs → records: one trunk of constant learning rate, a cooldown branch for each D, seeds at once.
 
-A job is the tuple of runs that share `Run.trunk`. Its seeds are an axis of lanes and its training
+A job is the tuple of runs that share `Run.trunk`. Its seeds are a batch axis and its training
 lengths are branches, so a loss depends on nothing but its run: to the last bit for branches and
-resumption; for the number of lanes to rounding, since where lanes are vmapped (accelerators) a
+resumption; for the number of seeds to rounding, since where seeds are vmapped (accelerators) a
 batched product may add in another order.
 """
 
@@ -49,7 +48,7 @@ class Event:
     job: str
     step: int
     steps: int
-    loss: float  # nats per token, mean over lanes; NaN while compiling
+    loss: float  # nats per token, mean over seeds; NaN while compiling
     tokens_per_second: float
     compiling: bool = False
 
@@ -112,7 +111,7 @@ class Job:
 
     @property
     def digest(self) -> str:
-        """What its states are states of: the trunk and its lanes, on these data, by this code, in
+        """What its states are states of: the trunk and its seeds, on these data, by this code, in
         these forms of it.
         """
         facts = [self.runs[0].trunk, self.seeds, self.source.digest, self.versions, self.sources]
@@ -149,7 +148,7 @@ class Trunk:
     state: Any
     step: int = 0
     seconds: float = 0.0
-    losses: list[np.ndarray] = field(default_factory=list)  # each (steps, lanes)
+    losses: list[np.ndarray] = field(default_factory=list)  # each (steps, seeds)
 
     def checkpoint(self) -> Checkpoint:
         leaves = jax.tree.leaves(self.state)
@@ -180,7 +179,7 @@ def train(
     """Train one job and yield each run's record and weights as soon as they are final.
 
     `wanted` names the keys to yield (None: all); branches that nobody wants are not trained, and
-    the lanes stay as they are, so that the rest equals an uninterrupted job's to the last bit.
+    the seeds stay as they are, so that the rest equals an uninterrupted job's to the last bit.
     With a `workdir`, states are saved there about every CHECKPOINT_SECONDS (checkpoints.py) and
     resumed from, to the last bit. Raises UserError, before anything is compiled, if the job cannot
     have that `layout` here, if it has fewer than two held-out windows, or if a package that a
@@ -236,10 +235,10 @@ def _advance(
 
 
 def _batches(job: Job, budget: Budget, first: int, steps: int) -> Batch:
-    """Training batches (DISPATCH, lane, b, …) from step `first` on; those after `steps` are 0."""
+    """Training batches (DISPATCH, seed, b, …) from step `first` on; those after `steps` are 0."""
     batches = None
     for i in range(steps):
-        for lane, seed in enumerate(job.seeds):
+        for of_seed, seed in enumerate(job.seeds):
             one = drawn(job.source, first + i, seed, budget.batch, budget.seq_len)
             if batches is None:
                 shape = DISPATCH, len(job.seeds)
@@ -250,13 +249,13 @@ def _batches(job: Job, budget: Budget, first: int, steps: int) -> Batch:
                     "batch or in none; give weights of one where all targets count"
                 )
             for all_, part in zip(jax.tree.leaves(batches), jax.tree.leaves(one), strict=True):
-                all_[i, lane] = part
+                all_[i, of_seed] = part
     assert batches is not None
     return batches
 
 
 def _judge(job: Job, params: Any, split: Split) -> tuple[Judged, Mapping[str, Any]]:
-    """Every target of a held-out split (lane, sequence, target), and the scalars by lane.
+    """Every target of a held-out split (seed, sequence, target), and the scalars by seed.
 
     As many sequences at once as have the tokens of a training batch; the last part is filled up.
     """
@@ -270,16 +269,16 @@ def _judge(job: Job, params: Any, split: Split) -> tuple[Judged, Mapping[str, An
     judged, aux = job.call("evaluate", params, job.program.put(jax.tree.map(parts, batch)))
 
     def whole(x: Any) -> np.ndarray:
-        lanes = np.asarray(x)
-        return lanes.reshape(len(lanes), -1, *lanes.shape[3:])[:, : len(batch.tokens)]
+        every = np.asarray(x)
+        return every.reshape(len(every), -1, *every.shape[3:])[:, : len(batch.tokens)]
 
     return jax.tree.map(whole, judged), aux
 
 
-def _metrics(job: Job, split: Split, judged: Judged, lane: int) -> dict[str, Metric]:
-    """Of one lane by name, unless the loss is not finite: such a number is none."""
+def _metrics(job: Job, split: Split, judged: Judged, i: int) -> dict[str, Metric]:
+    """Of the seed at `i` by name, unless the loss is not finite: such a number is none."""
     source, batch = job.held_out[split]
-    loss, nats, correct = (values[lane] for values in judged)
+    loss, nats, correct = (values[i] for values in judged)
     if not np.isfinite(loss).all():
         return {}
     found = measured(loss, nats, correct, batch.weights, source.bytes_per_token)
@@ -287,18 +286,18 @@ def _metrics(job: Job, split: Split, judged: Judged, lane: int) -> dict[str, Met
 
 
 def _finish(job: Job, branch: Trunk, runs: Sequence[Run]) -> Iterator[tuple[Record, Weights]]:
-    """Judge a branch's lanes on every held-out split."""
+    """Judge a branch's seeds on every held-out split."""
     for source, _ in job.held_out.values():
         source.verify()
     judged = {split: _judge(job, branch.state[0], split) for split in job.held_out}
     aux = judged[runs[0].splits[0]][1]
     losses = np.concatenate(branch.losses)
     for run in runs:
-        lane = job.seeds.index(run.seed)
-        params = jax.tree.map(lambda x, lane=lane: np.asarray(x[lane]), branch.state[0])
-        scalars = {name: float(value[lane]) for name, value in aux.items()}
-        found = [_metrics(job, split, seen, lane) for split, (seen, _) in judged.items()]
-        record = _record(job, run, losses[:, lane], found, scalars, branch.seconds)
+        i = job.seeds.index(run.seed)
+        params = jax.tree.map(lambda x, i=i: np.asarray(x[i]), branch.state[0])
+        scalars = {name: float(value[i]) for name, value in aux.items()}
+        found = [_metrics(job, split, seen, i) for split, (seen, _) in judged.items()]
+        record = _record(job, run, losses[:, i], found, scalars, branch.seconds)
         yield record, names(params)
 
 
@@ -326,7 +325,7 @@ def _record(
         compile_seconds=job.compile_seconds,
         compiled=job.compiled,
         cached=job.cached,
-        lanes=len(job.seeds),
+        seed_batch=len(job.seeds),
         aux=aux if not reason else {},
         data_digest=source.digest,
         eval_digests={s.name: held.digest for s, (held, _) in job.held_out.items() if s.name},

@@ -60,7 +60,7 @@ class Judged(NamedTuple):
 class Program:
     """The pure functions of one architecture and optimiser, before compilation.
 
-    Every array argument but `rates` and the step counts has a leading axis of seed lanes. They are
+    Every array argument but `rates` and the step counts has a leading axis, seeds. They are
     computed one after another, or together with `batched`: a CPU gains nothing from that, and
     Mamba's scan loses a factor of 3 (LOG.md). In turn they equal the same seeds trained alone.
     With a `mesh`, weights, moments and batches are split over its devices (sim/train/sharding.py).
@@ -79,9 +79,9 @@ class Program:
         return nnx.split(self.model.abstract())
 
     def init(self, seeds: Sequence[int]) -> tuple[Any, Any]:
-        """(parameters, optimiser state) of every lane."""
-        lanes = [nnx.state(self.model.build(init=Init(seed))) for seed in seeds]
-        params = jax.tree.map(lambda *leaves: np.stack(leaves), *lanes)
+        """(parameters, optimiser state) of every seed."""
+        models = [nnx.state(self.model.build(init=Init(seed))) for seed in seeds]
+        params = jax.tree.map(lambda *leaves: np.stack(leaves), *models)
         params = jax.device_put(params, self.shardings(params))
         init = jax.vmap(self._direction.init)
         places = self.shardings(jax.eval_shape(init, params))
@@ -95,17 +95,17 @@ class Program:
         """Sequences on the devices that compute them."""
         return jax.device_put(batch, layout.rows(batch.tokens.ndim, self.mesh))
 
-    def shapes(self, batch: int, seq_len: int, lanes: int = 1, steps: int = 1) -> tuple[Any, ...]:
+    def shapes(self, batch: int, seq_len: int, seeds: int = 1, steps: int = 1) -> tuple[Any, ...]:
         """The arguments of `advance` without arrays, to lower or compile it by."""
 
         def described(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape, dtype)
 
-        params = jax.tree.map(lambda x: described(x.dtype, lanes, *x.shape), self.abstract[1])
+        params = jax.tree.map(lambda x: described(x.dtype, seeds, *x.shape), self.abstract[1])
         state = params, jax.eval_shape(jax.vmap(self._direction.init), params)
         rates = jax.eval_shape(lambda: self.rates(self.optim))
         factors, count = described(jnp.float32, steps), described(jnp.int32)
-        tokens = described(jnp.int32, steps, lanes, batch, seq_len + 1)
+        tokens = described(jnp.int32, steps, seeds, batch, seq_len + 1)
         if self.mesh is not None:
             state, tokens = jax.tree.map(
                 lambda leaf, place: leaf.update(sharding=place),
@@ -118,11 +118,11 @@ class Program:
     def _direction(self) -> optax.GradientTransformation:
         return self.optim.direction(self.model, self.abstract[1])
 
-    def over_lanes(self, function: Callable, *args: Any) -> Any:
-        """`function` of every lane."""
+    def over_seeds(self, function: Callable, *args: Any) -> Any:
+        """`function` of every seed."""
         if self.batched:
             return jax.vmap(function)(*args)
-        return jax.lax.map(lambda lane: function(*lane), args)
+        return jax.lax.map(lambda one: function(*one), args)
 
     def rates(self, peak: Optim) -> Any:
         return peak.rates(self.model, self.abstract[1])
@@ -165,18 +165,18 @@ class Program:
         return jax.tree.map(lambda x: x / self.micro_batches, total)
 
     def advance(self, state, rates, factors, batches: Batch, steps):
-        """The first `steps` of the batches: the next state and each step's loss (step, lane)."""
+        """The first `steps` of the batches: the next state and each step's loss (step, seed)."""
         update = self._direction.update
 
-        def lane(params, moments, batch, factor):
+        def one_seed(params, moments, batch, factor):
             gradient, nats = self.gradient(params, batch)
             change, moments = update(gradient, moments, params)
             return apply(params, change, rates, factor), moments, nats
 
         def body(i, carry):
             params, moments, losses = carry
-            params, moments, nats = self.over_lanes(
-                lambda p, m, batch: lane(p, m, batch, factors[i]),
+            params, moments, nats = self.over_seeds(
+                lambda p, m, batch: one_seed(p, m, batch, factors[i]),
                 params,
                 moments,
                 jax.tree.map(lambda x: x[i], batches),
@@ -188,12 +188,12 @@ class Program:
         return (params, moments), losses
 
     def evaluate(self, params, batches: Batch) -> tuple[Judged, Aux]:
-        """Every held-out target of (n, b, seq_len) in every lane, and the scalars' means (lane,).
+        """Every held-out target of (n, b, seq_len) of every seed, and the scalars' means (seed,).
 
         Metrics are sums over these on the host: a new one needs no other program.
         """
 
-        def lane(params):
+        def one_seed(params):
             def chunk(batch):
                 logits, aux = self.predict(params, batch.tokens[:, :-1])
                 targets = batch.targets
@@ -204,7 +204,7 @@ class Program:
             judged, aux = jax.lax.map(chunk, batches)
             return judged, jax.tree.map(jnp.mean, aux)
 
-        return self.over_lanes(lane, params)
+        return self.over_seeds(one_seed, params)
 
 
 @cache

@@ -70,7 +70,7 @@ class Layout(Config):
     def check(self, model: ModelConfig, batch: int) -> None:
         """Raise UserError if the batch or an axis of a weight is indivisible; makes no arrays."""
         check_multiple("batch", batch, " × ".join((*BATCH, "micro_batches")), self.parts)
-        if self.micro_batches > 1 and not model.additive:
+        if self.micro_batches > 1 and not model.micro_batch_invariant:
             raise UserError(
                 f"micro_batches={self.micro_batches} changes the loss of experts that are balanced "
                 "or chosen over a whole batch; split it over devices, or balance with steered=True"
@@ -96,7 +96,7 @@ ONE_DEVICE = Layout()
 
 
 def partition(variable: nnx.Variable, sizes: Mapping[str, int], name: str = "") -> PartitionSpec:
-    """The mesh axis along each axis of a weight; seed lanes before its own axes stay together."""
+    """The mesh axis along each axis of a weight; the seed batch before them stays together."""
     shape, axes = variable.get_value().shape, variable.get_metadata().get("axes", "")
     rules = [RULES.get(letter) for letter in axes]
     for letter, rule, size in zip(axes, rules, shape[len(shape) - len(axes) :], strict=True):
