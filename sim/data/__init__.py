@@ -2,8 +2,8 @@
 
 Stored text: `Corpus`, `File`, `HuggingFace`. Generated, with exactly known entropy: `ZipfFacts`,
 `HierarchyGrammar`, `Markov`. Tasks with right and wrong answers are in the files of
-`sim.data.tasks`, and `Mixture` joins sources. `compressed_bits_per_byte` is a baseline for a model's
-loss. The contract is `sim.data.source`.
+`sim.data.tasks`, and `Mixture` joins sources. `compressed_bits_per_byte` is a baseline for a
+model's loss. The contract is `sim.data.source`.
 """
 
 from __future__ import annotations
