@@ -78,7 +78,7 @@ def measure(
     ]
     checks += [partial(one_step, family) for family in ("dense", "moe") if family in families]
     checks += [resumption]
-    programs = [
+    checks += [
         partial(compiled, family, name, length)
         for length in sorted(lengths, reverse=True)
         for family in timed
@@ -94,7 +94,7 @@ def measure(
 
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, _begin, (settings,)) as pool:
-        waiting = {pool.submit(_guarded, check): check for check in (*checks, *programs)}
+        waiting = {pool.submit(_guarded, check): check for check in checks}
         for i, done in enumerate(as_completed(waiting), 1):
             tell(f"{i} of {len(waiting)} checks and programs")
             keep(_rows(done, waiting[done]))
