@@ -6,7 +6,9 @@ the tokens that they may be, each as likely to whoever has seen no example, so c
 many. Training and evaluation differ in their dials alone: a run trains on `Parity(length=40)` and
 is judged on `Eval(name="long", data=Parity(length=240), seq_len=240)`.
 
-Split: an example is held out where a hash of its tokens, up to its last answer, is a multiple of
+An example in which nothing is asked for is drawn again.
+
+Split: an example is held out where a hash of its tokens before its last answer is a multiple of
 20. That depends on nothing else, so what any task holds out no other trains on, whatever the dials
 and seeds. A held-out split holds no example twice, and has as many as were found.
 """
@@ -108,10 +110,11 @@ class Examples(Source):
     def held_out(self, tokens: int, seq_len: int) -> Batch:
         return self._collect(stream(HELD_OUT, 0), -(-tokens // seq_len), seq_len, held_out=True)
 
-    def draw(self, rng: np.random.Generator, rows: int, held_out: bool) -> Batch:
-        """Examples of either split."""
-        low = self.task.shortest or self.task.length
-        return self.task.draw(rng, rng.integers(low, self.task.length, size=rows, endpoint=True))
+    def examples(
+        self, rng: np.random.Generator, length: Int[np.ndarray, "n"], held_out: bool
+    ) -> Batch:
+        """One of each length, of either split."""
+        return self.task.draw(rng, length)
 
     def _collect(
         self, rng: np.random.Generator, rows: int, seq_len: int, held_out: bool = False
@@ -119,15 +122,18 @@ class Examples(Source):
         """Examples of one split: of the held-out one all different, perhaps fewer than asked."""
         self.task.check(seq_len)
         most = max(DRAWN_MAX // (seq_len + 1), 1)
+        low = self.task.shortest or self.task.length
         found: list[Batch] = []
         seen = np.empty(0, np.uint64)
         count = drawn = without = 0
         while count < rows and without < ROUNDS:
             missing = rows - count
             ask = missing * (ONE_IN + 2) + 256 if held_out else missing + missing // 8 + 4
-            one = _window(self.draw(rng, min(ask, most), held_out), seq_len)
+            length = rng.integers(low, self.task.length, size=min(ask, most), endpoint=True)
+            one = _window(self.examples(rng, length, held_out), seq_len)
             marks = fingerprints(one)
-            keep = np.flatnonzero((marks % np.uint64(ONE_IN) == 0) == held_out)
+            asked = np.any(one.weights, axis=1)
+            keep = np.flatnonzero(asked & ((marks % np.uint64(ONE_IN) == 0) == held_out))
             if held_out:
                 first = np.sort(np.unique(marks[keep], return_index=True)[1])
                 keep = keep[first][~np.isin(marks[keep[first]], seen)]
@@ -182,11 +188,11 @@ def distinct(rng: np.random.Generator, rows: int, n: int, k: int) -> Int[np.ndar
 
 
 def fingerprints(batch: Batch) -> UInt64[np.ndarray, "n"]:
-    """A hash of each row's tokens up to its last answer: a weighted sum modulo 2^64, then mixed
+    """A hash of each row's tokens before its last answer: a weighted sum modulo 2^64, then mixed
     (splitmix64's finaliser; Steele et al. 2014, Fast Splittable Pseudorandom Number Generators).
     """
     tokens = batch.tokens
-    kept = np.where(_before(tokens, _ends(batch) + 1), tokens + 1, 0).astype(np.uint64)
+    kept = np.where(_before(tokens, _ends(batch)), tokens + 1, 0).astype(np.uint64)
     mark = kept @ _multipliers(tokens.shape[1].bit_length())[: tokens.shape[1]]
     mark = (mark ^ (mark >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mark = (mark ^ (mark >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,4 +1,4 @@
-"""Recall of what stood beside a token earlier: multi-query associative recall, induction heads."""
+"""Recall of what stood beside a token earlier in the sequence."""
 
 from __future__ import annotations
 
