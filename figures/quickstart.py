@@ -36,7 +36,7 @@ def loss_vs_flops(study: Study, out: Path) -> list[Path]:
         scaling.loss_vs_flops(axes, study, convention)
         scaling.bands(axes, lines)
         style.key(axes)
-        style.title(figure, summary.headline(study.rankings.get(convention), study.metric))
+        style.title(figure, headline(study, convention))
         told = "lines: each family's best runs (lower envelope)"
         if any(cell.low is not None for cell in study.points):
             told += "; bars: 90 % over seeds"
@@ -49,6 +49,10 @@ def loss_vs_flops(study: Study, out: Path) -> list[Path]:
         "envelopes": {item.family: item.fit.json() for item in lines},
     }
     return style.save(figure, numbers, out, "loss_vs_flops")
+
+
+def headline(study: Study, convention: str) -> str:
+    return summary.headline(study.rankings.get(convention), [*study.families], study.metric)
 
 
 def loss_vs_params(study: Study, out: Path) -> list[Path]:

@@ -145,9 +145,13 @@ def margins(values: Iterable[float], share: float = 0.06) -> tuple[float, float]
 
 
 def short(value: float) -> str:
-    """1234567 → 1.23M; 8192 → 8192; 0.00213 → 0.00213."""
+    """1234567 → 1.23M; 8192 → 8192; 0.00213 → 0.00213; 2e16 → 2·10¹⁶, beyond all prefixes."""
     if value == 0:
         return "0"
+    if abs(value) >= 1e15:
+        exponent = math.floor(math.log10(abs(value)) + 1e-9)
+        mantissa = f"{value / 10.0**exponent:.3g}"
+        return f"{'' if mantissa == '1' else f'{mantissa}·'}10{_raised(exponent)}"
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e4)):
         if abs(value) >= size:
             return f"{value / (1e3 if unit == 'k' else size):.3g}{unit}"

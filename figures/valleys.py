@@ -16,10 +16,14 @@ from isoflop.sim.laws.isoflop import Allocation, Valley
 SUFFIXES = (".svg", ".png")
 
 
-def draw(found: Allocation, path: Path) -> list[Path]:
-    """Write path as SVG, PNG and JSON, whichever of the first two it names."""
+def check_suffix(path: Path) -> None:
     if path.suffix not in SUFFIXES:
         raise UserError(f"--figure must end in {' or '.join(SUFFIXES)}, and is {path.name!r}")
+
+
+def draw(found: Allocation, path: Path) -> list[Path]:
+    """Write path as SVG, PNG and JSON, whichever of the first two it names."""
+    check_suffix(path)
     shades = _shades(len(found.valleys))
     with style.sheet(2, width=5.4, height=4.6) as (figure, (left, right)):
         for valley, shade in zip(found.valleys, shades, strict=True):

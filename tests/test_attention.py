@@ -99,8 +99,20 @@ def test_heads_go_in_equal_parts_that_hold_about_a_mebibyte_of_scores():
     assert tiled._at_once(17, 64 * 256) == 17  # a prime goes whole rather than one by one
 
 
-@pytest.mark.parametrize("scores", [1, 2**17, 2**30])  # one head, two and all four at once
-@pytest.mark.parametrize(("window", "packed"), [(None, False), (100, True)])
+ONE, TWO, ALL, PLAIN, MASKED = 1, 2**17, 2**30, (None, False), (100, True)  # heads at once
+
+
+@pytest.mark.parametrize(
+    ("scores", "window", "packed"),
+    [
+        (TWO, *MASKED),
+        (ALL, *PLAIN),
+        *(
+            pytest.param(*row, marks=pytest.mark.slow)
+            for row in ((ONE, *MASKED), (ONE, *PLAIN), (TWO, *PLAIN), (ALL, *MASKED))
+        ),
+    ],
+)
 def test_all_forms_agree(scores, window, packed, monkeypatch):
     """Outputs and gradients by rows, side by side and in a loop over parts of them, by diagonals
     and pair by pair; two queries share a key.

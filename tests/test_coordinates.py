@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from isoflop.experiments import coordinates
-from isoflop.experiments.families import STUDIED
+from isoflop.experiments.families import BASE_DEPTH, BASE_WIDTH, STUDIED, optim
 from isoflop.models.errors import UserError
 from isoflop.sim.records.store import read_table
 
@@ -41,6 +41,14 @@ def test_the_committed_slopes_are_those_expected():
     assert all(row["slope"] > 0.2 for row in free if row["width"] < 256)
 
 
+def test_over_depth_the_rules_are_completep_and_none():
+    ruled = coordinates._rules("depth", optim("dense", BASE_WIDTH, 0), BASE_WIDTH)
+    assert {rule: own.base_depth for rule, own in ruled.items()} == {
+        "completep": BASE_DEPTH, "none": None,
+    }  # fmt: skip
+
+
+@pytest.mark.slow
 def test_rules_over_depth_are_completep_and_none_and_differ_beyond_the_base_depth():
     """One step: the scaled branches move the logits less in a deep model than unscaled ones."""
     rows = coordinates.measure(families=("dense",), widths=(16,), depths=(2, 4), steps=1, seeds=1)

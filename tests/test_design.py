@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from isoflop.experiments.cli import plan as plan_module
 from isoflop.experiments.cli import readme
 from isoflop.experiments.cli.main import main
 from isoflop.experiments.cli.plan import plan as plan_command
@@ -237,10 +238,11 @@ def test_a_target_outside_the_window_is_refused_with_exit_code_2(capsys):
     assert "window: compare will read gains from" in out
 
 
-def test_what_a_plan_leaves_of_its_budget_is_said_and_larger_models_use_it(capsys):
+def test_what_a_plan_leaves_of_its_budget_is_said_and_larger_models_use_it(monkeypatch, capsys):
+    small = propose(1e20, families=3, noise=0.005, repeats=0)
+    monkeypatch.setattr(plan_module, "propose", lambda *args, **options: small)
     plan_command(flops=1e20, families=3)
     assert "up to 300,000 parameters" in capsys.readouterr().out
-    small = propose(1e20, families=3, noise=0.005, repeats=0)
     large = propose(1e20, families=3, noise=0.005, repeats=0, largest=3e7)
     assert small.unused.startswith("1e+20 of 1e+20 FLOPs: of the grids searched (4 to 8 sizes")
     assert large.design.sizes[-1] == pytest.approx(3e7)
@@ -305,7 +307,7 @@ def kept(plan, noise, factor, seed, draws):
     )
 
 
-@pytest.mark.parametrize("factor", [1 / 1.2, 1.2])
+@pytest.mark.parametrize("factor", [pytest.param(1 / 1.2, marks=pytest.mark.slow), 1.2])
 def test_compare_reads_what_plan_promised(factor):
     plan = propose(3e13, families=2, noise=0.005, repeats=0)
     assert plan.status == "answers"

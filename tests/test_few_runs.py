@@ -96,6 +96,15 @@ def test_noise_that_branches_share_is_that_of_the_whole_matrices():
     assert misfit(r, np.arange(16))[0] == pytest.approx(r @ r)
 
 
+def test_one_trunk_for_all_runs_is_told():
+    n, d = (x.ravel() for x in np.meshgrid(np.geomspace(1e4, 1e5, 3), np.geomspace(1e6, 1e7, 3)))
+    columns = {"N": n, "D": d, "loss": 2 + 1e3 / n, "run": np.array(["a"] * 9, object)}
+    warned = units(columns, ["N", "D"], 5, np.log(columns["loss"])).warning
+    assert warned.startswith("column `run` has one name for all runs, as of one trunk; give each")
+    columns["run"] = np.arange(len(columns["run"])).astype(str)
+    assert units(columns, ["N", "D"], 5, np.log(columns["loss"])).warning == ""
+
+
 def test_arms_pool_their_noise_where_it_may_be_the_same():
     assert pooled([Noise(1.0, 1.0), Noise(3.0, 3.0)]) == Noise(2.5, 4.0)
     few = {"a": Noise(1.0, 2.0), "b": Noise(4.0, 2.0)}
@@ -249,7 +258,10 @@ def test_a_trend_that_ends_where_the_baseline_never_comes_is_plain_json():
 FEW = {"power 4": ("exponent", "L*"), "power 6": ("exponent", "L*"), "n/d 6": ("N*", "L*")}
 
 
-@pytest.mark.parametrize("design", list(FEW))
+@pytest.mark.parametrize(
+    "design",
+    ["power 4", pytest.param("power 6", marks=pytest.mark.slow), "n/d 6"],
+)
 def test_intervals_of_few_runs_hold_the_truth_most_of_the_time(design):
     (row,) = (row for row in coverage.measure(16, 40, only=design) if row["design"] == design)
     told = {key: row[key] for key in (*FEW[design], "CEG")}

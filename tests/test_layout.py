@@ -27,9 +27,9 @@ from isoflop.sim.train.program import Program
 from isoflop.sim.train.sharding import ONE_DEVICE, RULES, Layout, partition
 
 ROOT = Path(eight.__file__).parent.parent
-# recurrences take long to compile for eight devices
+# recurrences take long to compile for eight devices; the bias's experts are experts
 SPLIT = [
-    pytest.param(family, layout, marks=[pytest.mark.slow] * (family in ("mamba", "delta")))
+    pytest.param(family, layout, marks=[pytest.mark.slow] * (family in ("moe", "mamba", "delta")))
     for family, layouts in eight.LAYOUTS.items()
     for layout in layouts
 ]
@@ -60,11 +60,11 @@ def test_losses_on_eight_devices_equal_those_on_one(family, layout):
 
 
 def test_every_device_holds_its_share_of_weights_and_moments_after_a_step():
-    dense, moe = simulated("dense"), simulated("moe")
+    dense, moe = simulated("dense"), simulated("steered")
     assert set(dense["dense"]["share"]) == {1.0}
     assert set(dense["dense fsdp=8"]["share"]) == {1 / 8}
     assert set(dense["dense data=2 fsdp=2 tensor=2"]["share"]) == {1 / 4}
-    assert min(moe["moe fsdp=2 tensor=2 expert=2"]["share"]) == 1 / 8
+    assert min(moe["steered fsdp=2 tensor=2 expert=2"]["share"]) == 1 / 8
 
 
 @pytest.mark.parametrize(("family", "layout"), SPLIT, ids=str)

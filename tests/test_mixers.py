@@ -397,11 +397,15 @@ def packed():
 
 
 ONE_FORM = {"lstm", "rwkv7-channel"}  # for all platforms
+# These have much of a kernel in common with another row; `make test-slow` takes them.
+KERNELS_ALIKE = VARIANTS | {"attention", "retention", "kda"}
 
 
-@every_mixer
+@table(MIXERS, KERNELS_ALIKE)
 def test_the_fast_forms_equal_the_reference_in_outputs_and_gradients(config):
-    """And execute the same products of matrices forward, whatever the platform."""
+    """And execute the same matmuls forward, whatever the platform, whose own program is one of
+    them: which, test_kernels.py says.
+    """
     params, apply = build(config)
     x, weight, place = tokens(), tokens(seed=2), packed()
 
@@ -413,9 +417,11 @@ def test_the_fast_forms_equal_the_reference_in_outputs_and_gradients(config):
     found, flops = {}, {}
     for name in (None, "reference", "cpu", "accelerator"):
         with kernels.use(name):
-            found[name], flops[name] = jax.jit(step)(params, x), matmul_flops(value, params, x)
+            flops[name] = matmul_flops(value, params, x)
+            if name is not None:
+                found[name] = jax.jit(step)(params, x)
     assert flops["cpu"] == flops["accelerator"] == flops[None]
-    for name in (None, "cpu", "accelerator"):
+    for name in ("cpu", "accelerator"):
         leaves = zip(*map(jax.tree.leaves, (found[name], found["reference"])), strict=True)
         assert all(relative(np.asarray(got), np.asarray(want)) < 1e-5 for got, want in leaves)
 

@@ -132,3 +132,23 @@ def test_a_second_training_that_fails_leaves_the_first_ones_record(tmp_path, edi
     outcome = execute(grid, tmp_path, fakes.mistaken_at_16, retrain_changed=True)
     assert outcome.count("failed") == 4
     assert [store.load(cell.run.key) for cell in grid] == before
+
+
+def test_a_package_s_own_and_relative_imports_are_followed(tmp_path, monkeypatch):
+    package = tmp_path / "theirs"
+    (package / "inner").mkdir(parents=True)
+    files = {
+        "__init__.py": "from . import first",
+        "first.py": "from .inner import second\nimport json",
+        "inner/__init__.py": "",
+        "inner/second.py": "from ..third import f",
+        "third.py": "def f(): ...",
+        "unused.py": "",
+    }
+    for name, text in files.items():
+        (package / name).write_text(text + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = provenance._digests(frozenset({"theirs.first"})).keys()
+    theirs = {name for name in found if name.startswith("theirs")}
+    assert theirs == {"theirs.first", "theirs.inner.second", "theirs.third"}
+    assert "json" not in found

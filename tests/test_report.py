@@ -311,7 +311,7 @@ def test_short_runs_and_repeated_data_are_said_to_be_so():
     said = words([often])
     assert "1 of 1 runs are shorter than 500 steps" in said
     assert "1 of 1 runs see their data more than 4 times" in said
-    assert "Which family is best: fewer than two families" in said
+    assert "Which family is best: these are runs of one, dense" in said
 
 
 def test_slopes_of_context_are_told_together_where_they_are_equal():

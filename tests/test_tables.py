@@ -21,7 +21,7 @@ from isoflop.sim.laws.forms import Chinchilla, fit_table
 from isoflop.sim.laws.resample import ranks
 from isoflop.sim.records.readers import read
 from isoflop.sim.records.store import write_csv
-from isoflop.sim.records.tables import clean
+from isoflop.sim.records.tables import clean, label
 
 LAW = Chinchilla(E=1.7, A=420.0, B=1200.0, alpha=0.34, beta=0.36)
 NASTY = ("[/b]", "gla[fp32]", "gla[bf16]", "$a^{b$", "<script>x</script>", ":smile:", "{{ x }}")
@@ -319,6 +319,34 @@ def test_compare_takes_the_columns_that_it_knows_and_leaves_them_when_asked(writ
         for row in runs()
     ]
     assert command("compare", written(".csv", csv_text(ours)), *flags) == told
+
+
+@pytest.mark.parametrize(
+    ("verb", "flags", "words"),
+    [
+        ("fit", ("--json", "."), "--json . cannot be written: it is a folder; name another file"),
+        ("compare", ("--json", "one.csv/x"), "one.csv is no folder; name another file"),
+        ("selftest", ("--json", "."), "it is a folder; name another file"),
+        ("fit", ("--approach", 2, "--figure", "x.pdf"), "--figure must end in .svg or .png"),
+        ("fit", ("--approach", 2, "--figure", "one.csv/x.svg"), "one.csv is no folder"),
+    ],
+)
+def test_what_cannot_be_written_is_told_before_anything_is_computed(
+    verb, flags, words, written, command, tmp_path, monkeypatch
+):
+    """Of one run alone, which nothing can be computed of."""
+    file = written(".csv", csv_text(runs()[:1]))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.csv").write_text("")
+    code, out, err = command(verb, file, *flags)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert words in err
+
+
+def test_one_number_of_json_is_one_label_and_two_strings_are_two():
+    assert label(1, "arch") == label(1.0, "arch") == "1"
+    assert label(1.5, "arch") == "1.5"
+    assert label("1.0", "arch") == "1.0"
 
 
 # what is printed from data

@@ -118,6 +118,7 @@ def on_eight_devices() -> dict:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_weighted_losses_on_eight_devices_equal_those_on_one():
     found = on_eight_devices()
     np.testing.assert_allclose(found["eight"], found["one"], rtol=1e-5)

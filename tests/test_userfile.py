@@ -212,6 +212,19 @@ def started(tmp_path, monkeypatch, capsys, shared_cache):
     return tmp_path
 
 
+def test_the_starter_file_is_described_estimated_and_trained(started, capsys, monkeypatch):
+    size = ("--steps", "40", "50", "--widths", "32")
+    assert "isoflop run lab/mine.py" in isoflop(capsys, "describe", "lab/mine.py")[1]
+    code, out, err = isoflop(capsys, "run", "lab/mine.py", "--dry-run", *size)
+    assert (code, err) == (0, "")
+    assert "8 runs" in out
+    monkeypatch.setattr(loop, "train", fakes.train)
+    assert isoflop(capsys, "run", "lab/mine.py", "--quiet", *size)[:2] == (
+        *(0, "8 of 8 runs trained\n"),
+    )
+
+
+@pytest.mark.slow
 def test_the_starter_file_trains_draws_and_reports(started, capsys):
     size = ("--steps", "40", "50", "--widths", "32")
     assert "isoflop run lab/mine.py" in isoflop(capsys, "describe", "lab/mine.py")[1]

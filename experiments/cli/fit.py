@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from isoflop.experiments.cli.allocations import Allocated, allocate, draw, show
-from isoflop.experiments.cli.text import console, grid, write_json
+from isoflop.experiments.cli.text import check_output, console, grid, write_json
 from isoflop.models.errors import UserError, listed, quoted
 from isoflop.sim.compare.gains import Arm, Comparison, Ranked, arms, gain, ranking, warning
 from isoflop.sim.laws.fit import Fit
@@ -106,6 +106,7 @@ def fit(
         json_out: write the result there as JSON.
     """
     enough(draws)
+    check_output(json_out, "--json")
     columns, loss = falling(read(file), loss)
     n, d = resolve_column(columns, "n", n), resolve_column(columns, "d", d)
     _refuse(approach, law, budgets, curve, at, figure, group)
@@ -190,6 +191,7 @@ def compare(
         json_out: write the result there as JSON.
     """
     enough(draws)
+    check_output(json_out, "--json")
     for budget in budgets:
         if not LEAST <= budget <= MOST:
             raise UserError(f"--budgets must be costs above zero, and one is {budget:g}")
@@ -317,6 +319,11 @@ def _refuse(
         raise UserError("--curve is of the valleys of approach 2; add --approach 2")
     if figure and approach != "2":
         raise UserError("--figure draws valleys, which are of approach 2; add --approach 2")
+    if figure:
+        from isoflop.figures.valleys import check_suffix  # matplotlib, where it is needed
+
+        check_suffix(figure)
+        check_output(figure, "--figure")
     if figure and group:
         raise UserError(
             "--figure draws the valleys of one architecture, and --group asks for each of several; "

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from isoflop.experiments.cli.text import console, write_json
+from isoflop.experiments.cli.text import check_output, console, write_json
 from isoflop.models.errors import UserError
 from isoflop.sim.compare.design import Plan, propose, surface
 from isoflop.sim.records.tables import LEAST, MOST
@@ -51,6 +51,7 @@ def plan(
             30 times the smallest.
         json_out: write the plan there as JSON.
     """
+    check_output(json_out, "--json")
     result = propose(
         _budget(flops, seconds, flops_per_second), families=families, noise=noise, gain=gain,
         target=target, law=surface(law), smallest=smallest, largest=largest,
@@ -68,7 +69,13 @@ def plan(
         "target": f"{result.target:.3g} FLOPs ({chosen})",
         "there, by the delta method": result.delta.words() if result.delta else "",
         "there, by simulation": result.simulated.words() if result.simulated else "",
+        "read as": "half-widths of 90 % intervals; a is of N* ∝ C^a, N* and L* are parameters and "
+        "loss of the best run that the target buys, CEG is a gain in compute",
         "answers": result.reason if result.status == "answers" else "",
+        "next": f"train these runs into runs.csv, then isoflop compare runs.csv --n N --d D "
+        f"--budgets {result.target:.3g}"
+        if result.status == "answers"
+        else "",
     }
     for name, told in lines.items():
         if told:

@@ -48,7 +48,12 @@ class Progress:
     leased: dict[str, str] = field(default_factory=dict)  # trunk → who else trains it
 
     def __post_init__(self) -> None:
-        self.labels = {cell.run.key: labelled(cell.labels) for cell in self.cells}
+        self.labels = {
+            cell.run.key: labelled(
+                {**cell.labels, "steps": cell.run.budget.steps, "seed": cell.run.seed}
+            )
+            for cell in self.cells
+        }
         self.titles = _titles(self.cells)
         self.seconds = {row.key: row.seconds for row in self.plan.rows}
         self.finished = sum(row.finished for row in self.plan.rows)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.experiments.cli.fit import JsonOut, enough, surface_columns
-from isoflop.experiments.cli.text import console, grid, tell, write_json
+from isoflop.experiments.cli.text import check_output, console, grid, tell, write_json
 from isoflop.models.errors import UserError, printable
 from isoflop.sim.compare.gains import usable
 from isoflop.sim.compare.null_test import SelfTest, null_test, power_test, verdict
@@ -54,6 +54,7 @@ def selftest(
         json_out: write the result there as JSON.
     """
     enough(draws)
+    check_output(json_out, "--json")
     if not 1.0 < factor < 1e3:
         raise UserError(f"--factor must be above 1 and below 1000, and is {factor:.6g}")
     if not 1 <= repeats <= 1000:

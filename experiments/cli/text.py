@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,27 @@ def grid(title: str, *columns: str) -> Table:
     for name in columns:
         out.add_column(name, overflow="fold")
     return out
+
+
+def check_output(path: Path | None, option: str) -> None:
+    """UserError if a file could not be written at `path`, before anything is computed for it."""
+    if path is None:
+        return
+    try:
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        why = (
+            "it is a folder"
+            if path.is_dir()
+            else f"{folder} is no folder"
+            if not folder.is_dir()
+            else ""
+            if os.access(path if path.exists() else folder, os.W_OK)
+            else "its permissions forbid it"
+        )
+    except OSError as error:
+        why = error.strerror or str(error)
+    if why:
+        raise UserError(f"{option} {path} cannot be written: {why}; name another file")
 
 
 def write_json(path: Path, value: Any) -> None:

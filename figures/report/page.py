@@ -101,7 +101,7 @@ def _values(
         "curves": (_runs_of(curves), _runs_of(cells)),
         "bars": any(cell.low is not None for cell in cells),
         "bands": any(item.fit.ok for item in lines),
-        "headline": headline(rankings[0] if rankings else None),
+        "headline": headline(rankings[0] if rankings else None, [*study.families]),
         "total": len(rows),
         "draws": study.draws,
         "window": tuple(map(style.tokens, window(slopes))),

@@ -61,10 +61,12 @@ def conclusion(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def headline(ranking: Ranking | None, metric: str = LOSS) -> str:
+def headline(ranking: Ranking | None, families: Sequence[str], metric: str = LOSS) -> str:
     """The ranking in a line, for a picture's title."""
     if ranking is None:
-        return f"{noun(metric).capitalize()} against training compute: no common budget of two families"
+        one = len(families) == 1
+        what = f"{noun(metric).capitalize()} against training compute"
+        return f"{what} of {families[0]}" if one else f"{what}: no common budget of two families"
     best, second = ranking.standings[0], ranking.standings[1]
     at = f"{best.family} is lowest at {scientific(ranking.flops)} FLOPs"
     said = f"{at}: {best.loss.mean:.3f} {unit(metric)}"
@@ -167,7 +169,9 @@ def _ranking_open(ranking: Ranking | None, cells: Sequence[Point]) -> list[str]:
     if not cells:
         return []
     if ranking is None:
-        return ["Which family is best: fewer than two families have points at a common budget."]
+        if len(found := {cell.family for cell in cells}) == 1:
+            return [f"Which family is best: these are runs of one, {min(found)}."]
+        return ["Which family is best: no two families have points at a common budget."]
     best = ranking.standings[0].family
     close = [
         f"{standing.family} ({interval(standing.behind)} nats)"

@@ -242,6 +242,11 @@ def units(table: dict[str, NDArray[Any]], keys: Sequence[str], p: int, y: Floats
     seeds, limit, warning = (["seed"] if "seed" in table else []), max(FEW, 2 * (p + 1)), ""
     if "run" in table:
         whole = cells_of(table, ["run"])
+        if len(whole) > 1 and whole.max() == 0:
+            warning = (
+                "column `run` has one name for all runs, as of one trunk; give each trunk its own, "
+                "or leave the column out"
+            )
     else:
         whole, warning = _branches(table, keys, seeds, y)
     trunk = cells_of({"run": whole} | table, ["run", *seeds])

@@ -12,7 +12,7 @@ import hashlib
 import importlib.util
 import sys
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +78,15 @@ def _digests(used: frozenset[str]) -> dict[str, str]:
 
 @cache
 def _module(name: str) -> tuple[str, tuple[str, ...]]:
-    """A module's digest, empty where it has no source, and the modules of ours that it imports."""
+    """A module's digest, empty where it has no source, and the modules that it imports: of this
+    package, of the user's own files, of its own package.
+    """
     path = _path(name)
     if path is None:
         return "", ()
     tree = ast.parse(path.read_bytes())
-    imported = tuple(dict.fromkeys(_imported(tree)))
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    imported = tuple(dict.fromkeys(_imported(tree, package)))
     if userfile.own(str(path)):  # of whose experiment only the specs that it makes count
         tree.body = [node for node in tree.body if getattr(node, "name", "") not in EXPERIMENT]
     code = ast.unparse(_without_docstrings(tree))
@@ -103,21 +106,25 @@ def _path(name: str) -> Path | None:
     return path if path is not None and path.suffix == ".py" and path.is_file() else None
 
 
-def _imported(tree: ast.Module) -> Iterator[str]:
+def _imported(tree: ast.Module, package: str) -> Iterator[str]:
+    counts = partial(_counts, package=package.split(".")[0])
     for node in ast.walk(tree):
         names: Iterable[str] = ()
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            inside = [f"{node.module}.{alias.name}" for alias in node.names]
-            names = [name if _is_ours(name) else node.module for name in inside]
-        yield from filter(_is_ours, names)
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:
+                module = importlib.util.resolve_name("." * node.level + module, package)
+            inside = [f"{module}.{alias.name}" for alias in node.names]
+            names = [name if counts(name) else module for name in inside]
+        yield from filter(counts, names)
 
 
-def _is_ours(name: str) -> bool:
-    """Whether a module of that name is part of this package, or of the user's own files."""
+def _counts(name: str, package: str) -> bool:
+    """Whether a module of that name is of this package, of `package` or of the user's files."""
     path = None if name.split(".")[0] in sys.builtin_module_names else _path(name)
-    return path is not None and (name.split(".")[0] in OURS or userfile.own(str(path)))
+    return path is not None and (name.split(".")[0] in (*OURS, package) or userfile.own(str(path)))
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

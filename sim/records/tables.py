@@ -208,6 +208,8 @@ def label(cell: Any, name: str) -> str:
         raise BadCell(name, "is empty")
     if not isinstance(cell, str | Real | np.bool_):
         raise BadCell(name, "is not a name", quoted(cell))
+    if isinstance(cell, float) and cell.is_integer():
+        cell = int(cell)  # 1 and 1.0 are one number of JSON
     text = printable(unicodedata.normalize("NFC", str(cell)).strip())
     if len(text) > LABEL_LENGTH:
         raise BadCell(name, f"is longer than {LABEL_LENGTH} characters", quoted(text))
