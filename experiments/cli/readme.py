@@ -51,6 +51,7 @@ RUNS = (  # committed records of runs
 )
 STEPS = ROOT / "experiments" / "results" / "ladder_steps.jsonl"  # isoflop run bench
 VERDICTS = ROOT / "experiments" / "results" / "verdicts.jsonl"  # isoflop verdicts
+ACCOUNT = ("account_scale", "account_methods", "account_costs")
 LITERATURE = ("context", "scaling")  # files of claims
 PROGRAMS = {"train_step": "step", "prefill": "prefill", "decode": "decode"}
 SHOWN = ("executed", "causal", "6ND_non_embedding", "seconds", "state_bytes")  # gains printed
@@ -219,6 +220,7 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {  # file → its generated
         "ladder_gpu": partial(ladder_table, GPU),
         "peers": peers_table,
         "verdicts": partial(verdicts_table, LITERATURE, ("claim", "setting", "rule", "verdict")),
+        "account": partial(verdicts_table, ACCOUNT, ("claim", "source", "verdict", "result")),
     },
     "LOG.md": {"index": catalogue.log_index},
 }

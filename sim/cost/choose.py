@@ -31,6 +31,7 @@ Floats = NDArray[np.float64]
 
 RESOLVED = 0.95  # of the worlds: a 90 % interval of the lead, two-sided, excludes nothing
 BINS = 20  # of worlds by one quantity
+NEAR = 12  # candidates whose measurements are valued
 WORTH = 0.01  # a measurement that raises the probability by less is not named
 QUALITY = "quality"
 METRICS = {  # cost → what it is called, its unit
@@ -51,6 +52,11 @@ class Candidate:
     basis: str  # where its quality is from: measured in the lab, a published law, the user's rows
     buy: Mapping[str, str] = field(default_factory=dict)  # quantity → the measurement of it
     facts: Mapping[str, Any] = field(default_factory=dict)  # printed, and drawn, as they are
+    model: str = ""  # what several candidates, served differently, have their one quality from
+
+    @property
+    def of(self) -> str:
+        return self.model or self.name
 
 
 @dataclass(frozen=True)
@@ -75,38 +81,56 @@ class Measurement:
     right: float  # probability of a right choice after it
 
 
-@dataclass(frozen=True)
+NOTHING = Measurement("", "", "", 0.0)
+
+
+@dataclass(frozen=True, eq=False)
 class Choice:
     """Standings by the share of worlds that a candidate wins."""
 
     standings: tuple[Standing, ...]
-    contenders: tuple[str, ...]  # the winner first; one where the choice is resolved
+    quality: Floats  # (n, k): worlds × candidates, in the order of the standings
+    costs: Mapping[str, Floats]  # likewise
+    models: Mapping[str, float]  # share of worlds in which any candidate of a model wins, by it
+    contenders: tuple[str, ...]  # models, the winner's first; one where the choice is resolved
     none: float  # share of worlds in which no candidate meets the limits
     limits: Mapping[str, float]
     aim: str
     measurements: tuple[Measurement, ...]
-    draws: int
+
+    @property
+    def draws(self) -> int:
+        return len(self.quality)
 
     @property
     def resolved(self) -> bool:
         return len(self.contenders) == 1
 
+    def best(self, model: str) -> Standing:
+        """The candidate of a model that wins most often."""
+        return next(s for s in self.standings if s.candidate.of == model)
+
     @property
     def winner(self) -> Standing:
-        return self.standings[0]
+        return self.best(self.contenders[0])
+
+    @property
+    def share(self) -> float:
+        """The probability of the winner's model."""
+        return self.models[self.contenders[0]]
 
     def words(self) -> str:
         """The decision in one or two sentences."""
-        first = self.winner
-        name = first.candidate.name
-        if self.resolved:
-            return f"{name}: the choice in {first.wins:.0%} of {self.draws} worlds"
-        shares = ", ".join(
-            f"{s.candidate.name} {s.wins:.0%}"
-            for s in self.standings
-            if s.candidate.name in self.contenders
-        )
         rest = f"; in {self.none:.0%} of worlds nothing meets the limits" if self.none else ""
+        if self.resolved:
+            served = (
+                f", best as {self.winner.candidate.name}" if self.winner.candidate.model else ""
+            )
+            return (
+                f"{self.contenders[0]} is the choice in {self.share:.0%} of {self.draws} worlds"
+                f"{served}{rest}"
+            )
+        shares = ", ".join(f"{name} {self.models[name]:.0%}" for name in self.contenders)
         return f"not resolved between {shares} of {self.draws} worlds{rest}"
 
 
@@ -130,7 +154,10 @@ def choose(
         name: np.stack([c.costs[name] for c in candidates], axis=1).astype(float)
         for name in candidates[0].costs
     }
-    quality = shrunk(raw, rng)
+    models = list(dict.fromkeys(c.of for c in candidates))
+    member = np.array([models.index(c.of) for c in candidates])
+    first = [int(np.argmax(member == i)) for i in range(len(models))]
+    quality = shrunk(raw[:, first], rng)[:, member]
     meets = np.ones(quality.shape, bool)
     for name, limit in limits.items():
         meets &= quality >= limit if name == QUALITY else costs[name] <= limit
@@ -139,7 +166,8 @@ def choose(
         raise UserError(binding(names, quality, costs, limits, none))
     wins = winners(quality, costs, meets, aim)
     frontier = on_frontier(quality, costs, meets)
-    order = np.argsort(-wins.mean(axis=0), kind="stable")
+    by_model = wins @ np.eye(len(models))[member]
+    order = np.lexsort((-quality.mean(axis=0), -frontier.mean(axis=0), -wins.mean(axis=0)))
     standings = tuple(
         Standing(
             candidates[i],
@@ -151,15 +179,17 @@ def choose(
         )
         for i in order.tolist()
     )
-    shares = np.cumsum([s.wins for s in standings])
-    enough = RESOLVED * (1.0 - none)
-    count = int(np.argmax(shares >= enough - 1e-12)) + 1
-    contenders = tuple(s.candidate.name for s in standings[:count])
+    shares = by_model.mean(axis=0)
+    ranked = np.argsort(-shares, kind="stable")
+    count = int(np.argmax(np.cumsum(shares[ranked]) >= RESOLVED * (1.0 - none) - 1e-12)) + 1
+    contenders = tuple(models[i] for i in ranked[:count])
     quantities = {QUALITY: quality} | {n: v for n, v in costs.items() if n in limits or n == aim}
-    some: tuple[Measurement, ...] = ()
-    if count > 1:
-        some = _worth(candidates, order[: max(2, min(count, 6))], quantities, wins)
-    return Choice(standings, contenders, none, limits, aim, some, len(quality))
+    near = [i for i in order.tolist() if candidates[i].of in contenders][:NEAR]
+    some = _worth([candidates[i] for i in near], near, quantities, by_model) if count > 1 else ()
+    return Choice(
+        standings, quality[:, order], {name: v[:, order] for name, v in costs.items()},
+        {models[i]: float(shares[i]) for i in ranked}, contenders, none, limits, aim, some,
+    )  # fmt: skip
 
 
 def _checked(candidates: Sequence[Candidate], limits: Mapping[str, float], aim: str) -> list[str]:
@@ -221,10 +251,14 @@ def shrunk(draws: Floats, rng: np.random.Generator) -> Floats:
 def winners(
     quality: Floats, costs: Mapping[str, Floats], meets: NDArray[np.bool_], aim: str
 ) -> Floats:
-    """(n, k): 1 for a world's winner, parts of 1 where several are exactly equal, 0 elsewhere."""
-    score = np.where(meets, quality if aim == QUALITY else -costs[aim], -np.inf)
-    best = score.max(axis=1, keepdims=True)
-    won = meets & (score == best)
+    """(n, k): 1 for a world's winner, parts of 1 where several are exactly equal, 0 elsewhere.
+
+    Of equally good candidates, as one model served in two ways, the cheaper per query wins.
+    """
+    won = meets
+    for score in (quality if aim == QUALITY else -costs[aim], -costs.get("per_query", 0 * quality)):
+        masked = np.where(won, score, -np.inf)
+        won = won & (masked == masked.max(axis=1, keepdims=True))
     return won / np.maximum(won.sum(axis=1, keepdims=True), 1)
 
 
@@ -281,33 +315,31 @@ def binding(
 
 
 def _worth(
-    candidates: Sequence[Candidate],
-    near: NDArray[np.intp],
+    near: Sequence[Candidate],
+    at: Sequence[int],
     quantities: Mapping[str, Floats],
     wins: Floats,
 ) -> tuple[Measurement, ...]:
-    """Measurements of the contenders' quantities, that of the surest choice afterwards first."""
+    """Measurements of candidates by the probability of a right choice of model after each, the
+    largest first. `at` are their columns of the quantities.
+    """
     now = float(wins.mean(axis=0).max())
 
     def right(order: NDArray[np.intp]) -> float:
         """Half of each bin says whom to take there, the other half how often that is right."""
         total = 0.0
         for part in np.array_split(wins[order], BINS):
-            one, two = part[::2], part[1::2]
-            total += (
-                one[:, two.mean(axis=0).argmax()].sum() + two[:, one.mean(axis=0).argmax()].sum()
-            )
-        return float(total) / len(wins)
+            for one, two in ((part[::2], part[1::2]), (part[1::2], part[::2])):
+                total += float(one[:, two.mean(axis=0).argmax()].sum())
+        return total / len(wins)
 
-    found = []
-    for i in near.tolist():
+    found: dict[str, Measurement] = {}
+    for c, i in zip(near, at, strict=True):
         for name, values in quantities.items():
-            column = values[:, i]
-            if np.ptp(column) == 0:
+            if np.ptp(values[:, i]) == 0:
                 continue
-            after = right(np.argsort(column, kind="stable"))
-            if after - now >= WORTH:
-                c = candidates[i]
-                told = c.buy.get(name, f"measure the {METRICS.get(name, (name,))[0]} of {c.name}")
-                found.append(Measurement(told, c.name, name, after))
-    return tuple(sorted(found, key=lambda x: -x.right))
+            after = right(np.argsort(values[:, i], kind="stable"))
+            told = c.buy.get(name, f"measure the {METRICS.get(name, (name,))[0]} of {c.name}")
+            if after - now >= WORTH and after > found.get(told, NOTHING).right:
+                found[told] = Measurement(told, c.of, name, after)
+    return tuple(sorted(found.values(), key=lambda x: -x.right))

@@ -67,6 +67,11 @@ PUBLISHED: dict[str, Published] = {
         "Hoffmann et al. 2022, TeX source, quoted in Besiroglu et al. 2024, arXiv 2404.10102",
         _HOFFMANN,
     ),
+    "sardana": Published(
+        Chinchilla(1.69, 406.4, 410.7, 0.336, 0.283),
+        "Hoffmann's law as Sardana et al. 2024, arXiv 2401.00448, take it: gives their figure 1",
+        _HOFFMANN,
+    ),
     "chinchilla-corrected": Published(
         Chinchilla(1.8172, 482.01, 2085.43, 0.3478, 0.3658),
         "Besiroglu et al. 2024, arXiv 2404.10102, refit of the reconstructed runs",

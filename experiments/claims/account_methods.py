@@ -1,0 +1,227 @@
+"""What the popular account says of architectures and of ways to make a small model do more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from isoflop.experiments.claims.account_scale import from_published
+from isoflop.experiments.scores import ROUTED, routing
+from isoflop.sim.compare.gains import Comparison
+from isoflop.sim.compare.slopes import slopes
+from isoflop.sim.compare.study import Study
+from isoflop.sim.compare.verdicts import (
+    ACCOUNT,
+    NOT_RUN,
+    Claim,
+    Finding,
+    above,
+    all_of,
+    claim,
+    outside,
+    told,
+)
+from isoflop.sim.records.store import Row
+
+DRAWS = 120
+LADDER = "14k to 200k non-embedding parameters, 256k to 666k tokens of Python code, bytes"
+FILE = "account_methods"
+
+
+def _gains(rows: list[Row], family: str, costs: Sequence[str]) -> dict[str, Comparison]:
+    """Gains of a family over dense, under each cost."""
+    pair = [row for row in rows if row.labels["family"] in ("dense", family)]
+    study = Study(pair, draws=DRAWS, costs=tuple(costs))
+    return {cost: study.gains[cost][0] for cost in costs}
+
+
+def _far(found: Comparison) -> tuple[float, float, float] | None:
+    """The gain at the far end of the shared window."""
+    return (found.ceg[-1].value, found.ceg[-1].low, found.ceg[-1].high) if found.ceg else None
+
+
+@claim(
+    "experts give the capacity of a large model at the cost of a small one: 1T at the cost of 100B",
+    source="D1 D2",
+    setting=f"moe (8 experts, 2 active) over dense, {LADDER}; at the window's far end",
+    records=("ladder",),
+    words=ACCOUNT,
+)
+def experts_are_cheap(rows: list[Row]) -> Finding:
+    """A gain above 1 at equal executed FLOPs, at equal seconds, and, for the capacity of a dense
+    model of as many parameters, at equal 6·N·D with idle experts counted. Held if all three 90 %
+    intervals lie above 1; refuted if one lies below; else not resolved.
+    """
+    names = {"executed": "executed FLOPs", "seconds": "seconds of 2 cores",
+             "6ND_non_embedding": "6·N·D with idle experts"}  # fmt: skip
+    gains = {cost: _far(found) for cost, found in _gains(rows, "moe", list(names)).items()}
+    answers = [above(g[1], g[2], 1.0) if g else None for g in gains.values()]
+    said = ", ".join(f"{names[c]} {told(*g) if g else 'no gain'}" for c, g in gains.items())
+    return Finding(all_of(answers), f"gain by {said}", gains)
+
+
+@claim(
+    "state spaces and linear attention are O(n) and give equivalent performance for less compute",
+    source="D1 D2",
+    setting=f"mamba and linear over dense, {LADDER}; slopes from 1k to 8k tokens at width 64; "
+    "quality at long context is isoflop run context_training",
+    records=("ladder", "context"),
+    words=ACCOUNT,
+)
+def linear_time_less_compute(rows: list[Row], context: list[dict[str, Any]]) -> Finding:
+    """Held if the training step's slope over length is within 1 ± .1 of both and the 90 % intervals
+    of both gains over dense in executed FLOPs lie above 1; refuted if one gain lies below 1 or a
+    slope is off by more than its interval; else not resolved.
+    """
+    answers: list[bool | None] = []
+    said = []
+    for family in ("mamba", "linear"):
+        slope = slopes(context)["train_step_seconds"][family]
+        gain = _far(_gains(rows, family, ["executed"])["executed"])
+        if slope is not None and slope.half is not None:
+            off = abs(slope.value - 1)
+            answers.append(True if off <= 0.1 else None if off <= 0.1 + slope.half else False)
+        answers.append(above(gain[1], gain[2], 1.0) if gain else None)
+        said.append(f"{family}: slope {slope}, gain {told(*gain) if gain else 'none'}")
+    return Finding(all_of(answers), "; ".join(said))
+
+
+@claim(
+    "larger models train less stably and iterate more slowly",
+    source="D2",
+    setting="six learning rates × eight families × three seeds at widths 32 and 64",
+    records=("lr_transfer",),
+    words=ACCOUNT,
+)
+def larger_is_less_stable(rows: list[Row]) -> Finding:
+    """Stability is the share of runs that diverge and the window of rates within 2 % of the best
+    loss, by width. Held if the larger width diverges more often (by 5 points) or its window is
+    narrower in all but one of the families; refuted if no more runs diverge and its window is as
+    wide in half of the families or more; else not resolved. Two widths are far from 1B to 70B.
+    """
+    lost = {w: [r.record.status != "ok" for r in rows if r.labels["width"] == w] for w in (32, 64)}
+    share = {w: sum(v) / len(v) for w, v in lost.items()}
+    names = sorted({str(r.labels["family"]) for r in rows})
+    wide = {w: {n: _window([r for r in rows if r.labels["family"] == n and r.labels["width"] == w])
+                for n in names} for w in (32, 64)}  # fmt: skip
+    narrower = sum(wide[64][n] < wide[32][n] for n in names)
+    worse = share[64] > share[32] + 0.05
+    holds = True if worse or narrower >= len(names) - 1 else None
+    if not worse and share[64] <= share[32] and narrower <= len(names) / 2:
+        holds = False
+    said = (
+        f"diverged: {share[32]:.0%} at width 32, {share[64]:.0%} at 64; the window is narrower at "
+        f"64 in {narrower} of {len(names)} families"
+    )
+    return Finding(holds, said, {"windows": wide})
+
+
+def _window(rows: Sequence[Row]) -> int:
+    """How many rates come within 2 % of the best mean loss."""
+    by_rate: dict[float, list[float]] = {}
+    for row in rows:
+        if row.record.loss is not None:
+            by_rate.setdefault(float(row.labels["lr"]), []).append(row.record.loss)
+    means = [float(np.mean(v)) for v in by_rate.values()]
+    return sum(m <= 1.02 * min(means) for m in means)
+
+
+@claim(
+    "a large model as consultant for the hardest 5 % gives most of its quality at a fraction of "
+    "the price",
+    source="D2",
+    setting=f"1,319 questions of GSM8K: Mixtral-8x7B, with GPT-4 for 5 % of them ({ROUTED})",
+    words=ACCOUNT,
+)
+def consultant() -> Finding:
+    """A perfect choice of the 5 % sends only questions that the small model has wrong and the large
+    one right. Held if that closes more than half of the gap in accuracy, by the 90 % interval of a
+    bootstrap over questions; refuted if less than half; else not resolved. No rule does better.
+    """
+    table = routing()
+    kinds = list(table)
+    counts = np.array([table[kind] for kind in kinds])
+    total = int(counts.sum())
+    draws = np.random.default_rng(0).multinomial(total, counts / total, 4000)
+
+    def closed(n: Any) -> Any:
+        n = np.asarray(n, dtype=float)
+        only_large, only_small = (
+            n[..., kinds.index((False, True))],
+            n[..., kinds.index((True, False))],
+        )
+        return np.minimum(0.05 * total, only_large) / (only_large - only_small)
+
+    low, high = np.quantile(closed(draws), [0.05, 0.95])
+    value = float(closed(counts))
+    said = f"a perfect 5 % closes {told(value, float(low), float(high))} of the gap"
+    holds = above(float(low), float(high), 0.5)
+    return from_published(holds, said, {"closed": value})
+
+
+def _awaited(name: str, text: str, source: str, experiment: str, rule: str) -> Claim:
+    """A claim whose rule stands before its records exist, and before the code that applies it."""
+
+    def judge(_: list[Any]) -> Finding:
+        return Finding(None, f"records of {experiment} are there; its rule is not yet code",
+                       word=NOT_RUN)  # fmt: skip
+
+    setting = f"isoflop run {experiment}"
+    return Claim(name, text, source, setting, rule, judge, (experiment,), ACCOUNT, FILE)
+
+
+retrieval_is_logarithmic = _awaited(
+    "retrieval_is_logarithmic",
+    "retrieval's gains are logarithmic in the store, knowledge stays fresh, and it is efficient",
+    "D1 D2 D3",
+    "retrieve",
+    "Held if loss over the logarithm of the store is a line within noise, facts that are swapped "
+    "after training are answered within 1 % of the exact law, and the gain per byte is above 1; "
+    "refuted if one is not so beyond its 90 % interval; else not resolved.",
+)
+compression_costs_little = _awaited(
+    "compression_costs_little",
+    "quantisation, pruning and distillation shrink without losing much; compressed is like larger",
+    "D1 D3 D4",
+    "compress",
+    "Held if the effective size of int4 weights, of half the weights masked and of a distilled "
+    "student is above .9 of the untreated model's with 90 % intervals, in every family; refuted if "
+    "one lies below .9; else not resolved.",
+)
+tuned_small_beats_large = _awaited(
+    "tuned_small_beats_large",
+    "a tuned small model matches or beats a large general one on its domain, with retrieval a "
+    "giant",
+    "D1–D5",
+    "specialise",
+    "Held if at equal training FLOPs the tuned small model's loss on its domain is at or below "
+    "that of a general model ten times its size, paired by seed, by the 90 % interval; refuted if "
+    "above; else not resolved.",
+)
+specialist_is_smaller = _awaited(
+    "specialist_is_smaller",
+    "models trained from scratch on one kind of data reach high performance at a smaller size",
+    "D2",
+    "specialise",
+    "Held if at equal FLOPs a model of the domain alone reaches the mixture's loss on the domain "
+    "with half its parameters or fewer, by the 90 % interval; refuted if it needs as many; else "
+    "not resolved.",
+)
+larger_keeps_longer_contexts = _awaited(
+    "larger_keeps_longer_contexts",
+    "larger models keep longer contexts",
+    "D3 D5",
+    "recall",
+    "Held if the pairs that a family recalls at 90 % grow with its width at a fixed ratio of "
+    "state, and the loss of late positions falls faster with N than that of early ones, both by "
+    "their 90 % intervals; refuted if both shrink or stay; else not resolved.",
+)
+multimodal = outside(
+    "multimodal",
+    "multimodal models scale by other laws",
+    source="D1",
+    why="nothing here trains on images or sound",
+    file=FILE,
+)
