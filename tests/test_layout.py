@@ -68,7 +68,7 @@ def test_every_device_holds_its_share_of_weights_and_moments_after_a_step():
 
 
 @pytest.mark.parametrize(("family", "layout"), SPLIT, ids=str)
-def test_a_trunk_saved_on_eight_devices_is_taken_up_there_or_on_one(family, layout):
+def test_a_trunk_saved_on_eight_devices_is_taken_up_there_on_four_or_on_one(family, layout):
     assert simulated(family)[eight.name(family, layout)]["restored"]
 
 

@@ -135,16 +135,8 @@ def test_a_checkpoint_of_another_trunk_is_not_taken_up(together, tmp_path, monke
     assert all(same(found[key], together[key]) for key in found)
 
 
-def damaged(path, how):
-    content = path.read_bytes()
-    middle = len(content) // 2
-    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-    path.write_bytes({"truncated": content[:middle], "empty": b"", "a bit": flipped}[how])
-
-
-@pytest.mark.parametrize("how", ["truncated", "empty", "a bit"])
 def test_a_damaged_checkpoint_is_said_and_the_one_before_it_taken_up(
-    together, tmp_path, monkeypatch, how
+    together, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(training, "DISPATCH", 8)
@@ -157,14 +149,14 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_taken_up(
 
     with pytest.raises(Killed):
         list(train(runs, tmp_path, kill))
-    kept = [tmp_path / f"{job.digest}.trunk.{step}.safetensors" for step in (24, 32)]
+    kept = [tmp_path / f"{job.digest}.trunk.{step}" for step in (24, 32)]
     assert sorted(tmp_path.iterdir()) == sorted(kept)
-    damaged(kept[1], how)
+    (kept[1] / "manifest.ocdbt").write_bytes(b"")
     events = []
     found = results(runs, tmp_path, events.append)
     notes = [event.text for event in events if isinstance(event, training.Note)]
     assert len(notes) == 1
-    assert "32.safetensors is damaged" in notes[0]
+    assert "trunk.32 is damaged (manifest.ocdbt is another)" in notes[0]
     assert all(same(found[key], together[key]) for key in found)
     assert events[-1].step == 40 - 24
 

@@ -9,6 +9,8 @@ batched product may add in another order.
 from __future__ import annotations
 
 import hashlib
+import math
+import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,11 +32,14 @@ from isoflop.sim.records import provenance
 from isoflop.sim.records.metrics import Metric, measured
 from isoflop.sim.records.store import Record
 from isoflop.sim.spec import Budget, Run, Split, canonical
+from isoflop.sim.train import health, hosts, preemption
 from isoflop.sim.train.checkpoints import Checkpoint, Checkpoints
+from isoflop.sim.train.preemption import Preempted
 from isoflop.sim.train.program import Judged, Program, jitted
-from isoflop.sim.train.sharding import ONE_DEVICE, Layout
+from isoflop.sim.train.sharding import ONE_DEVICE, Layout, whole
 
-DISPATCH = 25  # training steps per call into the compiled program
+DISPATCH = 25  # training steps per call into the compiled program, at most
+CALL_SECONDS = 10.0  # that a call takes, about, where steps are slow: signals wait for its end
 CURVE_POINTS = 100  # of the training loss, kept on a record
 PACKAGES = ("isoflop", "jax", "flax", "optax", "numpy")  # whose versions a record has
 
@@ -143,7 +148,7 @@ class Job:
 
 @dataclass
 class Trunk:
-    """Where a job's training stands: plain arrays, the losses so far, and the time they took."""
+    """Where a job's training stands: arrays, the losses so far, and the time they took."""
 
     state: Any
     step: int = 0
@@ -151,22 +156,19 @@ class Trunk:
     losses: list[np.ndarray] = field(default_factory=list)  # each (steps, seeds)
 
     def checkpoint(self) -> Checkpoint:
-        leaves = jax.tree.leaves(self.state)
-        arrays = {f"{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}  # whatever the layout
-        arrays["losses"] = np.concatenate(self.losses)
-        return Checkpoint(self.step, self.seconds, arrays)
+        return Checkpoint(self.step, self.seconds, self.state, np.concatenate(self.losses))
 
     def restore(self, saved: Checkpoint | None) -> None:
         """Go on from there, if it is further than this."""
         if saved is None or saved.step <= self.step:
             return
-        leaves, structure = jax.tree.flatten(self.state)
-        restored = [
-            jax.device_put(saved.arrays[f"{i}"], leaf.sharding) for i, leaf in enumerate(leaves)
-        ]
-        self.state = jax.tree.unflatten(structure, restored)
-        self.step, self.seconds = saved.step, saved.seconds
-        self.losses = [saved.arrays["losses"]]
+        self.state, self.step, self.seconds = saved.state, saved.step, saved.seconds
+        self.losses = [saved.losses]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether every lane has had a loss that was not finite."""
+        return bool(self.losses) and not health.finite(np.concatenate(self.losses)).any()
 
 
 def train(
@@ -175,32 +177,53 @@ def train(
     emit: Emit = lambda event: None,
     wanted: Collection[str] | None = None,
     layout: Layout = ONE_DEVICE,
+    time_limit: float = math.inf,
 ) -> Iterator[tuple[Record, Weights]]:
     """Train one job and yield each run's record and weights as soon as they are final.
 
     `wanted` names the keys to yield (None: all); branches that nobody wants are not trained, and
     the seeds stay as they are, so that the rest equals an uninterrupted job's to the last bit.
     With a `workdir`, states are saved there about every CHECKPOINT_SECONDS (checkpoints.py) and
-    resumed from, to the last bit. Raises UserError, before anything is compiled, if the job cannot
-    have that `layout` here, if it has fewer than two held-out windows, or if a package that a
-    record names is not installed; and at the end of a branch, if its data changed in the meantime.
+    resumed from, to the last bit. Where a device has no memory for a micro-batch, the job is begun
+    again with half of it, which is said. Raises UserError, before anything is compiled, if the job
+    cannot have that `layout` here, if it has fewer than two held-out windows, or if a package that
+    a record names is not installed; at the end of a branch, if its data changed in the meantime;
+    and TimeLimit once a run has trained for `time_limit` seconds. Raises Preempted after a signal
+    (preemption.py). In all of these the state is saved.
     """
-    job = Job(runs, emit, layout)
     keys = {run.key for run in runs} if wanted is None else set(wanted)
+    while True:
+        try:
+            for record, weights in _train(Job(runs, emit, layout), workdir, keys, time_limit):
+                keys.discard(record.key)
+                yield record, weights
+            return
+        except jax.errors.JaxRuntimeError as error:
+            if hosts.several():  # the others may have had room
+                raise
+            layout = health.smaller(error, layout, runs)
+            many = layout.micro_batches
+            emit(Note(runs[0].trunk, f"out of memory; goes on with {many} micro-batches a step"))
+
+
+def _train(
+    job: Job, workdir: Path | None, keys: Collection[str], time_limit: float
+) -> Iterator[tuple[Record, Weights]]:
+    runs = job.runs
     ends = [end for end in job.ends if any(r.key in keys for r in runs if r.budget.steps == end)]
     if not ends:
         return
-    saved = Checkpoints(workdir, job.digest, lambda text: emit(Note(runs[0].trunk, text)))
+    saved = Checkpoints(workdir, job.digest, lambda text: job.emit(Note(runs[0].trunk, text)))
     trunk = Trunk(job.program.init(job.seeds))
-    trunk.restore(saved.newest("trunk", latest=job.at(ends[0]).branch_step))
+    trunk.restore(saved.newest("trunk", job.at(ends[0]).branch_step, trunk.state))
     done = 0
     for end in ends:
         run, stage = job.at(end), f"branch-{end}"
-        done = _advance(job, trunk, run, run.branch_step, done, saved, "trunk")
+        done = _advance(job, trunk, run, run.branch_step, done, saved, "trunk", time_limit)
         copied = jax.tree.map(jnp.copy, trunk.state)  # the branch's steps donate their own copy
         branch = Trunk(copied, trunk.step, trunk.seconds, list(trunk.losses))
-        branch.restore(saved.newest(stage, latest=end))
-        done = _advance(job, branch, run, end, done, saved, stage)
+        branch.restore(saved.newest(stage, end, branch.state))
+        done = _advance(job, branch, run, end, done, saved, stage, time_limit)
         yield from _finish(
             job, branch, [r for r in runs if r.budget.steps == end and r.key in keys]
         )
@@ -208,12 +231,21 @@ def train(
 
 
 def _advance(
-    job: Job, trunk: Trunk, run: Run, stop: int, done: int, saved: Checkpoints, stage: str
-) -> int:
-    """Train to step `stop` of `run`; returns the steps this job has done in all."""
+    job: Job, trunk: Trunk, run: Run, stop: int, done: int, saved: Checkpoints, stage: str,
+    time_limit: float,
+) -> int:  # fmt: skip
+    """Train to step `stop` of `run`; returns the steps this job has done in all. Once every lane
+    has diverged no more is computed, and the losses that are left are NaN.
+    """
     budget = run.budget
+    dispatch = DISPATCH
     while trunk.step < stop:
-        steps = min(DISPATCH, stop - trunk.step)
+        if trunk.diverged:
+            trunk.losses.append(np.full((stop - trunk.step, len(job.seeds)), np.nan, np.float32))
+            done += stop - trunk.step
+            trunk.step = stop
+            break
+        steps = min(dispatch, stop - trunk.step)
         batches = job.program.put(_batches(job, budget, trunk.step, steps))
         factors = np.zeros(DISPATCH, np.float32)
         factors[:steps] = run.optim.schedule(run.budget.steps, trunk.step, trunk.step + steps)
@@ -227,10 +259,22 @@ def _advance(
         trunk.seconds += seconds
         trunk.losses.append(losses)
         done += steps
-        if saved.due:
+        asked = preemption.asked()
+        late = trunk.seconds > time_limit and trunk.step < run.budget.steps
+        due, late, stopped = hosts.anywhere(saved.due, late, bool(asked))
+        if due or late or stopped:
             saved.save(stage, trunk.checkpoint())
         rate = steps * len(job.seeds) * budget.batch_tokens / max(seconds, 1e-9)
         job.emit(Event(run.trunk, done, job.total_steps, float(losses[-1].mean()), rate))
+        if stopped:
+            raise Preempted(asked or signal.SIGTERM)
+        if late:
+            raise health.TimeLimit(
+                f"the time limit of {time_limit:g} s was reached at step {trunk.step} of "
+                f"{run.budget.steps}; raise --time-limit, and the same command goes on from there"
+            )
+        slow = max(1, int(CALL_SECONDS * steps / max(seconds, 1e-9)))
+        dispatch = hosts.decided(lambda slow=slow: min(DISPATCH, slow))
     return done
 
 
@@ -257,11 +301,11 @@ def _batches(job: Job, budget: Budget, first: int, steps: int) -> Batch:
 def _judge(job: Job, params: Any, split: Split) -> tuple[Judged, Mapping[str, Any]]:
     """Every target of a held-out split (seed, sequence, target), and the scalars by seed.
 
-    As many sequences at once as have the tokens of a training batch; the last part is filled up.
+    As many sequences at once as have the tokens of a micro-batch; the last part is filled up.
     """
     batch, budget = job.held_out[split][1], job.runs[0].budget
     shards = job.layout.parts // job.layout.micro_batches
-    rows = max(1, budget.batch_tokens // split.seq_len // shards) * shards
+    rows = max(1, budget.batch_tokens // split.seq_len // job.layout.parts) * shards
 
     def parts(x: np.ndarray) -> np.ndarray:
         return np.pad(x, [(0, -len(x) % rows), (0, 0)]).reshape(-1, rows, x.shape[1])
@@ -292,9 +336,10 @@ def _finish(job: Job, branch: Trunk, runs: Sequence[Run]) -> Iterator[tuple[Reco
     judged = {split: _judge(job, branch.state[0], split) for split in job.held_out}
     aux = judged[runs[0].splits[0]][1]
     losses = np.concatenate(branch.losses)
+    state = whole(branch.state[0])
     for run in runs:
         i = job.seeds.index(run.seed)
-        params = jax.tree.map(lambda x, i=i: np.asarray(x[i]), branch.state[0])
+        params = jax.tree.map(lambda x, i=i: np.asarray(x[i]), state)
         scalars = {name: float(value[i]) for name, value in aux.items()}
         found = [_metrics(job, split, seen, i) for split, (seen, _) in judged.items()]
         record = _record(job, run, losses[:, i], found, scalars, branch.seconds)
@@ -311,7 +356,7 @@ def _record(
         key=run.key,
         run=run,
         status="diverged" if reason else "ok",
-        reason=reason,
+        reason=reason or health.spiked(losses),
         metrics={} if reason else {name: one[name] for one in found for name in one},
         entropy=source.floor(budget.seq_len),
         curve=_curve(losses),
@@ -349,9 +394,8 @@ def _versions() -> dict[str, str]:
 
 def _divergence(losses: np.ndarray, found: Sequence[dict[str, Metric]], run: Run) -> str:
     """Why a run counts as diverged, by a rule that no result can move; empty if it does not."""
-    bad = np.flatnonzero(~np.isfinite(losses))
-    if bad.size:
-        return f"training loss was not finite at step {bad[0]}"
+    if unsteady := health.unsteady(losses):
+        return unsteady
     for split, metrics in zip(run.splits, found, strict=True):
         if not metrics:
             return f"the loss on {split.name or 'held-out data'} was not finite"

@@ -82,7 +82,7 @@ class Program:
         """(parameters, optimiser state) of every seed."""
         models = [nnx.state(self.model.build(init=Init(seed))) for seed in seeds]
         params = jax.tree.map(lambda *leaves: np.stack(leaves), *models)
-        params = jax.device_put(params, self.shardings(params))
+        params = layout.put(params, self.shardings(params))
         init = jax.vmap(self._direction.init)
         places = self.shardings(jax.eval_shape(init, params))
         return params, jax.jit(init, out_shardings=places)(params)
@@ -93,7 +93,7 @@ class Program:
 
     def put(self, batch: Batch) -> Batch:
         """Sequences on the devices that compute them."""
-        return jax.device_put(batch, layout.rows(batch.tokens.ndim, self.mesh))
+        return layout.put(batch, layout.rows(batch.tokens.ndim, self.mesh))
 
     def shapes(self, batch: int, seq_len: int, seeds: int = 1, steps: int = 1) -> tuple[Any, ...]:
         """The arguments of `advance` without arrays, to lower or compile it by."""
@@ -211,7 +211,8 @@ class Program:
 def jitted(program: Program) -> dict[str, Any]:
     """A program's functions; learning rates are arguments, so runs of a shape share them."""
     state = program.shardings(program.shapes(1, 1)[0])
+    whole = layout.replicated(program.mesh)
     return {
-        "advance": jax.jit(program.advance, donate_argnums=0, out_shardings=(state, None)),
-        "evaluate": jax.jit(program.evaluate),
+        "advance": jax.jit(program.advance, donate_argnums=0, out_shardings=(state, whole)),
+        "evaluate": jax.jit(program.evaluate, out_shardings=whole),
     }

@@ -9,7 +9,7 @@ The letters are those that a weight's own `axes` declare beside the layer (model
 partitions the one program (GSPMD: Xu et al. 2021, 2105.04663), so a loss is that of one device to
 rounding, just as with another number of cores. Hence a layout is an argument of the execution and
 stands in the record; it is no part of a run, whose key it would otherwise change. Not included:
-pipelines, sequences split over devices, several hosts. Experts' weights are gathered by the blocks
+pipelines, sequences split over devices. Experts' weights are gathered by the blocks
 of a dropless layout: the expert axis saves memory, and its traffic was never measured.
 """
 
@@ -30,6 +30,7 @@ from isoflop.models.base import Config
 from isoflop.models.errors import UserError, check_multiple
 from isoflop.models.layers import BATCH
 from isoflop.models.lm import ModelConfig
+from isoflop.sim.train import hosts
 
 RULES = {"d": "fsdp", "i": "tensor", "w": "tensor", "e": "expert"}
 
@@ -131,6 +132,34 @@ def rows(ndim: int, mesh: Mesh | None) -> NamedSharding | None:
     if mesh is None:
         return None
     return NamedSharding(mesh, PartitionSpec(*[None] * (ndim - 2), BATCH))
+
+
+def put(tree: Any, places: Any) -> Any:
+    """Arrays of the host on devices; where several processes hold these, each puts its own part."""
+    if not hosts.several():
+        return jax.device_put(tree, places)
+
+    def part(x: Any, place: NamedSharding) -> jax.Array:
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, place, lambda index: x[index])
+
+    if isinstance(places, NamedSharding):
+        return jax.tree.map(lambda x: part(x, places), tree)
+    return jax.tree.map(part, tree, places)
+
+
+def whole(tree: Any) -> Any:
+    """Arrays that are split over several processes, gathered; others as they are."""
+    if not hosts.several():
+        return tree
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def replicated(mesh: Mesh | None) -> NamedSharding | None:
+    """Whole on every device, so that every process can read it."""
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
 
 def within(mesh: Mesh | None) -> contextlib.AbstractContextManager:

@@ -1,0 +1,143 @@
+"""One run over many hosts: processes that compute it together, each with devices of its own.
+
+`join` makes one machine of them (jax.distributed), before anything touches a device. From then on
+`jax.devices()` are all processes' devices, a layout (sim/train/sharding.py) spans them, each
+process feeds the rows of its own devices, and all run the same program in step. The first process
+alone decides what to train, leases jobs and writes records; `decided` tells the others.
+
+    env     ISOFLOP_COORDINATOR=host:port of the first, ISOFLOP_PROCESSES how many, ISOFLOP_PROCESS
+            which: for Ray's actors, Kubernetes' indexed jobs, terminals
+    slurm   what srun tells each of its tasks
+
+Where one process dies, the others end too, and go on from the last checkpoint when all are started
+again. Nothing here needs JAX while there is one process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from isoflop.models.errors import UserError, quoted
+from isoflop.sim.spec import Run
+from isoflop.sim.train import preemption
+
+Trainer = Callable[..., Any]  # of sim/grid/grid.py
+T = TypeVar("T")
+WAYS = ("env", "slurm")
+VARIABLES = ("ISOFLOP_COORDINATOR", "ISOFLOP_PROCESSES", "ISOFLOP_PROCESS")
+TIMEOUT_SECONDS = 300  # until all processes have come
+_joined = [0, 1]  # this process, and how many there are
+
+
+def first() -> bool:
+    """Whether this process is the one that decides and writes."""
+    return _joined[0] == 0
+
+
+def several() -> bool:
+    return _joined[1] > 1
+
+
+def join(way: str) -> None:
+    """Wait for the other processes that `way` tells of. UserError if it tells of none, or if they
+    do not come.
+    """
+    if way not in WAYS:
+        raise UserError(f"--hosts {way} must be one of {', '.join(WAYS)}")
+    options = _explicit() if way == "env" else _slurm()
+    import jax
+
+    try:
+        jax.distributed.initialize(initialization_timeout=TIMEOUT_SECONDS, **options)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the processes of this run did not find each other ({str(error).splitlines()[0]}); "
+            "start all of them within five minutes, with a coordinator that all can reach"
+        ) from None
+    _joined[:] = jax.process_index(), jax.process_count()
+
+
+def _explicit() -> dict[str, Any]:
+    address, many, which = (os.environ.get(name, "") for name in VARIABLES)
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit() and many.isdigit() and which.isdigit()) or int(which) >= int(
+        many
+    ):
+        raise UserError(
+            "--hosts env needs ISOFLOP_COORDINATOR=host:port, ISOFLOP_PROCESSES and ISOFLOP_PROCESS "
+            f"counted from 0, and they are {quoted(address)}, {quoted(many)} and {quoted(which)}; "
+            "set them for each process"
+        )
+    return {
+        "coordinator_address": address,
+        "num_processes": int(many),
+        "process_id": int(which),
+    }
+
+
+def _slurm() -> dict[str, Any]:
+    if not os.environ.get("SLURM_NTASKS", os.environ.get("SLURM_NPROCS")):
+        raise UserError("--hosts slurm is for the tasks of srun, and SLURM_NTASKS is not set; srun")
+    return {"cluster_detection_method": "slurm"}
+
+
+def decided(decide: Callable[[], T]) -> T:
+    """What the first process decides, a value of JSON, in all of them."""
+    if not several():
+        return decide()
+    from jax.experimental import multihost_utils
+
+    text = np.frombuffer(json.dumps(decide()).encode() if first() else b"", np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    padded = text if first() else np.zeros(length, np.uint8)
+    told = np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8)
+    return json.loads(told.tobytes())
+
+
+def leading(trainer: Trainer) -> Trainer:
+    """The trainer, which the processes that `follow` run in step with this one, the first."""
+
+    def train(runs: Sequence[Run], work: Path, emit: Callable, wanted: Collection[str]) -> Any:
+        plain = [run.model_dump(mode="json") for run in runs]
+        order = {"runs": plain, "work": str(work), "wanted": sorted(wanted)}
+        decided(lambda: order)
+        yield from trainer(runs, work, emit, wanted)
+
+    return train
+
+
+def follow(trainer: Trainer) -> None:
+    """Train what the first process trains until it has no more; what comes of it is the first's to
+    write. Raises Preempted as the first does.
+    """
+    while order := decided(dict):
+        runs = TypeAdapter(tuple[Run, ...]).validate_python(order["runs"])
+        try:
+            with preemption.watched():
+                for _ in trainer(runs, Path(order["work"]), lambda event: None, {*order["wanted"]}):
+                    pass
+        except preemption.Preempted:
+            raise
+        except Exception:  # the first has it too, and says so in its record
+            continue
+
+
+def dismiss() -> None:
+    """Tell those who follow that there is no more."""
+    decided(dict)
+
+
+def anywhere(*facts: bool) -> list[bool]:
+    """Of each fact, whether it is so in any process."""
+    if not several():
+        return list(facts)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(np.array(facts))).any(axis=0).tolist()
