@@ -18,7 +18,7 @@ from isoflop.models.errors import UserError
 from isoflop.sim.grid import grid as grids
 from isoflop.sim.grid import leases
 from isoflop.sim.grid.executors.local import Local
-from isoflop.sim.grid.grid import Leased, Started, execute, jobs, product, zipped
+from isoflop.sim.grid.grid import Leased, Retried, Stalled, Started, execute, jobs, product, zipped
 from isoflop.sim.records.store import Store
 
 
@@ -129,12 +129,16 @@ def test_a_mistake_of_the_users_inside_a_job_is_told_apart_from_a_bug(tmp_path):
     assert (outcome.count("ok"), outcome.count("failed")) == (4, 4)
 
 
-def test_a_worker_that_is_killed_fails_the_runs_it_had_not_written(tmp_path):
-    grid = fakes.cells(width=[16])
-    outcome = execute(grid, tmp_path, fakes.dies_after_one, executor=Local(workers=2))
-    assert (outcome.count("ok"), outcome.count("failed")) == (1, 3)
+def test_a_worker_that_is_killed_is_followed_by_others_and_then_its_runs_have_failed(tmp_path):
+    """Each of three lands a run of four, and dies."""
+    grid, seen = fakes.cells(width=[16]), []
+    outcome = execute(
+        grid, tmp_path, fakes.dies_after_one, executor=Local(workers=2), on_event=seen.append
+    )
+    assert len([event for event in seen if isinstance(event, Retried)]) == grids.TRIES - 1 == 2
+    assert (outcome.count("ok"), outcome.count("failed")) == (3, 1)
     assert all("SIGKILL" in r.reason for r in outcome.trained if r.status == "failed")
-    assert execute(grid, tmp_path, fakes.train).count("ok") == 3
+    assert execute(grid, tmp_path, fakes.train).count("ok") == 1
     assert not list(tmp_path.glob("leases/*"))
 
 
@@ -340,3 +344,17 @@ def test_a_grid_of_two_processes_killed_again_and_again_ends_with_the_same_bits(
     ]
     assert curves[0] == curves[1]
     assert rest < whole - 8
+
+
+def test_a_job_that_says_nothing_is_flagged_and_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(grids, "STALL_SECONDS", 0.05)
+
+    def hangs(runs, work, emit, wanted):
+        wait_for(lambda: len([m for m in seen if isinstance(m, Stalled)]) == 2)
+        yield from fakes.train(runs, work, emit, wanted)
+
+    seen = []
+    outcome = execute(fakes.cells(width=[8]), tmp_path, hangs, on_event=seen.append)
+    first, second = (m.seconds for m in seen if isinstance(m, Stalled))
+    assert 0.05 <= first < 2 * first <= second + 0.05
+    assert outcome.count("ok") == 4

@@ -44,6 +44,13 @@ class RunFlags:
     layout: str = ""
     """How each job lies on this machine's devices, as in data=2,fsdp=2,tensor=2; or expert=4 for
     experts, and micro_batches=4 for less memory. Losses are those of one device, to rounding."""
+    hosts: str = ""
+    """Train every job on several hosts together, all of which start this command: env, told by
+    ISOFLOP_COORDINATOR=host:port, ISOFLOP_PROCESSES and ISOFLOP_PROCESS; or slurm, told by srun.
+    --layout says how a job lies on all their devices."""
+    time_limit: float | None = None
+    """Seconds of training that a run may take; beyond them it is a failed run, from whose state a
+    larger limit goes on."""
     retrain_changed: bool = False
     """Train again what other code than today's has trained; without it that is a warning."""
     dry_run: bool = False

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 EXIT_CODE = 130
-STOPPED = "stopped; the same command goes on from what is finished"
+GOES_ON = "the same command goes on from what is finished"
+STOPPED = f"stopped; {GOES_ON}"
 
 
 def end_at_once() -> None:

@@ -16,6 +16,7 @@ from isoflop.experiments.cli import interrupts
 from isoflop.experiments.cli.flags import HELP, Usage
 from isoflop.experiments.cli.text import complain, table
 from isoflop.experiments.cli.verbs import VERBS
+from isoflop.sim.train.preemption import Preempted
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(interrupts.STOPPED, file=sys.stderr)
         return interrupts.EXIT_CODE
+    except Preempted as error:
+        print(f"{error}; {interrupts.GOES_ON}", file=sys.stderr)
+        return 128 + error.signal
     except BrokenPipeError:  # the reader of our output has gone, as in `isoflop list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -82,5 +86,9 @@ def _help() -> str:
             table(rows, left=("", " ")),
             "",
             "isoflop COMMAND NAME --help shows the options of both; isoflop --version.",
+            "",
+            "Exit codes: 0, all is done; 1, some runs failed, or a bug, with its traceback; 2, a",
+            "mistake that one line tells how to fix; 130, Ctrl-C; 143, SIGTERM, and 138, SIGUSR1,",
+            "once what was being trained is saved. The same command goes on from what is finished.",
         ]
     )

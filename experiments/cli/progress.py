@@ -15,7 +15,7 @@ from rich.text import Text
 
 from isoflop.experiments.cli.text import console, duration, labelled, si
 from isoflop.models.errors import printable
-from isoflop.sim.grid.grid import Ended, Leased, Recorded, Started
+from isoflop.sim.grid.grid import Ended, Leased, Recorded, Retried, Stalled, Started
 from isoflop.sim.records.store import Record
 from isoflop.sim.train.loop import Note
 
@@ -90,6 +90,11 @@ class Progress:
                 self.running.pop(trunk, None)
                 self.leased[trunk] = owner
                 self._line(f"{self.titles[trunk]}: leased by {owner}; left for later")
+            case Retried(trunk, reason):
+                self.running.pop(trunk, None)
+                self._warn(f"{self.titles[trunk]}: {reason}; tried again later")
+            case Stalled(trunk, seconds):
+                self._warn(f"{self.titles[trunk]}: no progress for {duration(seconds)}")
             case Note(trunk, text):
                 self._warn(f"{self.titles[trunk]}: {text}")
             case _:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from isoflop.experiments import Experiment
     from isoflop.sim.grid.estimate import Plan
     from isoflop.sim.grid.executors.base import Executor
-    from isoflop.sim.grid.grid import Outcome
+    from isoflop.sim.grid.grid import Outcome, Trainer
     from isoflop.sim.records.store import Row
     from isoflop.sim.spec import Cell
     from isoflop.sim.train.sharding import Layout
@@ -75,6 +75,10 @@ def _train(flags: RunFlags, where: Executor, cells: list[Cell], asked_for: str) 
     part, workers = shard(flags.shard), where.workers
     if not cells:
         raise Usage("these options leave the grid without a run; see --help")
+    if flags.time_limit is not None and not flags.time_limit > 0:
+        raise Usage(f"--time-limit {flags.time_limit:g} must be above 0 seconds")
+    if flags.hosts and not flags.dry_run:
+        _join(flags, workers)
     asked = _laid_out(flags, workers, cells)
     store = Store(flags.runs)
     budget = plan(cells, store, workers=workers, shard=part, retrain_changed=flags.retrain_changed)
@@ -87,11 +91,21 @@ def _train(flags: RunFlags, where: Executor, cells: list[Cell], asked_for: str) 
             print(budget_table(budget, workers))
         return 0
     from isoflop.experiments.cli.progress import Progress
+    from isoflop.sim.train import hosts, preemption
     from isoflop.sim.train.loop import train
 
-    trainer = train if asked is None else functools.partial(train, layout=asked)
+    options: dict[str, Any] = {} if asked is None else {"layout": asked}
+    if flags.time_limit is not None:
+        options["time_limit"] = flags.time_limit
+    trainer: Trainer = functools.partial(train, **options) if options else train
+    if flags.hosts:
+        if not hosts.first():
+            hosts.follow(trainer)
+            return 0
+        trainer = hosts.leading(trainer)
     with (
         interrupts.raised_until_caught() as check,
+        preemption.raised(),
         Progress(cells, budget, sys.stderr, flags.quiet) as progress,
     ):
 
@@ -109,6 +123,8 @@ def _train(flags: RunFlags, where: Executor, cells: list[Cell], asked_for: str) 
             need_bytes=budget.peak_bytes,
             retrain_changed=flags.retrain_changed,
         )
+    if flags.hosts:
+        hosts.dismiss()
     rows = store.rows(cells)
     if flags.json:
         print_json([_result(row) for row in rows])
@@ -123,6 +139,19 @@ def _train(flags: RunFlags, where: Executor, cells: list[Cell], asked_for: str) 
             if any(row.record.final for row in rows):
                 print(f"\nnext: isoflop report {asked_for}")
     return _verdict(outcome)
+
+
+def _join(flags: RunFlags, workers: int) -> None:
+    """Find the other hosts, before anything touches a device."""
+    from isoflop.sim.train import hosts
+
+    if workers > 1 or flags.executor != RunFlags.executor:
+        raise Usage(
+            "--hosts gives every host to one job at a time; leave out --workers, --executor"
+        )
+    if not flags.layout:
+        raise Usage("--hosts needs the --layout of a job on all hosts' devices, as in fsdp=8")
+    hosts.join(flags.hosts)
 
 
 def _laid_out(flags: RunFlags, workers: int, cells: list[Cell]) -> Layout | None:

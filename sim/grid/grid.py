@@ -4,7 +4,8 @@ A job is all the runs of one trunk: its seeds are a batch of one computation and
 branches of it. The arrangement of a job begun is written down, so that a job killed half-way
 is trained again in the same arrangement and gives the same bits; only the records it still
 lacked are written. Diverged runs are final; failed runs are tried again by the next call. A job
-that another process has leased is come back to before the call ends.
+whose worker died is tried again by the same call, TRIES times in all, and one that another process
+has leased is come back to before the call ends.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import itertools
 import json
 import secrets
 import shutil
+import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,12 +38,16 @@ from isoflop.sim.grid.executors.local import Local
 from isoflop.sim.records.provenance import changed
 from isoflop.sim.records.store import Record, Store, brief
 from isoflop.sim.spec import Cell, Run, canonical
+from isoflop.sim.train import preemption
+from isoflop.sim.train.preemption import Preempted
 
 if TYPE_CHECKING:
     from isoflop.sim.train.loop import Event, Note
 
 HERE = Local()  # one job after another, in this process
 POLL_SECONDS = 1.0  # between looks at the leases of others, once nothing else is left to train
+TRIES = 3  # of a job whose worker dies
+STALL_SECONDS = 600.0  # without a word from a job, until that is said
 
 Result = tuple[Record, Mapping[str, np.ndarray]]
 # (arrangement, its work folder, emit, keys of the runs to yield) → records and weights
@@ -104,7 +111,23 @@ class Leased:
     owner: str
 
 
-OnEvent = Callable[["Started | Recorded | Ended | Leased | Event | Note"], None]
+@dataclass(frozen=True)
+class Retried:
+    """The job's worker died; it is tried again when the others have ended."""
+
+    trunk: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Stalled:
+    """Nothing was heard of a job for so long; it goes on being waited for."""
+
+    trunk: str
+    seconds: float
+
+
+OnEvent = Callable[["Started | Recorded | Ended | Leased | Retried | Stalled | Event | Note"], None]
 
 
 @dataclass(frozen=True)
@@ -173,10 +196,16 @@ def execute(
     token, others = secrets.token_hex(16), leases.Watch()
     trained: list[Record] = []
     leased: list[str] = []
+    deaths: Counter[str] = Counter()
+    again: list[Job] = []
     mistakes: list[str] = []
 
     def note(event: Any) -> None:
         match event:
+            case WorkerDied(job, reason) if deaths[job.trunk] + 1 < TRIES:
+                deaths[job.trunk] += 1
+                again.append(job)
+                event = Retried(job.trunk, reason)
             case WorkerDied(job, reason):
                 with leases.hold(_lease(root, job.trunk), token) as lease:
                     if lease.other is None:
@@ -202,6 +231,8 @@ def execute(
             leased.clear()
             ready = [job for job in waiting if others.expired(_lease(root, job.trunk))]
             waiting = [job for job in waiting if job not in ready]
+            ready += again
+            again.clear()
             if waiting and not ready:
                 time.sleep(POLL_SECONDS)
     finally:
@@ -222,11 +253,16 @@ def train_job(
 ) -> None:
     """Train one job's missing runs and write their records, unless another process leased it.
 
-    Raises UserError when the disk is full or forbids writing.
+    Raises UserError when the disk is full or forbids writing, and Preempted after SIGTERM or
+    SIGUSR1, once the job has saved where it stands.
     """
     store = Store(root)
     try:
-        with leases.hold(_lease(root, job.trunk), token) as lease:
+        with (
+            preemption.watched(),
+            leases.hold(_lease(root, job.trunk), token) as lease,
+            _watchdog(job, emit) as emit,
+        ):
             if lease.other is not None:
                 emit(Leased(job.trunk, lease.other.owner))
             elif missing := _missing(store, job.runs, retrain_changed):
@@ -238,6 +274,37 @@ def train_job(
         raise
     except OSError as error:  # never the trainer's: those are reasons for failing
         raise unwritable(root, error) from error
+
+
+@contextlib.contextmanager
+def _watchdog(job: Job, emit: Callable[[Any], None]) -> Iterator[Callable[[Any], None]]:
+    """`emit`, and Stalled from a thread when the job has said nothing for STALL_SECONDS: a device,
+    a network file system or another host that hangs lets no exception out.
+    """
+    one, said, done = threading.Lock(), [time.monotonic()], threading.Event()
+
+    def heard(event: Any) -> None:
+        said[0] = time.monotonic()
+        with one:
+            emit(event)
+
+    def watch() -> None:
+        told = 1
+        while not done.wait(STALL_SECONDS / 20):
+            silent = time.monotonic() - said[0]
+            told = told if silent >= STALL_SECONDS else 1
+            if silent >= told * STALL_SECONDS:
+                with one, contextlib.suppress(Exception):  # whoever watches has gone
+                    emit(Stalled(job.trunk, silent))
+                told *= 2
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield heard
+    finally:
+        done.set()
+        thread.join()
 
 
 class _LeaseLost(Exception):
@@ -269,6 +336,8 @@ def _train(
         def guarded() -> Iterator[Result]:  # catches the trainer's exceptions, not those of saving
             try:
                 yield from trainer(runs, folder / "work", logged, set(missing))
+            except Preempted:
+                raise
             except Exception as exception:
                 error.append(exception)
 

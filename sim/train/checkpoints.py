@@ -14,13 +14,13 @@ that all of them see; the first decides, and writes checkpoint.json.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +97,7 @@ class Checkpoints:
         steps = (step for step in self._steps(stage) if step <= latest)
         for step in hosts.decided(lambda: sorted(steps, reverse=True)):
             path = self._path(stage, step)
-            facts = hosts.decided(lambda path=path: self._verified(path))
+            facts = hosts.decided(functools.partial(self._verified, path))
             if facts is not None:
                 try:
                     return _restored(path, facts, like)
@@ -156,15 +156,16 @@ def _saved(checkpoint: Checkpoint) -> Any:
 def _restored(path: Path, facts: Mapping[str, Any], like: Any) -> Checkpoint:
     import orbax.checkpoint as ocp
 
-    item = {"state": _named(like), "losses": 0}
+    state = _named(like)
     places = {
         name: ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape)
-        for name, leaf in item["state"].items()
+        for name, leaf in state.items()
     }
     args = {"state": places, "losses": ocp.RestoreArgs(restore_type=np.ndarray)}
-    restore = ocp.args.PyTreeRestore(item, restore_args=args)
+    restore = ocp.args.PyTreeRestore({"state": state, "losses": 0}, restore_args=args)
     found = _orbax().restore(path.absolute(), args=restore)
-    state = jax.tree.unflatten(jax.tree.structure(like), found["state"].values())
+    leaves = [found["state"][name] for name in state]
+    state = jax.tree.unflatten(jax.tree.structure(like), leaves)
     return Checkpoint(facts["step"], facts["seconds"], state, found["losses"])
 
 
@@ -173,14 +174,14 @@ def _named(state: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-@cache
+@functools.cache
 def _orbax() -> Checkpointer:
     import orbax.checkpoint as ocp  # half a second, which a job that saves nothing does without
 
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
 
 
-def _sealed(facts: Mapping[str, Any]) -> bytes:
+def _sealed(facts: dict[str, Any]) -> bytes:
     text = json.dumps(facts, sort_keys=True)
     return json.dumps(facts | {"digest": hashlib.sha256(text.encode()).hexdigest()}).encode()
 

@@ -1,8 +1,9 @@
 """What is wrong with a training, from its losses and its errors: by rules that no result can move.
 
 A spike is a loss more than SPIKE standard deviations above the mean of the WINDOW losses before it
-(the spike score of OLMo 2, 2501.00656, which counts both directions). A run that spiked and went on
-is told with the first spike and the step before it; one whose loss was ever not finite has diverged.
+(the spike score of OLMo 2, 2501.00656, which counts both directions). A run that spiked and went
+on is told with the first spike and the step before it; one whose loss was ever not finite has
+diverged.
 """
 
 from __future__ import annotations

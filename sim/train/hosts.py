@@ -19,17 +19,16 @@ import json
 import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from isoflop.models.errors import UserError, quoted
-from isoflop.sim.spec import Run
+from isoflop.models.errors import UserError, listed
+from isoflop.sim.spec import Run, canonical
 from isoflop.sim.train import preemption
 
 Trainer = Callable[..., Any]  # of sim/grid/grid.py
-T = TypeVar("T")
 WAYS = ("env", "slurm")
 VARIABLES = ("ISOFLOP_COORDINATOR", "ISOFLOP_PROCESSES", "ISOFLOP_PROCESS")
 TIMEOUT_SECONDS = 300  # until all processes have come
@@ -65,20 +64,20 @@ def join(way: str) -> None:
 
 
 def _explicit() -> dict[str, Any]:
-    address, many, which = (os.environ.get(name, "") for name in VARIABLES)
+    address, many, which = given = [os.environ.get(name, "") for name in VARIABLES]
     host, _, port = address.rpartition(":")
-    if not (host and port.isdigit() and many.isdigit() and which.isdigit()) or int(which) >= int(
-        many
-    ):
+    numbers = port.isdigit() and many.isdigit() and which.isdigit()
+    if not host or not numbers or int(which) >= int(many):
         raise UserError(
-            "--hosts env needs ISOFLOP_COORDINATOR=host:port, ISOFLOP_PROCESSES and ISOFLOP_PROCESS "
-            f"counted from 0, and they are {quoted(address)}, {quoted(many)} and {quoted(which)}; "
-            "set them for each process"
+            "--hosts env needs ISOFLOP_COORDINATOR=host:port, ISOFLOP_PROCESSES and "
+            f"ISOFLOP_PROCESS, counted from 0, and they are {listed(given)}; set them for each "
+            "process"
         )
     return {
         "coordinator_address": address,
         "num_processes": int(many),
         "process_id": int(which),
+        "cluster_detection_method": "deactivate",
     }
 
 
@@ -88,7 +87,7 @@ def _slurm() -> dict[str, Any]:
     return {"cluster_detection_method": "slurm"}
 
 
-def decided(decide: Callable[[], T]) -> T:
+def decided(decide: Callable[[], Any]) -> Any:
     """What the first process decides, a value of JSON, in all of them."""
     if not several():
         return decide()
@@ -105,8 +104,8 @@ def leading(trainer: Trainer) -> Trainer:
     """The trainer, which the processes that `follow` run in step with this one, the first."""
 
     def train(runs: Sequence[Run], work: Path, emit: Callable, wanted: Collection[str]) -> Any:
-        plain = [run.model_dump(mode="json") for run in runs]
-        order = {"runs": plain, "work": str(work), "wanted": sorted(wanted)}
+        texts = ",".join(canonical(run) for run in runs)
+        order = {"runs": f"[{texts}]", "work": str(work), "wanted": sorted(wanted)}
         decided(lambda: order)
         yield from trainer(runs, work, emit, wanted)
 
@@ -117,8 +116,8 @@ def follow(trainer: Trainer) -> None:
     """Train what the first process trains until it has no more; what comes of it is the first's to
     write. Raises Preempted as the first does.
     """
-    while order := decided(dict):
-        runs = TypeAdapter(tuple[Run, ...]).validate_python(order["runs"])
+    while order := decided(lambda: {}):
+        runs = TypeAdapter(tuple[Run, ...]).validate_json(order["runs"])
         try:
             with preemption.watched():
                 for _ in trainer(runs, Path(order["work"]), lambda event: None, {*order["wanted"]}):
@@ -131,7 +130,7 @@ def follow(trainer: Trainer) -> None:
 
 def dismiss() -> None:
     """Tell those who follow that there is no more."""
-    decided(dict)
+    decided(lambda: {})
 
 
 def anywhere(*facts: bool) -> list[bool]:
@@ -140,4 +139,5 @@ def anywhere(*facts: bool) -> list[bool]:
         return list(facts)
     from jax.experimental import multihost_utils
 
-    return np.asarray(multihost_utils.process_allgather(np.array(facts))).any(axis=0).tolist()
+    told = np.asarray(multihost_utils.process_allgather(np.array(facts)))
+    return [bool(column.any()) for column in told.T]

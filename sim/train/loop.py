@@ -8,6 +8,7 @@ batched product may add in another order.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import signal
@@ -274,7 +275,7 @@ def _advance(
                 f"{run.budget.steps}; raise --time-limit, and the same command goes on from there"
             )
         slow = max(1, int(CALL_SECONDS * steps / max(seconds, 1e-9)))
-        dispatch = hosts.decided(lambda slow=slow: min(DISPATCH, slow))
+        dispatch = hosts.decided(functools.partial(min, DISPATCH, slow))
     return done
 
 

@@ -11,9 +11,7 @@ import signal
 import threading
 from collections.abc import Iterator
 
-SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)
-)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 _asked: list[int] = []
 
 

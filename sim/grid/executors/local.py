@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,9 @@ from typing import Any
 
 from isoflop.models.errors import UserError
 from isoflop.sim.grid.executors.base import OnEvent, Work, WorkerDied
+from isoflop.sim.train.preemption import Preempted
+
+GRACE_SECONDS = 20.0  # for workers to save where they stand, once the machine is to be given back
 
 
 @dataclass(frozen=True)
@@ -87,9 +91,16 @@ def spawn(jobs: Sequence[Any], work: Work, on_event: OnEvent, workers: int) -> N
                     worker.pipe.send(None)
                     worker.process.join()
                     crew.remove(worker)
+    except Preempted:
+        for worker in crew:
+            worker.process.terminate()  # which it understands, too
+        until = time.monotonic() + GRACE_SECONDS
+        for worker in crew:
+            worker.process.join(max(0.0, until - time.monotonic()))
+        raise
     finally:
         for worker in crew:
-            worker.process.terminate()
+            worker.process.kill()
         for worker in crew:
             worker.process.join()
 
