@@ -1,16 +1,61 @@
-"""Files that are replaced as a whole: readers and crashes see the old content or the new."""
+"""Files that appear and are replaced as a whole: who reads sees the old content or the new.
+
+            a path (POSIX, NFS)                     a URL of an object store (gs://, s3://, …)
+    write   written beside, synced, renamed over    a PUT, whose object is seen whole or not at all
+    create  written beside and linked, which        a PUT on the condition that there is none:
+            fails where there is one                If-None-Match: * (S3), generation 0 (GCS)
+
+Of several that `create` one name at once, one succeeds, on either.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterator
-from pathlib import Path
-from typing import BinaryIO
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from isoflop.models.errors import UserError
+from isoflop.models.errors import UserError, quoted
+
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+if TYPE_CHECKING:  # or what has its methods for an object store: universal-pathlib's UPath
+    from pathlib import Path as Place
+else:
+    Place = Any
+
+URL = re.compile(r"(\w[\w.+-]+):/+(?=[^/])")  # two letters or more: C:/ is a drive
+
+
+def place(name: str | Place) -> Place:
+    """A folder by its path, or by the URL of an object store (`gs://bucket/runs`), which a Path
+    spells gs:/bucket/runs. UserError where the store's package is not installed.
+    """
+    if not isinstance(name, str | PurePath):
+        return name  # one of these already
+    found = URL.match(str(name))
+    if found is None:
+        return Path(name)
+    try:
+        from upath import UPath
+
+        # what other machines write is to be seen at once
+        url = f"{found[1]}://{str(name)[found.end() :]}"
+        return UPath(url, use_listings_cache=False)
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"{quoted(str(name))} cannot be reached ({error}); pip install 'isoflop[cloud]', or "
+            "name a folder"
+        ) from None
+
+
+def remote(path: Place) -> bool:
+    """Whether it is an object store's."""
+    return getattr(path, "protocol", "") not in ("", "file", "local")
 
 
 @contextlib.contextmanager
@@ -47,13 +92,52 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.close(directory)
 
 
-def write(path: Path, content: bytes) -> None:
+def write(path: Place, content: bytes) -> None:
     """Replace a file by these bytes."""
+    if remote(path):
+        fs, name = _object(path)
+        fs.pipe_file(name, content)
+        return
     with replacing(path) as file:
         file.write(content)
 
 
-def unwritable(path: Path, error: OSError) -> UserError:
+def create(path: Place, content: bytes) -> None:
+    """Make a file with these bytes. Raises FileExistsError where there is one."""
+    if remote(path):
+        fs, key = _object(path)
+        fs.pipe_file(key, content, mode="create")
+        return
+    with scratch(path) as (name, file):
+        file.write(content)
+        file.flush()
+        try:
+            os.link(name, path)
+            return
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+    # a file system without links: killed before it writes, it leaves an empty file
+    with open(path, "xb") as file:
+        file.write(content)
+
+
+def remove_folder(path: Place) -> None:
+    """What is in it too; errors are let be, since nothing relies on what is removed."""
+    if remote(path):
+        fs, name = _object(path)
+        with contextlib.suppress(OSError):
+            fs.rm(name, recursive=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _object(path: Any) -> tuple[Any, str]:
+    """Its file system of fsspec, and its name there."""
+    return path.fs, path.path
+
+
+def unwritable(path: Place, error: OSError) -> UserError:
     return UserError(f"cannot write {path}: {why(error)}")
 
 

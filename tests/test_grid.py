@@ -15,6 +15,7 @@ import pytest
 import real
 
 from isoflop.models.errors import UserError
+from isoflop.sim import durable
 from isoflop.sim.grid import grid as grids
 from isoflop.sim.grid import leases
 from isoflop.sim.grid.executors.local import Local
@@ -32,6 +33,21 @@ def impatient(monkeypatch):
 
 def losses(root, cells):
     return {cell.run.key: Store(root).load(cell.run.key).loss for cell in cells}
+
+
+def test_a_grid_on_an_object_store_is_trained_once_and_read_from_there(tmp_path):
+    pytest.importorskip("upath")
+    grid, root = fakes.cells(), durable.place(f"memory:/{tmp_path.name}")  # as Path writes it
+    outcome = execute(grid, root, fakes.train)
+    assert outcome.count("ok") == len(grid)
+    assert {path.name for path in root.iterdir()} == {"jobs", "leases", *losses(root, grid)}
+    assert not list(root.glob("leases/*"))
+    assert execute(grid, root, fakes.never).finished == len(grid)
+    execute(grid, tmp_path, fakes.train)
+    assert losses(root, grid) == losses(tmp_path, grid)
+    key = grid[0].run.key
+    assert (Store(root).weights(key)["w"] == Store(tmp_path).weights(key)["w"]).all()
+    assert len(Store(root).all()[0]) == len(grid)
 
 
 def test_product_is_every_combination_and_zipped_refuses_unequal_lengths():

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,6 +21,19 @@ def path(tmp_path):
     return tmp_path / "leases" / "trunk"
 
 
+@pytest.fixture(params=["a folder", "an object store"])
+def place(request, tmp_path):
+    """Where a lease can be."""
+    if request.param == "a folder":
+        return tmp_path / "leases" / "trunk"
+    pytest.importorskip("upath")
+    return durable.place(f"memory://{tmp_path.name}/leases/trunk")
+
+
+def there(place):
+    return [path.name for path in place.parent.iterdir()]
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """The watcher's clock, turned by hand."""
@@ -28,20 +42,21 @@ def clock(monkeypatch):
     return now
 
 
-def test_only_the_owner_renews_and_releases(path):
-    assert acquire(path, "mine") is None
-    assert acquire(path, "mine") is None, "a parent acts for its worker"
-    assert acquire(path, "yours").token == "mine"
-    before = read(path).renewed_ns
-    assert not renew(path, "yours")
-    assert read(path).renewed_ns == before
-    os.utime(path, ns=(0, 0))
-    assert renew(path, "mine")
-    assert read(path).renewed_ns > before // 2
-    release(path, "yours")
-    assert read(path).token == "mine"
-    release(path, "mine")
-    assert list(path.parent.iterdir()) == []
+def test_only_the_owner_renews_and_releases(place):
+    assert acquire(place, "mine") is None
+    assert acquire(place, "mine") is None, "a parent acts for its worker"
+    assert acquire(place, "yours").token == "mine"
+    before = read(place)
+    assert not renew(place, "yours")
+    assert read(place) == before
+    time.sleep(0.01)
+    assert renew(place, "mine")
+    assert read(place) != before
+    assert read(place).token == "mine"
+    release(place, "yours")
+    assert read(place).token == "mine"
+    release(place, "mine")
+    assert there(place) == []
 
 
 @pytest.mark.parametrize("look", [read, Watch().expired, lambda path: acquire(path, "mine")])
@@ -51,9 +66,19 @@ def test_a_folder_in_a_leases_place_is_refused_in_one_line(path, look):
         look(path)
 
 
-def test_of_many_that_ask_at_once_one_has_it(path):
+def test_of_many_that_ask_at_once_one_has_it(place, monkeypatch):
+    if durable.remote(place):  # fsspec's own is no server: it looks and then writes
+        lock, fs = threading.Lock(), type(place.fs)
+        whole = fs.pipe_file
+
+        def conditional(self, *args, **kwargs):
+            with lock:
+                return whole(self, *args, **kwargs)
+
+        monkeypatch.setattr(fs, "pipe_file", conditional)
+
     def ask(i):
-        with hold(path, str(i)) as lease:
+        with hold(place, str(i)) as lease:
             if lease.other is None:
                 inside.append(i)
                 assert len(inside) == 1
@@ -65,7 +90,7 @@ def test_of_many_that_ask_at_once_one_has_it(path):
     inside = []
     with ThreadPoolExecutor(16) as pool:
         assert any(pool.map(ask, range(400)))
-    assert list(path.parent.iterdir()) == []
+    assert there(place) == []
 
 
 CONTENTS = {
@@ -94,15 +119,41 @@ def test_whatever_is_not_renewed_expires_and_what_is_renewed_does_not(path, cloc
     assert [p.name for p in path.parent.iterdir()] == ["trunk"]
 
 
-def test_a_watch_begins_anew_with_every_owner(path, clock):
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_clocks_that_jump_neither_expire_a_live_lease_nor_keep_a_dead_one(
+    place, clock, monkeypatch, hours
+):
+    """The owner's wall clock, or that of its file server; the watcher's is not asked."""
+    acquire(place, "theirs")
+    watch = Watch()
+    now = time.time_ns()
+
+    def renewed_at(ns):
+        monkeypatch.setattr(leases.time, "time_ns", lambda: ns)
+        assert renew(place, "theirs")
+        if not durable.remote(place):
+            os.utime(place, ns=(ns, ns))
+
+    for turn in range(6):
+        jump = hours * 3600 * 10**9 if turn >= 3 else 0
+        renewed_at(now + jump + turn * 10**9)
+        assert not watch.expired(place)
+        clock[0] += leases.EXPIRY_SECONDS - 1
+    assert not watch.expired(place)
+    clock[0] += 1
+    assert watch.expired(place)
+    assert acquire(place, "mine") is None
+
+
+def test_a_watch_begins_anew_with_every_owner(place, clock):
     watch = Watch()
     for owner in "abc":
-        acquire(path, owner)
-        assert not watch.expired(path)
+        acquire(place, owner)
+        assert not watch.expired(place)
         clock[0] += leases.EXPIRY_SECONDS - 1
-        assert not watch.expired(path)
-        release(path, owner)
-    assert watch.expired(path)
+        assert not watch.expired(place)
+        release(place, owner)
+    assert watch.expired(place)
 
 
 def test_a_lease_renewed_in_the_instant_of_its_removal_is_put_back(path, clock, monkeypatch):
@@ -124,20 +175,20 @@ def test_a_lease_renewed_in_the_instant_of_its_removal_is_put_back(path, clock, 
     assert [p.name for p in path.parent.iterdir()] == ["trunk"]
 
 
-def test_a_holder_is_told_that_its_lease_was_taken_over(path, monkeypatch):
+def test_a_holder_is_told_that_its_lease_was_taken_over(place, monkeypatch):
     monkeypatch.setattr(leases, "RENEW_SECONDS", 0.01)
-    with hold(path, "mine") as lease:
+    with hold(place, "mine") as lease:
         assert not lease.lost.wait(0.1)
-        path.write_text("yours\n")
+        durable.write(place, b"yours\n")
         assert lease.lost.wait(60)
-    assert read(path).token == "yours"
+    assert read(place).token == "yours"
 
 
 def test_a_file_system_without_links_has_leases_too(path, monkeypatch):
     def refused(source, target):
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(leases.os, "link", refused)
+    monkeypatch.setattr(durable.os, "link", refused)
     assert acquire(path, "mine") is None
     assert acquire(path, "yours").token == "mine"
     assert [p.name for p in path.parent.iterdir()] == ["trunk"]

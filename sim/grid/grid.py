@@ -15,14 +15,12 @@ import functools
 import itertools
 import json
 import secrets
-import shutil
 import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +29,7 @@ from pydantic import TypeAdapter, ValidationError
 from isoflop.models import kernels
 from isoflop.models.errors import UserError
 from isoflop.sim import userfile
-from isoflop.sim.durable import unwritable, write
+from isoflop.sim.durable import Place, remote, remove_folder, unwritable, write
 from isoflop.sim.grid import leases
 from isoflop.sim.grid.executors.base import Executor, WorkerDied
 from isoflop.sim.grid.executors.local import Local
@@ -52,7 +50,7 @@ STALL_SECONDS = 600.0  # without a word from a job, until that is said
 Result = tuple[Record, Mapping[str, np.ndarray]]
 # (arrangement, its work folder, emit, keys of the runs to yield) → records and weights
 Trainer = Callable[
-    [Sequence[Run], Path, Callable[["Event | Note"], None], Collection[str]], Iterator[Result]
+    [Sequence[Run], Place, Callable[["Event | Note"], None], Collection[str]], Iterator[Result]
 ]
 
 
@@ -169,7 +167,7 @@ def _length(job: Job) -> int:
 
 def execute(
     cells: Iterable[Cell],
-    root: Path,
+    root: Place,
     trainer: Trainer,
     *,
     executor: Executor = HERE,
@@ -188,6 +186,7 @@ def execute(
     jobs go on.
     """
     store = Store(root)
+    root = store.root
     store.check(need_bytes)
     every = jobs(cells, shard)
     missing = functools.partial(_missing, store, retrain_changed=retrain_changed)
@@ -244,7 +243,7 @@ def execute(
 
 
 def train_job(
-    root: Path,
+    root: Place,
     trainer: Trainer,
     token: str,
     retrain_changed: bool,
@@ -257,6 +256,7 @@ def train_job(
     SIGUSR1, once the job has saved where it stands.
     """
     store = Store(root)
+    root = store.root
     try:
         with (
             preemption.watched(),
@@ -323,12 +323,13 @@ def _train(
     folder = store.root / "jobs" / job.trunk
     runs = _arrange(folder, job, missing)
     error: list[Exception] = []
-    with (folder / "metrics.jsonl").open("ab", buffering=0) as log:
+    with _appended(folder / "metrics.jsonl") as log:
 
         def logged(event: Event | Note) -> None:
             known = {k: v for k, v in asdict(event).items() if v == v}  # JSON has no NaN
             with contextlib.suppress(OSError):  # a full disk is told by what cannot do without it
-                log.write(json.dumps(known).encode() + b"\n")
+                if log is not None:
+                    log.write(json.dumps(known).encode() + b"\n")
             emit(event)
             if lease.lost.is_set():
                 raise _LeaseLost
@@ -346,7 +347,7 @@ def _train(
                 store.save(record, weights)
                 emit(Recorded(job.trunk, record))
     if not missing:  # a job that failed goes on from its checkpoints when it is tried again
-        shutil.rmtree(folder / "work", ignore_errors=True)
+        remove_folder(folder / "work")
         return ""
     if error and isinstance(error[0], _LeaseLost):
         emit(Leased(job.trunk, "another process, which took it over"))
@@ -360,21 +361,26 @@ def _train(
     return mistake
 
 
-def _arrange(folder: Path, job: Job, missing: Mapping[str, Run]) -> tuple[Run, ...]:
+def _appended(path: Place) -> contextlib.AbstractContextManager[Any]:
+    """A file to add lines to; None on an object store, whose objects cannot be added to."""
+    return contextlib.nullcontext() if remote(path) else path.open("ab", buffering=0)
+
+
+def _arrange(folder: Place, job: Job, missing: Mapping[str, Run]) -> tuple[Run, ...]:
     """What to train together: the arrangement of the job begun, if it is one; else the missing."""
     path = folder / "job.json"
     begun = [run.key for run in _read_arrangement(path)] if path.exists() else []
     asked = {run.key: run for run in job.runs}
     if begun and missing.keys() <= set(begun) <= asked.keys():
         return tuple(asked[key] for key in begun)  # as asked now: a file may have moved
-    shutil.rmtree(folder / "work", ignore_errors=True)  # a trunk of other seeds
+    remove_folder(folder / "work")  # a trunk of other seeds
     runs = tuple(missing.values())
     folder.mkdir(parents=True, exist_ok=True)
     write(path, ("[" + ",\n".join(canonical(run) for run in runs) + "]\n").encode())
     return runs
 
 
-def _read_arrangement(path: Path) -> tuple[Run, ...]:
+def _read_arrangement(path: Place) -> tuple[Run, ...]:
     try:
         return TypeAdapter(tuple[Run, ...]).validate_json(path.read_bytes())
     except ValidationError as error:
@@ -412,5 +418,5 @@ def _reason(error: Exception) -> str:
     return f"{where}: {said}" if where else said
 
 
-def _lease(root: Path, trunk: str) -> Path:
+def _lease(root: Place, trunk: str) -> Place:
     return root / "leases" / trunk

@@ -27,7 +27,7 @@ from pydantic import AliasChoices, Field, ValidationError, model_validator
 from isoflop.models.base import Config
 from isoflop.models.errors import UserError
 from isoflop.models.lm import ModelConfig
-from isoflop.sim.durable import unwritable, why, write
+from isoflop.sim.durable import Place, place, remote, unwritable, why, write
 from isoflop.sim.records.metrics import Metric
 from isoflop.sim.records.readers import computed, dotted
 from isoflop.sim.spec import Cell, Run, canonical
@@ -185,7 +185,7 @@ class Foreign(UserError):
     """A record that is whole, and of a kind or a version that this code does not know."""
 
 
-def _record(path: Path, content: bytes) -> Record:
+def _record(path: Place, content: bytes) -> Record:
     try:
         return Record.model_validate_json(content)
     except ValidationError as error:
@@ -207,11 +207,14 @@ def _record(path: Path, content: bytes) -> Record:
 
 @dataclass(frozen=True)
 class Store:
-    """A runs directory."""
+    """A runs directory, or an object store's folder by its URL (sim/durable.py)."""
 
-    root: Path
+    root: Place
 
-    def directory(self, key: str) -> Path:
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", place(self.root))
+
+    def directory(self, key: str) -> Place:
         return self.root / key
 
     def load(self, key: str) -> Record | None:
@@ -285,7 +288,7 @@ class Store:
         if not path.is_file():
             raise UserError(f"run {key} has no weights at {path}; train it first")
         try:
-            return safetensors.numpy.load_file(path)
+            return safetensors.numpy.load(path.read_bytes())
         except safetensors.SafetensorError as error:
             raise UserError(
                 f"{path} is damaged ({error}); delete the folder {path.parent} to train that run "
@@ -299,13 +302,13 @@ class Store:
             self.root.mkdir(parents=True, exist_ok=True)
             write(probe, b"can this directory be written?")
             probe.unlink(missing_ok=True)  # another process may probe too
-            free_bytes = shutil.disk_usage(self.root).free
+            free_bytes = None if remote(self.root) else shutil.disk_usage(self.root).free
         except OSError as error:
             raise UserError(
                 f"the runs directory {self.root} cannot be written: {why(error)}; "
                 f"choose another with --runs"
             ) from error
-        if free_bytes < need_bytes:
+        if free_bytes is not None and free_bytes < need_bytes:
             raise UserError(
                 f"the runs directory {self.root} has {free_bytes / 1e6:,.3g} MB free and this "
                 f"grid needs about {need_bytes / 1e6:,.3g} MB; free some or choose another "

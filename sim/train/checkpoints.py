@@ -17,11 +17,9 @@ import contextlib
 import functools
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -29,7 +27,7 @@ import numpy as np
 from jaxtyping import Float
 
 from isoflop.models.errors import printable, shortened
-from isoflop.sim.durable import why, write
+from isoflop.sim.durable import Place, remote, remove_folder, why, write
 from isoflop.sim.train import hosts
 
 if TYPE_CHECKING:
@@ -47,7 +45,7 @@ class Checkpoint:
     step: int
     seconds: float  # of training until then
     state: Any  # weights and moments: a tree of arrays
-    losses: Float[np.ndarray, "steps lanes"]
+    losses: Float[np.ndarray, "steps seeds"]
 
 
 @dataclass
@@ -57,7 +55,7 @@ class Checkpoints:
     `note` is told, in words, what could not be saved or taken up.
     """
 
-    folder: Path | None
+    folder: Place | None
     name: str
     note: Callable[[str], None]
     last: float = field(default_factory=time.monotonic)
@@ -76,7 +74,7 @@ class Checkpoints:
         path = self._path(stage, checkpoint.step)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _orbax().save(path.absolute(), args=_saved(checkpoint), force=True)
+            _orbax().save(_place(path), args=_saved(checkpoint), force=True)
             if hosts.first():
                 facts = {"step": checkpoint.step, "seconds": checkpoint.seconds}
                 write(path / WHOLE, _sealed(facts | {"files": _digests(path)}))
@@ -105,7 +103,7 @@ class Checkpoints:
                     self._damaged(path, error)
         return None
 
-    def _verified(self, path: Path) -> dict[str, Any] | None:
+    def _verified(self, path: Place) -> dict[str, Any] | None:
         """What checkpoint.json says, if it is true of the files beside it."""
         try:
             return _facts(path)
@@ -113,7 +111,7 @@ class Checkpoints:
             self._damaged(path, error)
         return None
 
-    def _damaged(self, path: Path, error: Exception) -> None:
+    def _damaged(self, path: Place, error: Exception) -> None:
         self.note(
             f"the checkpoint {path} is damaged ({_brief(error)}); "
             "goes on from the one before it, or from the start"
@@ -124,7 +122,7 @@ class Checkpoints:
         if self.folder is not None and hosts.first():
             self._remove(stage, set())
 
-    def _remove(self, stage: str, kept: Collection[Path]) -> None:
+    def _remove(self, stage: str, kept: Collection[Place]) -> None:
         """The others of a stage, and what kills left of some. First what makes one count, so that
         nothing that is half removed looks whole.
         """
@@ -132,9 +130,9 @@ class Checkpoints:
         for path in set(self.folder.glob(f"{self.name}.{stage}.*")) - set(kept):
             with contextlib.suppress(OSError):  # it goes with its folder when the job is done
                 (path / WHOLE).unlink(missing_ok=True)
-                shutil.rmtree(path)
+                remove_folder(path)
 
-    def _path(self, stage: str, step: int) -> Path:
+    def _path(self, stage: str, step: int) -> Place:
         assert self.folder is not None
         return self.folder / f"{self.name}.{stage}.{step}"
 
@@ -153,7 +151,7 @@ def _saved(checkpoint: Checkpoint) -> Any:
     return ocp.args.PyTreeSave({"state": _named(checkpoint.state), "losses": checkpoint.losses})
 
 
-def _restored(path: Path, facts: Mapping[str, Any], like: Any) -> Checkpoint:
+def _restored(path: Place, facts: Mapping[str, Any], like: Any) -> Checkpoint:
     import orbax.checkpoint as ocp
 
     state = _named(like)
@@ -163,7 +161,7 @@ def _restored(path: Path, facts: Mapping[str, Any], like: Any) -> Checkpoint:
     }
     args = {"state": places, "losses": ocp.RestoreArgs(restore_type=np.ndarray)}
     restore = ocp.args.PyTreeRestore({"state": state, "losses": 0}, restore_args=args)
-    found = _orbax().restore(path.absolute(), args=restore)
+    found = _orbax().restore(_place(path), args=restore)
     leaves = [found["state"][name] for name in state]
     state = jax.tree.unflatten(jax.tree.structure(like), leaves)
     return Checkpoint(facts["step"], facts["seconds"], state, found["losses"])
@@ -172,6 +170,17 @@ def _restored(path: Path, facts: Mapping[str, Any], like: Any) -> Checkpoint:
 def _named(state: Any) -> dict[str, Any]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _place(path: Place) -> Place:
+    """As Orbax takes it. Raises ValueError for an object store that it does not know."""
+    if not remote(path):
+        return path.absolute()
+    from etils import epath
+
+    if path.protocol not in ("gs", "gcs", "s3"):  # type: ignore[attr-defined]
+        raise ValueError(f"Orbax keeps none on {path.protocol}://")  # type: ignore[attr-defined]
+    return epath.Path(str(path))
 
 
 @functools.cache
@@ -186,7 +195,7 @@ def _sealed(facts: dict[str, Any]) -> bytes:
     return json.dumps(facts | {"digest": hashlib.sha256(text.encode()).hexdigest()}).encode()
 
 
-def _facts(path: Path) -> dict[str, Any]:
+def _facts(path: Place) -> dict[str, Any]:
     """Raises ValueError where they are not those that were sealed, or a file's bytes are not."""
     facts = json.loads((path / WHOLE).read_bytes())
     if _sealed({k: v for k, v in facts.items() if k != "digest"}) != json.dumps(facts).encode():
@@ -198,7 +207,7 @@ def _facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def _digests(path: Path) -> dict[str, str]:
+def _digests(path: Place) -> dict[str, str]:
     """Of every file of Orbax's below a checkpoint."""
     found = {}
     for file in sorted(path.rglob("*")):

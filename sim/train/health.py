@@ -27,8 +27,8 @@ class TimeLimit(UserError):
     """A job trained for longer than it was given."""
 
 
-def finite(losses: Float[np.ndarray, "steps lanes"]) -> Bool[np.ndarray, "lanes"]:
-    """Lanes whose losses are all finite."""
+def finite(losses: Float[np.ndarray, "steps seeds"]) -> Bool[np.ndarray, "seeds"]:
+    """Seeds whose losses are all finite."""
     return np.isfinite(losses).all(axis=0)
 
 

@@ -18,13 +18,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter
 
 from isoflop.models.errors import UserError, listed
+from isoflop.sim.durable import Place, place
 from isoflop.sim.spec import Run, canonical
 from isoflop.sim.train import preemption
 
@@ -103,7 +103,7 @@ def decided(decide: Callable[[], Any]) -> Any:
 def leading(trainer: Trainer) -> Trainer:
     """The trainer, which the processes that `follow` run in step with this one, the first."""
 
-    def train(runs: Sequence[Run], work: Path, emit: Callable, wanted: Collection[str]) -> Any:
+    def train(runs: Sequence[Run], work: Place, emit: Callable, wanted: Collection[str]) -> Any:
         texts = ",".join(canonical(run) for run in runs)
         order = {"runs": f"[{texts}]", "work": str(work), "wanted": sorted(wanted)}
         decided(lambda: order)
@@ -120,7 +120,9 @@ def follow(trainer: Trainer) -> None:
         runs = TypeAdapter(tuple[Run, ...]).validate_json(order["runs"])
         try:
             with preemption.watched():
-                for _ in trainer(runs, Path(order["work"]), lambda event: None, {*order["wanted"]}):
+                for _ in trainer(
+                    runs, place(order["work"]), lambda event: None, {*order["wanted"]}
+                ):
                     pass
         except preemption.Preempted:
             raise

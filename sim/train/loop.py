@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,6 +28,7 @@ from isoflop.models.errors import UserError
 from isoflop.sim.cost import flops
 from isoflop.sim.data import Source
 from isoflop.sim.data.source import Batch, drawn
+from isoflop.sim.durable import Place
 from isoflop.sim.records import provenance
 from isoflop.sim.records.metrics import Metric, measured
 from isoflop.sim.records.store import Record
@@ -168,13 +168,13 @@ class Trunk:
 
     @property
     def diverged(self) -> bool:
-        """Whether every lane has had a loss that was not finite."""
+        """Whether every seed has had a loss that was not finite."""
         return bool(self.losses) and not health.finite(np.concatenate(self.losses)).any()
 
 
 def train(
     runs: Sequence[Run],
-    workdir: Path | None = None,
+    workdir: Place | None = None,
     emit: Emit = lambda event: None,
     wanted: Collection[str] | None = None,
     layout: Layout = ONE_DEVICE,
@@ -208,7 +208,7 @@ def train(
 
 
 def _train(
-    job: Job, workdir: Path | None, keys: Collection[str], time_limit: float
+    job: Job, workdir: Place | None, keys: Collection[str], time_limit: float
 ) -> Iterator[tuple[Record, Weights]]:
     runs = job.runs
     ends = [end for end in job.ends if any(r.key in keys for r in runs if r.budget.steps == end)]
@@ -235,7 +235,7 @@ def _advance(
     job: Job, trunk: Trunk, run: Run, stop: int, done: int, saved: Checkpoints, stage: str,
     time_limit: float,
 ) -> int:  # fmt: skip
-    """Train to step `stop` of `run`; returns the steps this job has done in all. Once every lane
+    """Train to step `stop` of `run`; returns the steps this job has done in all. Once every seed
     has diverged no more is computed, and the losses that are left are NaN.
     """
     budget = run.budget
