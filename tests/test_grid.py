@@ -371,6 +371,7 @@ def test_a_job_that_says_nothing_is_flagged_and_waited_for(tmp_path, monkeypatch
 
     seen = []
     outcome = execute(fakes.cells(width=[8]), tmp_path, hangs, on_event=seen.append)
-    first, second = (m.seconds for m in seen if isinstance(m, Stalled))
-    assert 0.05 <= first < 2 * first <= second + 0.05
+    first, second, *_ = (m.seconds for m in seen if isinstance(m, Stalled))
+    assert first >= grids.STALL_SECONDS
+    assert second >= 2 * grids.STALL_SECONDS
     assert outcome.count("ok") == 4
