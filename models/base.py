@@ -168,6 +168,11 @@ class MixerConfig(Tagged, Sizes):
         """Elements of the decoding state of one sequence, made for `context` tokens."""
         raise TypeError(f"{type(self).__name__} has no state_size")
 
+    @property
+    def state_parts(self) -> int | None:
+        """Equal parts in which devices can hold the state, as key/value heads; None: any number."""
+        return None
+
     def max_tokens(self, context: int) -> int | None:
         """Tokens that a state made for `context` tokens can take; None: any number."""
         return None

@@ -134,6 +134,10 @@ class Attention(MixerConfig):
         """Keys and values of every slot, and one position."""
         return 2 * self.slots(context) * self.kv_heads * self.head_size(d_model) + 1
 
+    @property
+    def state_parts(self) -> int:
+        return self.kv_heads
+
     def slots(self, context: int) -> int:
         """Keys a cache for `context` tokens holds: all of them, or a ring of `window`."""
         return min(context, self.window or context)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from isoflop.models.errors import UserError
+from isoflop.models.errors import UserError, quoted
 from isoflop.models.lm import ModelConfig
 
 Number = int | float
@@ -46,12 +46,21 @@ class Device:
     announced: str
     source: str
     listed: Price | None = None  # None: no dated source here
+    memory_bytes: float = 0.0  # of the chip; 0: not stated here
+    link_bytes_per_second: float = 0.0  # one way, over all links to other chips; 0: none
+    multiples: tuple[tuple[str, float], ...] = ()  # format → times the bf16 peak
 
     @property
     def price(self) -> Price:
         if self.listed is None:
             raise UserError(f"{self.name} has no dated price here; pass a Price of your own")
         return self.listed
+
+    def peak(self, format: str) -> float:
+        """FLOPs (or integer operations) per second of dense matmuls in a format: bf16's where the
+        chip has no faster unit for it.
+        """
+        return self.flops_per_second * dict(self.multiples).get(format, 1.0)
 
 
 def flat(rate: float, date: str, source: str) -> Price:
@@ -71,26 +80,80 @@ H100 = Price(1.99, 2.95, 5.00, "2026-05", _INDEX)
 H200 = Price(2.50, 4.00, 7.00, "2026-05", _TIERS)
 V5E, V5P = flat(1.20, "2025-02", _BOOK), flat(4.20, "2025-02", _BOOK)
 
+_INT8 = (("int8", 2.0),)
+_FP8 = (("fp8", 2.0), ("int8", 2.0))
+_FP4 = (*_FP8, ("fp4", 4.0))
+_AMD = "AMD data sheet"
+
 DEVICES = {
     device.name: device
     for device in (
-        Device("A100-80", 312e12, 2.039e12, 400.0, "2020-11", f"{_NVIDIA}, A100 80GB SXM", A100),
-        Device("H100", 989e12, 3.35e12, 700.0, "2022-03", f"{_NVIDIA}, H100 SXM5", H100),
-        Device("H200", 989e12, 4.8e12, 700.0, "2023-11", f"{_NVIDIA}, H200 SXM", H200),
-        Device("B200", 2250e12, 8e12, 1000.0, "2024-03", f"{_NVIDIA}, HGX B200"),
-        Device("v5e", 197e12, 0.81e12, None, "2023-08", _BOOK, V5E),
-        Device("v5p", 459e12, 2.765e12, None, "2023-12", f"{_TPU}/v5p", V5P),
-        Device("v6e", 918e12, 1.638e12, None, "2024-05", f"{_TPU}/v6e"),
-        Device("TPU7x", 2307e12, 7.4e12, None, "2025-04", f"{_TPU}/tpu7x"),
+        Device(
+            *("A100-80", 312e12, 2.039e12, 400.0, "2020-11", f"{_NVIDIA}, A100 80GB SXM"),
+            *(A100, 80e9, 300e9, _INT8),
+        ),
+        Device(
+            *("H100", 989e12, 3.35e12, 700.0, "2022-03", f"{_NVIDIA}, H100 SXM5"),
+            *(H100, 80e9, 450e9, _FP8),
+        ),
+        Device(
+            *("H800", 989e12, 3.35e12, 700.0, "2023-03", "H100; links: 2412.19437, §3.2.2"),
+            *(None, 80e9, 160e9, _FP8),
+        ),
+        Device(
+            *("H200", 989e12, 4.8e12, 700.0, "2023-11", f"{_NVIDIA}, H200 SXM"),
+            *(H200, 141e9, 450e9, _FP8),
+        ),
+        Device(
+            *("B200", 2250e12, 8e12, 1000.0, "2024-03", f"{_NVIDIA}, HGX B200"),
+            *(None, 180e9, 900e9, _FP4),
+        ),
+        Device(
+            *("GB200", 2500e12, 8e12, 1200.0, "2024-03", f"{_NVIDIA}, GB200 NVL72, a 72nd"),
+            *(None, 186e9, 900e9, _FP4),
+        ),
+        Device(
+            *("L40S", 362e12, 0.864e12, 350.0, "2023-08", f"{_NVIDIA}, L40S"),
+            *(None, 48e9, 32e9, _FP8),
+        ),
+        Device(
+            *("L4", 121e12, 0.3e12, 72.0, "2023-03", f"{_NVIDIA}, L4"),
+            *(None, 24e9, 32e9, _FP8),
+        ),
+        Device(
+            *("MI300X", 1307e12, 5.3e12, 750.0, "2023-12", f"{_AMD}, Instinct MI300X"),
+            *(None, 192e9, 448e9, _FP8),
+        ),
+        Device(
+            *("MI325X", 1307e12, 6e12, 1000.0, "2024-10", f"{_AMD}, Instinct MI325X"),
+            *(None, 256e9, 448e9, _FP8),
+        ),
+        Device(
+            *("v5e", 197e12, 0.81e12, None, "2023-08", _BOOK),
+            *(V5E, 16 * 2**30, 200e9, _INT8),
+        ),
+        Device(
+            *("v5p", 459e12, 2.765e12, None, "2023-12", f"{_TPU}/v5p"),
+            *(V5P, 95 * 2**30, 600e9, _INT8),
+        ),
+        Device(
+            *("v6e", 918e12, 1.638e12, None, "2024-05", f"{_TPU}/v6e"),
+            *(None, 32 * 2**30, 400e9, _INT8),
+        ),
+        Device(
+            *("TPU7x", 2307e12, 7.4e12, None, "2025-04", f"{_TPU}/tpu7x"),
+            *(None, 192 * 2**30, 600e9, _FP8[:1]),
+        ),
     )
 }
 
 
 def device(name: str) -> Device:
     """A row of the table. Raises UserError for a name that is not in it."""
-    if name not in DEVICES:
-        raise UserError(f"there is no device {name!r}; use one of {', '.join(DEVICES)}")
-    return DEVICES[name]
+    known = {key.lower(): key for key in DEVICES}
+    if name.lower() not in known:
+        raise UserError(f"there is no device {quoted(name)}; use one of {', '.join(DEVICES)}")
+    return DEVICES[known[name.lower()]]
 
 
 @dataclass(frozen=True)
