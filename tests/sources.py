@@ -3,12 +3,14 @@
 import pytest
 
 from isoflop.models.errors import UserError
-from isoflop.sim.data import HierarchyGrammar, Markov, ZipfFacts
+from isoflop.sim.data import ContextFacts, HiddenMarkov, HierarchyGrammar, Markov, ZipfFacts
 
 LANGUAGES = [
     ZipfFacts(facts=300, symbols=16, alpha=0.5),
     HierarchyGrammar(symbols=6, rules=3, branching=2, depth=4),
     Markov(symbols=5, order=2),
+    ContextFacts(facts=300, symbols=16, alpha=0.5),
+    HiddenMarkov(states=3, symbols=5),
 ]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sources import LANGUAGES, refusal
 
-from isoflop.sim.data import HierarchyGrammar, Markov, ZipfFacts
+from isoflop.sim.data import ContextFacts, HiddenMarkov, HierarchyGrammar, Markov, ZipfFacts
 from isoflop.sim.data.languages import GRID
 
 each_language = pytest.mark.parametrize("config", LANGUAGES, ids=lambda config: config.kind)
@@ -106,6 +106,72 @@ def test_a_markov_language_costs_its_entropy_and_its_floor():
 def test_markov_of_order_one_has_no_start_to_pay_for():
     opened = Markov(symbols=9).open()
     assert opened.floor(1) == pytest.approx(opened.entropy, abs=1e-12)
+
+
+def test_a_hidden_markov_model_predicts_as_all_its_paths_do():
+    """The forward algorithm, and the entropy of windows, by a sum over every path of states."""
+    opened = HiddenMarkov(states=2, symbols=3, seed=4).open()
+    every = np.array(list(itertools.product(range(3), repeat=4)))
+    p = np.zeros(len(every))
+    for path in itertools.product(range(2), repeat=4):
+        likely = opened.stationary[path[0]] * opened.emit[path[0], every[:, 0]]
+        for t in range(1, 4):
+            likely = likely * opened.move[path[t - 1], path[t]] * opened.emit[path[t], every[:, t]]
+        p += likely
+    assert p.sum() == pytest.approx(1, abs=1e-12)
+    first = p.reshape(3, -1).sum(axis=1)
+    nats = -np.log(p) + np.log(first)[every[:, 0]]
+    np.testing.assert_allclose(opened.optimal(every).sum(axis=1), nats, rtol=1e-12)
+    assert opened.floor(3) == pytest.approx(p @ nats / 3, rel=1e-12)
+
+
+@pytest.mark.parametrize("dials", [{"states": 3, "symbols": 5}, {"concentration": 0.2, "seed": 1}])
+def test_a_hidden_markov_model_costs_its_entropy(dials):
+    opened = HiddenMarkov(**dials).open()
+    cost = opened.optimal(opened.held_out(60_000, 60).tokens).mean(axis=1)
+    assert abs(cost.mean() - opened.floor(60)) < 4 * cost.std() / math.sqrt(len(cost))
+    assert opened.floor(60) > opened.entropy
+    assert opened.floor(10**6) == pytest.approx(opened.entropy, abs=1e-5)
+
+
+def test_a_hidden_markov_model_of_one_state_has_tokens_that_know_nothing_of_each_other():
+    opened = HiddenMarkov(states=1, symbols=4).open()
+    p = opened.emit[0]
+    assert opened.entropy == opened.floor(5) == pytest.approx(-(p * np.log(p)).sum(), abs=1e-12)
+
+
+def test_a_hidden_markov_model_whose_entropy_is_not_known_is_refused():
+    told = refusal(HiddenMarkov(states=16, symbols=16, concentration=0.3).open)
+    assert "and must be to 0.001; use fewer symbols or states" in told
+
+
+def test_facts_of_a_context_are_recalled_from_it_and_cost_what_its_floor_says():
+    dials = {"facts": 40, "symbols": 7, "alpha": 0.6, "seed": 3}
+    opened, plain = ContextFacts(fresh=0.5, **dials).open(), ZipfFacts(**dials).open()
+    tokens = opened.batch(0, 0, 3000, 64).tokens
+    known, cost = plain.symbol, np.zeros(tokens.shape)
+    cost[:, 0::2] = -np.log(plain.p)[tokens[:, 0::2]]
+    assert opened.fresh.sum() == 20
+    for row, line in enumerate(tokens):
+        own = {}
+        for place, (k, z) in enumerate(zip(line[:-1:2], line[1::2], strict=True)):
+            if not opened.fresh[k]:
+                assert z == known[k]
+            elif k in own:
+                assert z == own[k]
+            else:
+                own[k], cost[row, 2 * place + 1] = z, math.log(7)
+    mean = cost[:, 1:].mean(axis=1)
+    assert abs(mean.mean() - opened.floor(64)) < 4 * mean.std() / math.sqrt(len(mean))
+    assert opened.entropy == plain.entropy < opened.floor(512) < opened.floor(64)
+
+
+def test_facts_of_a_context_without_fresh_ones_are_zipf_facts():
+    dials = {"facts": 40, "symbols": 7, "alpha": 0.6, "seed": 3}
+    opened, plain = ContextFacts(fresh=0, **dials).open(), ZipfFacts(**dials).open()
+    for give in (lambda source: source.batch(3, 1, 8, 64), lambda source: source.held_out(512, 64)):
+        np.testing.assert_array_equal(give(opened).tokens, give(plain).tokens)
+    assert opened.floor(64) == plain.floor(64)
 
 
 def test_windows_are_whole_sentences():

@@ -1,9 +1,9 @@
 """Seeded, stateless token streams: everything that a run can be trained on, under one name.
 
-Stored text: `Corpus`, `File`, `HuggingFace`. Generated, with exactly known entropy: `ZipfFacts`,
-`HierarchyGrammar`, `Markov`. Tasks with right and wrong answers are in the files of
-`sim.data.tasks`, and `Mixture` joins sources. `compressed_bits_per_byte` is a baseline for a
-model's loss. The contract is `sim.data.source`.
+Stored text: `Corpus`, `File`, `HuggingFace`. Generated, with known entropy: `ZipfFacts`,
+`ContextFacts`, `HierarchyGrammar`, `Markov`, `HiddenMarkov`. Tasks with right and wrong answers are
+in the files of `sim.data.tasks`, and `Mixture` joins sources. `compressed_bits_per_byte` is a
+baseline for a model's loss. The contract is `sim.data.source`.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ import isoflop.sim.data.tasks  # noqa: F401 (so that their kinds are known)
 from isoflop.sim.data.compressors import compressed_bits_per_byte
 from isoflop.sim.data.corpora import Corpus
 from isoflop.sim.data.files import File
+from isoflop.sim.data.hidden_markov import HiddenMarkov
 from isoflop.sim.data.huggingface import HuggingFace
-from isoflop.sim.data.languages import HierarchyGrammar, Markov, ZipfFacts
+from isoflop.sim.data.languages import ContextFacts, HierarchyGrammar, Markov, ZipfFacts
 from isoflop.sim.data.mixture import Mixture, Part
 from isoflop.sim.data.source import AnyData, Batch, DataConfig, Source
 
 __all__ = [
     "AnyData",
     "Batch",
+    "ContextFacts",
     "Corpus",
     "DataConfig",
     "File",
+    "HiddenMarkov",
     "HierarchyGrammar",
     "HuggingFace",
     "Markov",

@@ -87,7 +87,7 @@ class ZipfFacts(DataConfig):
 
 
 class _ZipfFacts(Generated):
-    def __init__(self, config: ZipfFacts):
+    def __init__(self, config: ZipfFacts | ContextFacts):
         super().__init__(config, period=2)
         weight = np.arange(1, config.facts + 1) ** -(1 + config.alpha)
         self.p = weight / weight.sum()
@@ -97,7 +97,7 @@ class _ZipfFacts(Generated):
         self.entropy = entropy(self.p) / 2
 
     def draw(self, rng: np.random.Generator, rows: int, length: int) -> np.ndarray:
-        return self._tokens(rng.random((rows, length // 2 + 1)))
+        return self._tokens(rng.random((rows, length // 2 + 1)), rng)
 
     def held_out(self, tokens: int, seq_len: int) -> Batch:
         """Every fact is a target as often as p_k says, to within one: systematic sampling.
@@ -110,12 +110,70 @@ class _ZipfFacts(Generated):
         even = (rng.permutation(targets) + rng.random()) / targets
         given = rng.random((rows, 1))  # the first token of a row is never a target
         uniform = np.hstack([given, even.reshape(rows, -1)])
-        return Batch(self._tokens(uniform).astype(np.int32))
+        return Batch(self._tokens(uniform, rng).astype(np.int32))
 
-    def _tokens(self, uniform: np.ndarray) -> np.ndarray:
+    def _tokens(self, uniform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         fact = np.searchsorted(self.cdf, uniform, side="right")
-        pairs = np.stack([fact, self.symbol[fact]], axis=-1)
+        pairs = np.stack([fact, self.symbols(fact, rng)], axis=-1)
         return pairs.reshape(len(fact), -1)[:, :-1]  # the last fact's symbol is outside the window
+
+    def symbols(self, fact: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return self.symbol[fact]
+
+
+class ContextFacts(DataConfig):
+    """Zipf facts of which a share `fresh` has other symbols in every window: those are recalled.
+
+    Pairs (k, z_k) as of `ZipfFacts`. Which facts are fresh is drawn once, by `seed`; in each window
+    their symbols are drawn anew, and cost log(symbols) where they first occur in it and nothing
+    again. The entropy is therefore H(k)/2 per token as there, and the least loss in windows of P
+    pairs, `floor`, is higher by log(symbols)/2P · Σ 1 − (1 − p_k)^P over the fresh facts: what
+    memory cannot give, and a longer context can. `fresh=0` is `ZipfFacts`.
+    """
+
+    kind: Literal["context_facts"] = "context_facts"
+    facts: int = Field(ge=2, le=TABLE_MAX)
+    symbols: int = Field(ge=2, le=TABLE_MAX)
+    alpha: PositiveFloat
+    fresh: float = Field(0.5, ge=0, le=1)
+    seed: NonNegativeInt = 0
+
+    @property
+    def vocab_size(self) -> int:
+        return self.facts + self.symbols
+
+    def open(self) -> Source:
+        return _ContextFacts(self)
+
+
+class _ContextFacts(_ZipfFacts):
+    def __init__(self, config: ContextFacts):
+        super().__init__(config)
+        self.config = config
+        chosen = stream(LANGUAGE, config.seed, 1).permutation(config.facts)
+        self.fresh = chosen < round(config.fresh * config.facts)
+
+    def symbols(self, fact: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        drawn = self.config.facts + rng.integers(self.config.symbols, size=fact.shape)
+        own = np.take_along_axis(drawn, first_places(fact), axis=1)
+        return np.where(self.fresh[fact], own, self.symbol[fact])
+
+    def floor(self, seq_len: int) -> float:
+        pairs = seq_len // 2
+        seen = 1 - (1 - self.p[self.fresh]) ** pairs
+        assert self.entropy is not None
+        return self.entropy + float(np.log(self.config.symbols) * seen.sum()) / (2 * pairs)
+
+
+def first_places(numbers: np.ndarray) -> np.ndarray:
+    """Of each number of a row (n, p), where it first stands in it."""
+    order = np.argsort(numbers, axis=1, kind="stable")
+    ordered = np.take_along_axis(numbers, order, axis=1)
+    new = np.pad(ordered[:, 1:] != ordered[:, :-1], [(0, 0), (1, 0)], constant_values=True)
+    begin = np.maximum.accumulate(np.where(new, np.arange(numbers.shape[1]), 0), axis=1)
+    found = np.empty_like(numbers)
+    np.put_along_axis(found, order, np.take_along_axis(order, begin, axis=1), axis=1)
+    return found
 
 
 class HierarchyGrammar(DataConfig):

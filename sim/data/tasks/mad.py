@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from isoflop.sim.data.languages import LANGUAGE, stream
+from isoflop.sim.data.languages import LANGUAGE, first_places, stream
 from isoflop.sim.data.source import Batch
 from isoflop.sim.data.tasks.base import LENGTH_MAX, VOCAB_MAX, Task, answered, labelled
 
@@ -73,7 +73,7 @@ class PairRecall(Task):
             tokens += self.keys + self.values + rng.integers(self.noise_tokens, size=tokens.shape)
         answer = np.zeros(tokens.shape, bool)
         tokens[row, start], tokens[row, start + 1] = key, value
-        answer[row, start + 1] = inside & repeated(key)
+        answer[row, start + 1] = inside & (first_places(key) < place)
         return answered(tokens[:, : self.length], answer[:, : self.length])
 
 
@@ -162,7 +162,8 @@ class FuzzyRecall(Task):
         tokens = np.zeros((n, self.length + 1), np.int64)
         answer = np.zeros(tokens.shape, bool)
         tokens[row[..., None], place] = words[row, chosen]
-        answer[row[..., None], place] = is_value[row, chosen] & repeated(chosen)[..., None]
+        again = first_places(chosen) < np.arange(chosen.shape[1])
+        answer[row[..., None], place] = is_value[row, chosen] & again[..., None]
         return answered(tokens[:, :-1], answer[:, :-1])
 
     def _pairs(
@@ -218,12 +219,3 @@ class Memorisation(Task):
         inside = np.arange(self.length) < length[:, None]
         fact = rng.integers(self.facts, size=inside.shape)
         return labelled(fact * inside, self.partner[fact] * inside, inside)
-
-
-def repeated(numbers: Int[np.ndarray, "n p"]) -> Bool[np.ndarray, "n p"]:
-    """Whether a number stands to the left in its row."""
-    order = np.argsort(numbers, axis=1, kind="stable")
-    ordered = np.take_along_axis(numbers, order, axis=1)
-    found = np.zeros(numbers.shape, bool)
-    np.put_along_axis(found, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
-    return found
