@@ -40,6 +40,7 @@ def cells(
     depths: tuple[int, ...] = (2,),
     optim: Literal["adamw", "muon"] = "adamw",
     depth_rule: Literal["completep", "none"] = "completep",
+    rates: tuple[float, ...] | None = None,
     steps: int = 400,
     seeds: int = 3,
 ) -> list[Cell]:
@@ -51,6 +52,7 @@ def cells(
         depths: depths, in blocks; more than one for a sweep over depth, at one width.
         optim: whose rate is swept.
         depth_rule: what transfers the rate where there are several depths.
+        rates: rates that are tried, instead of the optimiser's six.
         steps: training length, of 1024 tokens a step.
         seeds: runs of each cell; the loss of a rate is their mean.
     """
@@ -81,6 +83,6 @@ def cells(
         for family in families
         for width in widths
         for depth in depths
-        for rate in RATES[optim]
+        for rate in rates or RATES[optim]
         for seed in seeds_of(seeds)
     ]
