@@ -1,0 +1,135 @@
+"""Effective size: how large a plain model of the same family and data equals a treated one.
+
+    S(N_eff, D) = S(N, D) · L_treated / L_run
+
+with S the family's own surface of loss over size and data at the run's D tokens. The run's own
+residual from S is the treated model's too, so it divides out: what counts is the change of the loss
+on the same held-out tokens, and the seed's noise with it. Near the run this is ln N_eff/N ≈
+ln(L_treated/L_run) / (∂ln S/∂ln N). Outside the sizes that the surface was fitted to it is refused,
+and told on which side; an end of the interval that lies outside is 0 or infinite.
+
+The 90 % interval has two sources: the surface's bootstrap draws, and the change of the loss: with
+two seeds or more their spread (a t distribution over seeds), which holds the evaluation's error
+too; with one, the paired standard error over held-out sequences.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import brentq
+
+from isoflop.models.errors import UserError
+from isoflop.sim.laws.law import Law
+
+SPAN = (0.05, 0.95)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One treated run: its own loss, the treated loss less that, and the latter's standard error
+    over held-out sequences, paired.
+    """
+
+    n: float  # parameters, by the surface's count
+    d: float  # training tokens
+    loss: float
+    change: float
+    error: float
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Effective:
+    """N_eff / N with its 90 % interval; or, with a `reason`, none."""
+
+    ratio: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    reason: str = ""
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the interval leaves 1 out."""
+        return not self.reason and not self.low <= 1.0 <= self.high
+
+    def json(self) -> dict[str, Any]:
+        if self.reason:
+            return {"reason": self.reason}
+        return {"ratio": self.ratio, "low": self.low, "high": self.high}
+
+
+def effective(
+    changes: Sequence[Change],
+    law: Law,
+    draws: Law | None,
+    sizes: tuple[float, float],
+    seed: int = 0,
+) -> Effective:
+    """Of one cell's treated runs, one for each seed. `law` is the surface and `draws` its
+    bootstrap's (None: no interval is to be had of it); `sizes` are the least and the greatest N that
+    it was fitted to.
+
+    Raises UserError for runs of several cells.
+    """
+    if len({(one.n, one.d) for one in changes}) != 1:
+        raise UserError("an effective size is of the runs of one cell; give one N and one D")
+    first = changes[0]
+    logs = np.array([math.log1p(one.change / one.loss) for one in changes])
+    middle = float(logs.mean())
+    ratio, side = _inverted(law, first, middle, sizes)
+    if side:
+        return Effective(reason=_outside(side, sizes, first))
+    if middle == 0.0 and not any(one.error for one in changes) and not np.ptp(logs):
+        return Effective(1.0, 1.0, 1.0)  # nothing was done
+    if draws is None:
+        return Effective(ratio=ratio, reason="the surface has no interval, so neither has this")
+    rng = np.random.default_rng(seed)
+    count = len(np.atleast_1d(next(iter(draws.params_raw().values()))))
+    if len(logs) > 1:
+        scale = float(logs.std(ddof=1)) / math.sqrt(len(logs))
+        moved = middle + scale * rng.standard_t(len(logs) - 1, count)
+    else:
+        moved = middle + first.error / first.loss * rng.standard_normal(count)
+    found = [_inverted(draws.at(i), first, float(m), None)[0] for i, m in enumerate(moved)]
+    low, high = (float(end) for end in np.quantile(found, SPAN))
+    low = low if first.n * low >= sizes[0] else 0.0
+    high = high if first.n * high <= sizes[1] else math.inf
+    return Effective(ratio, low, high)
+
+
+def _inverted(
+    law: Law, run: Change, moved: float, sizes: tuple[float, float] | None
+) -> tuple[float, str]:
+    """N_eff/N where log S has moved by so much, and the side on which that is out of the window."""
+    goal = math.log(float(law(run.n, run.d))) + moved
+
+    def gap(log_ratio: float) -> float:
+        return math.log(float(law(run.n * math.exp(log_ratio), run.d))) - goal
+
+    if sizes is not None:
+        bottom, top = (math.log(size / run.n) for size in sizes)
+        if moved and gap(bottom) < 0:
+            return math.nan, "below"
+        if moved and gap(top) > 0:
+            return math.nan, "above"
+    else:
+        bottom, top = -30.0, 30.0
+        if gap(bottom) <= 0:
+            return 0.0, ""
+        if gap(top) >= 0:
+            return math.inf, ""
+    return (math.exp(brentq(gap, bottom, top)) if moved else 1.0), ""
+
+
+def _outside(side: str, sizes: tuple[float, float], run: Change) -> str:
+    end = sizes[0] if side == "below" else sizes[1]
+    return (
+        f"the treated model is {'worse' if side == 'below' else 'better'} than the "
+        f"{'smallest' if side == 'below' else 'largest'} plain one that was trained "
+        f"({end:.3g} parameters): N_eff/N is {side} {end / run.n:.2g}"
+    )

@@ -1,0 +1,130 @@
+"""Apply treatments to finished runs and keep what came of it: `sim.treatments.base` by the runs.
+
+A result has a key of its own, a digest of the run's and of the treatments in their order, and lies
+in the run's folder. What is there is not computed again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from isoflop.models.base import Config
+from isoflop.models.errors import UserError
+from isoflop.sim.cost.flops import param_counts
+from isoflop.sim.data.source import judged_on
+from isoflop.sim.durable import unwritable, write
+from isoflop.sim.evaluate.checkpoint import Checkpoint
+from isoflop.sim.records.metrics import Metric, measured
+from isoflop.sim.records.store import brief
+from isoflop.sim.treatments.base import AnyTreatment, Ledger, Subject, Treatment, judge, key
+
+FOLDER = "treated"
+
+
+class Treated(Config):
+    """A treated run: what it predicts on the run's own held-out tokens, and what it costs."""
+
+    key: str
+    run: str  # the key of the run that was treated
+    treatments: tuple[AnyTreatment, ...]
+    metrics: dict[str, Metric]  # of the treated model (sim/records/metrics.py)
+    plain: dict[str, Metric]  # of the run as it was, on the same tokens
+    change: Metric  # treated loss − plain loss, token by token: its error is the difference's own
+    params: dict[str, int]  # of the treated model, by PARAMETERS
+    ledger: Ledger
+    plain_ledger: Ledger
+    labels: dict[str, str | int | float] = Field(default_factory=dict)
+
+
+def apply(
+    run: str | Path, treatments: Sequence[Treatment], runs: Path = Path("runs")
+) -> Treated:
+    """The treated run, from its folder if it lies there. Raises UserError for what is no run, for
+    one without weights, and for one that cannot be treated so.
+    """
+    checkpoint = Checkpoint.load(run, runs)
+    plain = Subject.of(checkpoint)
+    name = key(plain.run, tuple(treatments))
+    path = checkpoint.folder / FOLDER / f"{name}.json"
+    if path.is_file():
+        return _read(path)
+    subject = plain
+    for one in treatments:
+        subject = one.apply(subject)
+    source, budget = plain.run.data.open(), plain.run.budget
+    batch = judged_on(source, budget.eval_tokens, budget.seq_len)
+    weights = batch.weights
+    before, after = judge(plain, batch.tokens), judge(subject, batch.tokens)
+    if not np.isfinite(after[0]).all():
+        raise UserError(
+            f"the treated model's loss is not a finite number; {_told(treatments)} is too much for "
+            f"run {plain.run.key}"
+        )
+    shares = np.ones_like(before[0]) if weights is None else weights
+    metrics, reference = (
+        measured((shares * nats).mean(-1), correct, weights, source.bytes_per_token)
+        for nats, correct in (after, before)
+    )
+    found = Treated(
+        key=name,
+        run=plain.run.key,
+        treatments=tuple(treatments),
+        metrics=metrics,
+        plain=reference,
+        change=_change(after[0], before[0], shares),
+        params=param_counts(subject.model),
+        ledger=subject.ledger,
+        plain_ledger=plain.ledger,
+    )
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write(path, found.model_dump_json().encode())
+    except OSError as error:
+        raise unwritable(path, error) from error
+    return found
+
+
+def _change(after: np.ndarray, before: np.ndarray, weights: np.ndarray) -> Metric:
+    """Weighted mean of the differences, with its standard error over sequences."""
+    mean = float(weights.mean(dtype=np.float64))
+    value = (weights * (after - before)).mean(-1, dtype=np.float64) / mean
+    share = weights.mean(-1, dtype=np.float64) / mean
+    middle = float(value.mean())
+    error = float(np.std(value - middle * share, ddof=1) / np.sqrt(len(value)))
+    return Metric(value=middle, se=error, count=int((weights > 0).sum()))
+
+
+def _read(path: Path) -> Treated:
+    try:
+        return Treated.model_validate_json(path.read_bytes())
+    except (ValidationError, OSError) as error:
+        said = brief(error) if isinstance(error, ValidationError) else str(error)
+        raise UserError(f"{path} is no treated run ({said}); delete it to apply again") from None
+
+
+def write_treated(path: Path, found: Sequence[Treated]) -> None:
+    """One a line: how they are committed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, b"".join(one.model_dump_json().encode() + b"\n" for one in found))
+
+
+def read_treated(path: Path) -> list[Treated]:
+    """What `write_treated` wrote. UserError naming the line that is none."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; apply treatments first")
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            rows.append(Treated.model_validate_json(line))
+        except ValidationError as error:
+            raise UserError(f"{path}:{number} is no treated run ({brief(error)})") from None
+    return rows
+
+
+def _told(treatments: Sequence[Treatment]) -> str:
+    return ", ".join(json.dumps(one.model_dump(mode="json")) for one in treatments)

@@ -1,0 +1,207 @@
+"""What is done to a finished model, as one value: a treatment maps a subject to another.
+
+A subject is a trained model with what it costs to have and to run. Treatments compose by being
+applied one after another, and none of them (32 bits, sparsity 0, …) gives the subject back as it
+was, bit for bit. What it then predicts is measured on the run's own held-out tokens, so that a
+treated model and the plain one are compared token by token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+from pydantic import BeforeValidator, SerializeAsAny
+
+from isoflop.models.base import Config, Embedding, Matrix, Tagged, resolve
+from isoflop.models.errors import UserError
+from isoflop.models.lm import ModelConfig
+from isoflop.sim.cost.flops import training_flops
+from isoflop.sim.evaluate.checkpoint import Checkpoint
+from isoflop.sim.spec import Run, canonical, essential
+from isoflop.sim.train.program import cross_entropy, likeliest
+from isoflop.sim.treatments.formats import Format, stored_bits
+
+Params = Any  # nnx.State
+Logits = Callable[[ModelConfig, Params, Int[Array, "b t"]], Float[Array, "b t w"]]
+
+
+class Ledger(Config):
+    """What a treated model costs. FLOPs are executed ones; bytes are of one sequence's decoding at
+    the training length.
+    """
+
+    train_flops: int  # of all training that it took, teachers' and retraining included
+    step_flops: int  # of one decoded token
+    read_bytes: float  # weights and state that one decoded token reads
+    resident_bytes: float  # weights and state
+    store_bytes: float = 0.0  # of what it looks things up in
+    large_calls: float = 0.0  # tokens of a large model that it asks for, per token of its own
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One parameter: its path, its values, and the axis that its matmul sums over (None: it has
+    none, as norms and biases).
+    """
+
+    path: str
+    variable: nnx.Variable
+    sums: int | None
+
+    @property
+    def embedded(self) -> bool:
+        return isinstance(self.variable, Embedding)
+
+    @property
+    def routed(self) -> bool:
+        """Whether a token reads only some experts of it."""
+        return "e" in (getattr(self.variable, "axes", None) or "")[:1]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained model under treatment: how it predicts, and how its weights are stored."""
+
+    run: Run
+    model: ModelConfig
+    params: Params
+    logits: Logits
+    formats: Mapping[str, tuple[Format, int]] = field(default_factory=dict)  # path → and scales
+    kept: Mapping[str, int] = field(default_factory=dict)  # path → weights that a mask leaves
+    state_bits: float = 32.0  # of an element of the decoding state, scales included
+    train_flops: int = 0
+    extra: Mapping[str, float] = field(default_factory=dict)  # store_bytes and large_calls
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Subject:
+        """A finished run. Raises UserError for a checkpoint of which no run is known."""
+        run = checkpoint.run
+        if run is None:
+            raise UserError(
+                f"{checkpoint.folder} is no run, and a treatment is measured on a run's held-out "
+                "tokens; name a run's folder or key"
+            )
+        flops = training_flops(run)["executed"]
+        return cls(run, checkpoint.model, checkpoint.params, parallel, train_flops=flops)
+
+    def to(self, **changes: Any) -> Subject:
+        return replace(self, **changes)
+
+    def rewrite(self, change: Callable[[Leaf], Any]) -> Subject:
+        """With every leaf's array replaced by `change(leaf)`."""
+
+        def at(path: Any, variable: nnx.Variable) -> nnx.Variable:
+            return variable.replace(change(_leaf(path, variable)))
+
+        return self.to(params=_over(at, self.params))
+
+    @property
+    def leaves(self) -> list[Leaf]:
+        found: list[Leaf] = []
+        _over(lambda path, v: (found.append(_leaf(path, v)), v)[1], self.params)
+        return found
+
+    def _bits(self, leaf: Leaf) -> int:
+        """Stored bits of a parameter: all of its numbers, or a mask and those that it leaves."""
+        format, scales = self.formats.get(leaf.path, ("fp32", 0))
+        size = leaf.variable.size
+        kept = self.kept.get(leaf.path, size)
+        masked = size + stored_bits(kept, scales, format)
+        return min(stored_bits(size, scales, format), masked)
+
+    @property
+    def ledger(self) -> Ledger:
+        """Of a decoded token's weights: all but idle experts' and an untied embedding's other rows,
+        in expectation.
+        """
+        model, leaves = self.model, self.leaves
+        context = self.run.budget.seq_len
+        each = [self._bits(leaf) for leaf in leaves]
+        table = 0 if model.tie_embeddings else (model.vocab_size - 1) * model.d_model
+        idle = model.cost(1).params - model.touched_params(1) - table
+        routed = sum(leaf.variable.size for leaf in leaves if leaf.routed)
+
+        def read(leaf: Leaf) -> float:
+            if leaf.routed:
+                return 1.0 - idle / routed
+            looked_up = leaf.embedded and not model.tie_embeddings
+            return 1.0 / model.vocab_size if looked_up else 1.0
+
+        touched = sum(read(leaf) * bits for leaf, bits in zip(leaves, each, strict=True))
+        state = self.state_bits * model.state_size(context)
+        return Ledger(
+            train_flops=self.train_flops,
+            step_flops=model.step_cost(context).flops,
+            read_bytes=(touched + state) / 8,
+            resident_bytes=(sum(each) + state) / 8,
+            **self.extra,
+        )
+
+
+class Treatment(Tagged, ABC):
+    """Something that is done to a trained model. Its fields are all that it depends on."""
+
+    @abstractmethod
+    def apply(self, subject: Subject) -> Subject:
+        """The treated model. Raises UserError where it cannot be treated so."""
+
+
+AnyTreatment = Annotated[
+    SerializeAsAny[Treatment], BeforeValidator(lambda value: resolve(Treatment, value))
+]
+
+
+def key(run: Run, treatments: tuple[Treatment, ...]) -> str:
+    """The name of a treated run: a digest of the run's and of what is done to it, in order."""
+    facts = canonical([run.key, [essential(one) for one in treatments]])
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+def parallel(model: ModelConfig, params: Params, tokens: Int[Array, "b t"]) -> Any:
+    """Logits by the parallel form."""
+    return nnx.merge(nnx.split(model.abstract())[0], params)(tokens)[0]
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _judge(logits: Logits, model: ModelConfig, params: Params, tokens: Any) -> tuple[Any, Any]:
+    found = logits(model, params, tokens[:, :-1])
+    return cross_entropy(found, tokens[:, 1:]), likeliest(found, tokens[:, 1:])
+
+
+def judge(
+    subject: Subject, tokens: Int[np.ndarray, "n s"]
+) -> tuple[Float[np.ndarray, "n t"], Bool[np.ndarray, "n t"]]:
+    """−log p of every target in nats, and whether it was the likeliest token; as many sequences at
+    once as a training batch has tokens.
+    """
+    budget = subject.run.budget
+    rows = max(1, budget.batch_tokens // (tokens.shape[1] - 1))
+    padded = np.pad(tokens, [(0, -len(tokens) % rows), (0, 0)])
+    parts = [
+        _judge(subject.logits, subject.model, subject.params, jnp.asarray(part))
+        for part in padded.reshape(-1, rows, tokens.shape[1])
+    ]
+    nats, correct = (np.concatenate([np.asarray(x) for x in each]) for each in zip(*parts))
+    return nats[: len(tokens)], correct[: len(tokens)]
+
+
+def _leaf(path: Any, variable: nnx.Variable) -> Leaf:
+    name = ".".join(str(getattr(part, "key", part)) for part in path)
+    sums = -1 if isinstance(variable, Embedding) else -2 if isinstance(variable, Matrix) else None
+    return Leaf(name, variable, sums)
+
+
+def _over(change: Callable[[Any, nnx.Variable], Any], params: Params) -> Params:
+    return jax.tree_util.tree_map_with_path(
+        change, params, is_leaf=lambda node: isinstance(node, nnx.Variable)
+    )
