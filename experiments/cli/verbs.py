@@ -102,6 +102,14 @@ VERBS = {
         *("checkpoints", "sample"),
         "Let a trained model, a run's or Hugging Face's, go on with prompts.",
     ),
+    "apply": Verb(
+        *("treat", "apply"),
+        "Quantise, prune or cut down trained runs, and measure what that does to their loss.",
+    ),
+    "effective": Verb(
+        *("treat", "effective"),
+        "Tell how large a plain model equals each treated run, with an interval.",
+    ),
     "export": Verb(
         *("checkpoints", "export"),
         "Write a trained run's weights as a Hugging Face checkpoint.",

@@ -24,7 +24,12 @@ import numpy as np
 from scipy.optimize import brentq
 
 from isoflop.models.errors import UserError
+from isoflop.sim.compare.points import COUNT, family, label
+from isoflop.sim.compare.study import Study
 from isoflop.sim.laws.law import Law
+from isoflop.sim.records.store import Row
+from isoflop.sim.treatments.apply import Treated
+from isoflop.sim.treatments.base import Treatment
 
 SPAN = (0.05, 0.95)
 
@@ -60,7 +65,8 @@ class Effective:
     def json(self) -> dict[str, Any]:
         if self.reason:
             return {"reason": self.reason}
-        return {"ratio": self.ratio, "low": self.low, "high": self.high}
+        high = self.high if math.isfinite(self.high) else None
+        return {"ratio": self.ratio, "low": self.low, "high": high}
 
 
 def effective(
@@ -71,8 +77,8 @@ def effective(
     seed: int = 0,
 ) -> Effective:
     """Of one cell's treated runs, one for each seed. `law` is the surface and `draws` its
-    bootstrap's (None: no interval is to be had of it); `sizes` are the least and the greatest N that
-    it was fitted to.
+    bootstrap's (None: no interval is to be had of it); `sizes` are the least and the greatest N
+    that it was fitted to.
 
     Raises UserError for runs of several cells.
     """
@@ -96,7 +102,7 @@ def effective(
     else:
         moved = middle + first.error / first.loss * rng.standard_normal(count)
     found = [_inverted(draws.at(i), first, float(m), None)[0] for i, m in enumerate(moved)]
-    low, high = (float(end) for end in np.quantile(found, SPAN))
+    low, high = (float(end) for end in np.quantile(found, SPAN, method="closest_observation"))
     low = low if first.n * low >= sizes[0] else 0.0
     high = high if first.n * high <= sizes[1] else math.inf
     return Effective(ratio, low, high)
@@ -133,3 +139,66 @@ def _outside(side: str, sizes: tuple[float, float], run: Change) -> str:
         f"{'smallest' if side == 'below' else 'largest'} plain one that was trained "
         f"({end:.3g} parameters): N_eff/N is {side} {end / run.n:.2g}"
     )
+
+
+def of_cells(treated: Sequence[Treated], study: Study) -> list[dict[str, Any]]:
+    """Every cell's treated runs under each treatment: their mean change, what they cost as shares
+    of the plain run's, and the effective size. `study` has the plain runs of the same families, of
+    which those that were treated are some.
+
+    Raises UserError for a treated run that is not among the study's.
+    """
+    known = {row.record.key: row for row in study.rows}
+    if strange := [one.run for one in treated if one.run not in known]:
+        raise UserError(
+            f"run {strange[0]} was treated and is not among the plain runs; give its own"
+        )
+    groups: dict[tuple[str, str], list[Treated]] = {}
+    for one in treated:
+        what = " + ".join(_named(each) for each in one.treatments) or "nothing"
+        groups.setdefault((known[one.run].record.run.cell, what), []).append(one)
+    return [
+        _row(what, found, [known[one.run] for one in found], study)
+        for (_, what), found in groups.items()
+    ]
+
+
+def _row(what: str, found: Sequence[Treated], rows: Sequence[Row], study: Study) -> dict[str, Any]:
+    first, name = rows[0].record, family(rows[0])
+    cells = study.families[name]
+    law = study.laws[name].fit if study.laws[name].fit.ok else study.windows[name]
+    changes = [
+        Change(first.params[COUNT], first.tokens, one.plain["loss"].value, one.change.value,
+               one.change.se or 0.0, row.record.run.seed)
+        for one, row in zip(found, rows, strict=True)
+    ]  # fmt: skip
+    sizes = [float(cell.params[COUNT]) for cell in cells]
+    size = (
+        Effective(reason=law.reason)
+        if law.law is None
+        else effective(changes, law.law, law.draws, (min(sizes), max(sizes)))
+    )
+    ledger, plain = found[0].ledger, found[0].plain_ledger
+    shares = {
+        field: getattr(ledger, field) / getattr(plain, field)
+        for field in ("step_flops", "read_bytes", "resident_bytes", "train_flops")
+    }
+    return {
+        **{"family": name, "treatment": what, "N": first.params[COUNT], "D": first.tokens},
+        **{"width": label(rows[0], "width"), "depth": label(rows[0], "depth"), "runs": len(found)},
+        "loss": float(np.mean([one.plain["loss"].value for one in found])),
+        "change": float(np.mean([one.change.value for one in found])),
+        "se": float(np.mean([one.change.se or 0.0 for one in found])),
+        **shares, **size.json(),
+    }  # fmt: skip
+
+
+def _named(treatment: Treatment) -> str:
+    """As in `weights int4 gptq`: the kind, and what differs from the defaults."""
+    fields = type(treatment).model_fields
+    said = [
+        str(value)
+        for name, value in treatment.model_dump().items()
+        if name != "kind" and value != fields[name].default
+    ]
+    return " ".join([treatment.kind, *said])

@@ -41,9 +41,7 @@ class Treated(Config):
     labels: dict[str, str | int | float] = Field(default_factory=dict)
 
 
-def apply(
-    run: str | Path, treatments: Sequence[Treatment], runs: Path = Path("runs")
-) -> Treated:
+def apply(run: str | Path, treatments: Sequence[Treatment], runs: Path = Path("runs")) -> Treated:
     """The treated run, from its folder if it lies there. Raises UserError for what is no run, for
     one without weights, and for one that cannot be treated so.
     """
@@ -67,7 +65,7 @@ def apply(
         )
     shares = np.ones_like(before[0]) if weights is None else weights
     metrics, reference = (
-        measured((shares * nats).mean(-1), correct, weights, source.bytes_per_token)
+        measured((shares * nats).mean(-1), nats, correct, weights, source.bytes_per_token)
         for nats, correct in (after, before)
     )
     found = Treated(
@@ -87,6 +85,11 @@ def apply(
     except OSError as error:
         raise unwritable(path, error) from error
     return found
+
+
+def of_runs(keys: Sequence[str], runs: Path) -> list[Treated]:
+    """What was applied to these runs in a runs directory, by run and key."""
+    return [_read(path) for key in keys for path in sorted((runs / key / FOLDER).glob("*.json"))]
 
 
 def _change(after: np.ndarray, before: np.ndarray, weights: np.ndarray) -> Metric:

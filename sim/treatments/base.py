@@ -59,6 +59,10 @@ class Leaf:
     sums: int | None
 
     @property
+    def value(self) -> Array:
+        return jnp.asarray(self.variable[...])
+
+    @property
     def embedded(self) -> bool:
         return isinstance(self.variable, Embedding)
 
@@ -92,7 +96,8 @@ class Subject:
                 "tokens; name a run's folder or key"
             )
         flops = training_flops(run)["executed"]
-        return cls(run, checkpoint.model, checkpoint.params, parallel, train_flops=flops)
+        params = jax.tree.map(jnp.asarray, checkpoint.params)
+        return cls(run, checkpoint.model, params, parallel, train_flops=flops)
 
     def to(self, **changes: Any) -> Subject:
         return replace(self, **changes)
@@ -107,9 +112,10 @@ class Subject:
 
     @property
     def leaves(self) -> list[Leaf]:
-        found: list[Leaf] = []
-        _over(lambda path, v: (found.append(_leaf(path, v)), v)[1], self.params)
-        return found
+        flat, _ = jax.tree_util.tree_flatten_with_path(
+            self.params, is_leaf=lambda node: isinstance(node, nnx.Variable)
+        )
+        return [_leaf(path, variable) for path, variable in flat]
 
     def _bits(self, leaf: Leaf) -> int:
         """Stored bits of a parameter: all of its numbers, or a mask and those that it leaves."""
@@ -191,7 +197,9 @@ def judge(
         _judge(subject.logits, subject.model, subject.params, jnp.asarray(part))
         for part in padded.reshape(-1, rows, tokens.shape[1])
     ]
-    nats, correct = (np.concatenate([np.asarray(x) for x in each]) for each in zip(*parts))
+    nats, correct = (
+        np.concatenate([np.asarray(x) for x in each]) for each in zip(*parts, strict=True)
+    )
     return nats[: len(tokens)], correct[: len(tokens)]
 
 

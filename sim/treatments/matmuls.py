@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxtyping import Array, Float
 
 from isoflop.models import kernels
@@ -78,10 +78,8 @@ def _run(
 
 def _bind(eqn: Any, args: Sequence[Any]) -> Sequence[Any]:
     """One equation as it is."""
-    pairs = zip(eqn.invars, args, strict=True)
-    given = {var: value for var, value in pairs if not isinstance(var, Literal)}
-    alone = Jaxpr((), list(given), eqn.outvars, [eqn], eqn.effects)
-    return jaxpr_as_fun(ClosedJaxpr(alone, ()))(*given.values())
+    outs = eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(eqn.params))
+    return outs if eqn.primitive.multiple_results else [outs]
 
 
 def _visited(eqn: Any, args: list[Any], leaf: list[Any], visit: Visit) -> Sequence[Any]:
@@ -143,8 +141,8 @@ def second_moments(
     function: Callable[..., Any], params: Any, *args: Any
 ) -> dict[int, Float[np.ndarray, "e i i"]]:
     """Σ x xᵀ / n of the activations that each weight multiplies, by leaf: one matrix for each
-    expert, else one. A leaf in several matmuls has their mean; one inside a loop over time has none,
-    since it is traced once.
+    expert, else one. A leaf in several matmuls has their mean; one inside a loop over time has
+    none, since it is traced once.
     """
     found: dict[int, list[Any]] = {}
 

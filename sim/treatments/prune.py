@@ -22,7 +22,7 @@ from isoflop.sim.treatments.quantise import moments_of
 class Prune(Treatment, Sizes):
     """The least important weights of every matrix but the head set to zero; embeddings stay.
 
-    Importance is |w| over the matrix (`magnitude`), or |w|·‖x‖ among the weights of one output, with
+    Importance is |w| over the matrix (`magnitude`), or |w|·‖x‖ among one output's weights, with
     ‖x‖ of the input channel on training text (`wanda`: Sun et al. 2023, 2306.11695, §3). `pattern`
     2:4 keeps the two most important of every four neighbours along the axis that is summed over.
     """
@@ -46,7 +46,7 @@ class Prune(Treatment, Sizes):
         kept: dict[str, int] = {}
 
         def change(leaf: Leaf) -> Any:
-            value = leaf.variable[...]
+            value = leaf.value
             if not _prunable(leaf):
                 return value
             mask = self._mask(leaf, value, moments.get(leaf.path))

@@ -21,8 +21,8 @@ from jaxtyping import Array, Float, Int
 from pydantic import PositiveInt, model_validator
 
 from isoflop.models.base import Sizes
-from isoflop.models.lm import ModelConfig
 from isoflop.models.errors import UserError
+from isoflop.models.lm import ModelConfig
 from isoflop.sim.treatments.base import Leaf, Logits, Params, Subject, Treatment, parallel
 from isoflop.sim.treatments.formats import BITS, SCALE_BITS, Format, groups_of, through
 from isoflop.sim.treatments.matmuls import Matmul, second_moments, visiting
@@ -33,8 +33,8 @@ GROUP = 32
 class Weights(Treatment, Sizes):
     """Matrices, embedding and head in a format.
 
-    `gptq` is for integers. The embedding is rounded to nearest all the same, and so is a weight that
-    is multiplied inside a loop over time, as an LSTM's recurrent one.
+    `gptq` is for integers. The embedding is rounded to nearest all the same, and so is a weight
+    that is multiplied inside a loop over time, as an LSTM's recurrent one.
     """
 
     kind: Literal["weights"] = "weights"
@@ -55,7 +55,7 @@ class Weights(Treatment, Sizes):
         moments = moments_of(subject, self.calibration) if self.method == "gptq" else {}
 
         def change(leaf: Leaf) -> Any:
-            value = leaf.variable[...]
+            value = leaf.value
             if leaf.sums is None:
                 return value
             if leaf.path in moments and not leaf.embedded:

@@ -46,7 +46,7 @@ class Remove(Treatment, Sizes):
                 "parts are removed before weights are rounded or masked; give Remove first"
             )
         model, arrays = subject.model, dict(interop.names(subject.params))
-        arrays = {name: variable[...] for name, variable in arrays.items()}
+        arrays = {name: jnp.asarray(variable[...]) for name, variable in arrays.items()}
         if self.what == "layers":
             model, arrays = self._layers(subject, arrays)
         else:
@@ -204,5 +204,3 @@ def _norm(x: Any, axis: int) -> np.ndarray:
 def _best(importance: np.ndarray, count: int) -> np.ndarray:
     """Indices of the most important, in their order."""
     return np.sort(np.argsort(-importance, kind="stable")[:count])
-
-

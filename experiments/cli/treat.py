@@ -1,0 +1,131 @@
+"""Treatments on the command line: `isoflop apply` and `effective`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from isoflop.experiments.cli.text import print_json, table
+
+Formats = Literal["fp32", "bf16", "fp8", "int8", "int4", "int3", "int2"]
+
+
+def apply(
+    run: tuple[str, ...],
+    weights: Formats | None = None,
+    method: Literal["nearest", "gptq"] = "nearest",
+    activations: Formats | None = None,
+    state: Formats | None = None,
+    group: int = 32,
+    prune: float | None = None,
+    importance: Literal["magnitude", "wanda"] = "magnitude",
+    pattern: Literal["free", "2:4"] = "free",
+    remove: Literal["layers", "channels", "experts", "heads"] | None = None,
+    share: float = 0.25,
+    runs: Path = Path("runs"),
+    json: bool = False,
+) -> None:
+    """Treat trained runs, and measure their loss on their own held-out tokens.
+
+    Several treatments are applied in this order: remove, state, prune, weights, activations. What
+    was applied once is kept in the run's folder and not computed again.
+
+    Args:
+        run: runs, each a folder or the beginning of a key in --runs.
+        weights: format of matrices, embedding and head.
+        method: how weights are rounded: each to its nearest value, or with error feedback (GPTQ).
+        activations: format of what weights are multiplied with.
+        state: format of KV caches and recurrent states between decoded tokens.
+        group: numbers that share a scale.
+        prune: share of the weights that become zero.
+        importance: which weights stay: the largest, or by |w|·‖x‖ on training text (Wanda).
+        pattern: 2:4 keeps two of every four neighbours.
+        remove: parts to take out whole, in proportion --share.
+        share: of the layers, or of each layer's channels, experts or heads.
+        runs: the runs directory.
+        json: print JSON instead of a table.
+    """
+    from isoflop.experiments.cli.flags import Usage
+    from isoflop.sim import treatments as t
+
+    chosen: list[t.Treatment] = []
+    if remove is not None:
+        chosen.append(t.Remove(what=remove, share=share))
+    if state is not None:
+        chosen.append(t.States(format=state, group=group))
+    if prune is not None:
+        chosen.append(t.Prune(sparsity=prune, method=importance, pattern=pattern))
+    if weights is not None:
+        chosen.append(t.Weights(format=weights, group=group, method=method))
+    if activations is not None:
+        chosen.append(t.Activations(format=activations, group=group))
+    if not run or not chosen:
+        raise Usage("give at least one run and one treatment, as in RUN --weights int4; see --help")
+    found = [t.apply(one, chosen, runs) for one in run]
+    if json:
+        print_json([one.model_dump(mode="json") for one in found])
+        return
+    print(table([_told(one) for one in found], left=("run",)))
+
+
+def _told(one: Any) -> dict[str, str]:
+    now, plain = one.ledger, one.plain_ledger
+    return {
+        "run": one.run,
+        "loss": f"{one.plain['loss'].value:.4f}",
+        "treated": f"{one.metrics['loss'].value:.4f}",
+        "change": f"{one.change.value:+.4f} ± {one.change.se or 0:.4f}",
+        "bytes read a token": f"{now.read_bytes:,.0f} ({now.read_bytes / plain.read_bytes:.2f} ×)",
+        "resident bytes": f"{now.resident_bytes:,.0f} "
+        f"({now.resident_bytes / plain.resident_bytes:.2f} ×)",
+        "parameters": f"{one.params['total']:,}",
+    }
+
+
+def effective(
+    records: Path, runs: Path = Path("runs"), out: Path | None = None, json: bool = False
+) -> None:
+    """Tell how large a plain model of the same family equals each treated run: N_eff / N.
+
+    The plain runs, of several sizes and amounts of data, give each family's surface; the treated
+    ones are those among them that `isoflop apply` has treated.
+
+    Args:
+        records: the plain runs, as `isoflop records` writes them (NAME.jsonl).
+        runs: the runs directory in which they were treated.
+        out: also write the table there, as JSON lines: a table that `isoflop compare` reads, with
+            the bytes and FLOPs as shares of the plain run's.
+        json: print JSON instead of a table.
+    """
+    from isoflop.models.errors import UserError
+    from isoflop.sim.compare.effective import of_cells
+    from isoflop.sim.compare.study import Study
+    from isoflop.sim.records.store import read_rows, write_table
+    from isoflop.sim.treatments.apply import of_runs
+
+    rows = read_rows(records)
+    treated = of_runs([row.record.key for row in rows], runs)
+    if not treated:
+        raise UserError(
+            f"none of the {len(rows)} runs of {records} was treated in {runs}; first: isoflop apply"
+        )
+    found = of_cells(treated, Study(rows))
+    if out is not None:
+        write_table(out, found)
+    if json:
+        print_json(found)
+        return
+    shown = ("family", "width", "depth", "D", "treatment")
+    print(table([{k: one[k] for k in shown} | _size(one) for one in found], left=shown))
+
+
+def _size(one: dict[str, Any]) -> dict[str, str]:
+    said = one.get("reason")
+    if not said:
+        high = "∞" if one["high"] is None else f"{one['high']:.3g}"
+        said = f"{one['ratio']:.3g} [{one['low']:.3g}, {high}]"
+    return {
+        "change": f"{one['change']:+.4f}",
+        "bytes read": f"{one['read_bytes']:.2f} ×",
+        "N_eff/N": said,
+    }

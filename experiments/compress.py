@@ -1,0 +1,74 @@
+"""How large is a compressed model effectively, and does more training make it harder to compress?
+
+A small grid of each family is trained, or taken from the runs directory, and every finished run is
+treated: weights rounded to nearest and with error feedback (GPTQ), the decoding state between
+tokens, activations, masks, removed channels. What a treatment does to the loss is measured on the
+run's own held-out tokens, and told as an effective size N_eff/N on the family's own surface.
+
+Decision rules, from before there were records: a treatment costs size where the 90 % interval of
+N_eff/N is below 1. Compression grows harder with training where the slope of ln δ over ln D, at
+equal size, has a 90 % interval above 0, and easier with size where that over ln N is below 0, with
+δ the rise of the loss under int3 (2411.04330 finds .51 and −.34 for transformers of 30M to 220M).
+
+Command:   isoflop run compress && isoflop figures compress
+Duration:  about 20 minutes on 2 idle cores, most of it training
+Expected:  int8 weights cost nothing that is resolved, then int4, int3 and int2 cost more and more;
+           recurrent states at int8 cost nothing either
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from isoflop.experiments.cli.text import tell
+from isoflop.experiments.families import grid
+from isoflop.sim.compare.effective import of_cells
+from isoflop.sim.compare.study import Study
+from isoflop.sim.data import Corpus
+from isoflop.sim.grid.executors.local import Local
+from isoflop.sim.grid.grid import execute
+from isoflop.sim.records.store import Store
+from isoflop.sim.train.loop import train
+from isoflop.sim.treatments import Activations, Prune, Remove, States, Treatment, Weights, apply
+
+SHAPES = ((32, 1), (32, 2), (64, 2), (96, 2))  # (width, depth)
+TREATMENTS: tuple[tuple[Treatment, ...], ...] = (
+    *((Weights(format=format),) for format in ("int8", "int4", "int3", "int2")),
+    *((Weights(format=format, method="gptq"),) for format in ("int4", "int3", "int2")),
+    *((States(format=format),) for format in ("int8", "int4")),
+    *((Activations(format=format),) for format in ("int8", "int4")),
+    (Prune(sparsity=0.3),),
+    (Prune(sparsity=0.5),),
+    (Remove(what="channels", share=0.25),),
+    (Prune(sparsity=0.3), Weights(format="int4")),
+)
+
+
+def measure(
+    families: tuple[str, ...] = ("dense", "moe", "mamba", "mamba2", "gated_deltanet", "lstm"),
+    steps: tuple[int, ...] = (200, 500, 1200),
+    seeds: int = 2,
+    corpus: str = "sympy",
+    trained: Path = Path("runs"),
+    workers: int = 1,
+) -> list[dict]:
+    """The table: a row for each cell and treatment.
+
+    Args:
+        families: names of the zoo's families.
+        steps: training lengths, of 1024 tokens a step.
+        seeds: runs of each cell; an interval over seeds needs two or more.
+        corpus: kjv (English) or sympy (Python code).
+        trained: the runs directory of the plain runs; what it lacks is trained.
+        workers: processes that train.
+    """
+    cells = grid(families, SHAPES, steps, seeds, Corpus(name=corpus), eval_tokens=65_536)
+    execute(cells, trained, train, executor=Local(workers=workers))
+    rows = Store(trained).rows(cells)
+    found = []
+    for i, row in enumerate(rows):
+        tell(f"run {i + 1} of {len(rows)}")
+        if row.record.status == "ok":
+            found += [apply(row.record.key, each, trained) for each in TREATMENTS]
+    tell("")
+    return of_cells(found, Study(rows))
