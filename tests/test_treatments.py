@@ -15,7 +15,7 @@ from isoflop.models.families.matching import with_experts
 from isoflop.models.lm import ModelConfig
 from isoflop.models.mixers.attention import Attention
 from isoflop.models.mixers.moe import Moe
-from isoflop.sim.compare.effective import Change, effective
+from isoflop.sim.compare.effective import Change, effective, hardness
 from isoflop.sim.data import Markov
 from isoflop.sim.evaluate.checkpoint import Checkpoint
 from isoflop.sim.laws.forms import Chinchilla
@@ -314,3 +314,19 @@ def test_bits_of_every_format_are_stated():
     assert stored_bits(64, 2, "int4") == 4 * 64 + 2 * 32
     assert stored_bits(64, 2, "bf16") == 16 * 64
     assert sorted(BITS.values(), reverse=True) == [32, 16, 8, 8, 4, 3, 2]
+
+
+def test_exponents_of_what_compression_costs_are_those_that_were_put_in():
+    rng = np.random.default_rng(0)
+    rows = [
+        {"family": "dense", "treatment": "weights int3", "N": n, "D": d, "se": 1e-5,
+         "change": 0.02 * (d / 1e6) ** 0.5 / (n / 1e5) ** 0.3 * np.exp(0.01 * rng.normal())}
+        for n in (1e5, 2e5, 4e5) for d in (1e6, 2e6, 4e6)
+    ]  # fmt: skip
+    found = hardness(rows, "weights int3")["dense"]
+    for name, truth in (("gamma_D", 0.5), ("gamma_N", 0.3)):
+        value, low, high = found[name]
+        assert low <= truth <= high
+        assert value == pytest.approx(truth, abs=0.03)
+    rows[0]["change"] = 0.0
+    assert hardness(rows, "weights int3") == {}
