@@ -26,6 +26,8 @@ from isoflop.sim.cost.names import CONVENTIONS, PARAMETERS
 from isoflop.sim.records.store import Row
 
 TEMPLATES = Path(__file__).parent / "templates"
+
+
 def build(
     name: str,
     rows: list[Row],
