@@ -19,7 +19,7 @@ from isoflop.sim.spec import EPOCHS_MAX, STEPS_MIN
 
 @dataclass(frozen=True)
 class Summary:
-    """Sentences: what was found about loss, what about context and compressors, and what stays open."""
+    """Sentences: what was found about loss, about context and compressors, and what stays open."""
 
     found: list[str]
     beside: list[str]
