@@ -23,6 +23,8 @@ def check_multiple(name: str, value: int, of: str, base: int, otherwise: str = "
 
 def printable(text: str) -> str:
     """The same text, control characters and line separators as their escapes: \\x1b, \\u2028."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -106,6 +106,12 @@ def dies_after_one(runs, work, emit, wanted):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def dies_at_16(runs, work, emit, wanted):
+    if runs[0].model.d_model == 16:
+        os.kill(os.getpid(), signal.SIGKILL)
+    yield from train(runs, work, emit, wanted)
+
+
 def interrupted(runs, work, emit, wanted):
     """As by Ctrl-C, after the first run."""
     yield next(iter(train(runs, work, emit, wanted)))

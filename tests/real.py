@@ -6,6 +6,7 @@ python real.py ROOT [STEP]    with a checkpoint at every dispatch; kill -9 itsel
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from isoflop.models.families import zoo
@@ -43,6 +44,20 @@ def often(*args, **kwargs):
     """The trainer, which saves after every few steps."""
     checkpoints.CHECKPOINT_SECONDS, train.DISPATCH = -1.0, 4
     return train.train(*args, **kwargs)
+
+
+def together(runs, work, emit, wanted):
+    """The trainer, whose two jobs begin together and say a word every third of a second."""
+    (work.parent / "begun").touch()
+    until = time.monotonic() + 120
+    while len(list(work.parents[1].glob("*/begun"))) < 2 and time.monotonic() < until:
+        time.sleep(0.1)
+
+    def later(event) -> None:
+        time.sleep(0.3)
+        emit(event)
+
+    return often(runs, work, later, wanted)
 
 
 def main(root: Path, fatal: int | None = None) -> None:

@@ -272,7 +272,7 @@ MISTAKES = {
     "called --jsno; perhaps you meant --json": ["list", "--jsno"],
     "--shard 2/2 must be i/n with 0 ≤ i < n": ["run", "toy", "--shard", "2/2"],
     "workers=0 must be at least 1": ["run", "toy", "--workers", "0"],
-    "no executor slrum; use one of: local": ["run", "toy", "--executor", "slrum"],
+    "no executor slrum; perhaps you meant slurm": ["run", "toy", "--executor", "slrum"],
     "called fdsp; perhaps you meant fsdp": ["run", "toy", "--layout", "fdsp=2"],
     "must be sizes of at least 1 by name": ["run", "toy", "--layout", "fsdp=two"],
     "batch=2 must be a multiple of": ["run", "toy", "--layout", "data=4", "--dry-run"],

@@ -47,18 +47,18 @@ def test_a_grid_asks_of_its_executor_nothing_but_the_contract(executor, tmp_path
 
 
 def test_an_executor_is_found_by_being_there_or_by_an_entry_point(tmp_path, monkeypatch):
-    assert base.names() == ["local"]
+    assert base.names() == ["local", "ray", "slurm"]
     assert base.find("local") is Local
     (tmp_path / "carrier.py").write_text("class Carrier:\n    workers = 3\n")
     monkeypatch.setattr(executors, "__path__", [*executors.__path__, str(tmp_path)])
     importlib.invalidate_caches()
     point = importlib.metadata.EntryPoint("thread", "test_executor:Thread", base.GROUP)
     monkeypatch.setattr(base.importlib.metadata, "entry_points", lambda group: [point])
-    assert base.names() == ["carrier", "local", "thread"]
+    assert base.names() == ["carrier", "local", "ray", "slurm", "thread"]
     assert base.find("carrier").workers == 3
     assert base.find("thread") is importlib.import_module("test_executor").Thread
     with pytest.raises(KeyError):
-        base.find("slurm")
+        base.find("pigeon")
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system cannot pin")

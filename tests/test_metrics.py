@@ -13,8 +13,9 @@ from isoflop.figures import quickstart
 from isoflop.sim.compare.points import axis_label, points, usable
 from isoflop.sim.records.metrics import Metric, buckets, by_position, measured
 from isoflop.sim.records.readers import read
-from isoflop.sim.records.store import Row, write_csv, write_rows
+from isoflop.sim.records.store import Row, write_rows
 from isoflop.sim.records.tables import falling
+from isoflop.sim.records.writers import write_csv
 
 
 def with_metrics(row: Row, **metrics: float) -> Row:

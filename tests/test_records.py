@@ -25,10 +25,10 @@ from isoflop.sim.records.store import (
     measured_of,
     read_rows,
     read_table,
-    write_csv,
     write_rows,
     write_table,
 )
+from isoflop.sim.records.writers import write_csv
 from isoflop.sim.spec import Run
 
 LADDER = Path(experiments.__file__).parent / "results" / "ladder.jsonl"

@@ -20,8 +20,8 @@ from isoflop.sim.laws.diagnostics import distinct
 from isoflop.sim.laws.forms import Chinchilla, fit_table
 from isoflop.sim.laws.resample import ranks
 from isoflop.sim.records.readers import read
-from isoflop.sim.records.store import write_csv
 from isoflop.sim.records.tables import clean, label
+from isoflop.sim.records.writers import write_csv
 
 LAW = Chinchilla(E=1.7, A=420.0, B=1200.0, alpha=0.34, beta=0.36)
 NASTY = ("[/b]", "gla[fp32]", "gla[bf16]", "$a^{b$", "<script>x</script>", ":smile:", "{{ x }}")

@@ -80,6 +80,12 @@ class FigureFlags(ShowFlags):
     evaluation set of theirs; the standard figures, in a folder of that name."""
 
 
+@dataclass(frozen=True)
+class RecordFlags(ShowFlags):
+    where: str = ""
+    """Only runs that meet this condition on their labels and columns."""
+
+
 def parse(
     command: str, doc: str | None, args: Sequence[str], *makers: Callable[..., Any]
 ) -> tuple[Any, ...]:
@@ -97,7 +103,6 @@ def parse(
                 args=list(args),
                 return_unknown_args=True,
                 config=(
-                    tyro.conf.OmitArgPrefixes,
                     tyro.conf.FlagCreatePairsOff,
                     tyro.conf.PositionalRequiredArgs,
                 ),

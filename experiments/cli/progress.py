@@ -15,6 +15,7 @@ from rich.text import Text
 
 from isoflop.experiments.cli.text import console, duration, labelled, si
 from isoflop.models.errors import printable
+from isoflop.sim.grid.executors.base import Queued
 from isoflop.sim.grid.grid import Ended, Leased, Recorded, Retried, Stalled, Started
 from isoflop.sim.records.store import Record
 from isoflop.sim.train.loop import Note
@@ -46,6 +47,7 @@ class Progress:
     running: dict[str, _Running] = field(default_factory=dict)
     recorded: dict[str, Record] = field(default_factory=dict)
     leased: dict[str, str] = field(default_factory=dict)  # trunk → who else trains it
+    queued: set[str] = field(default_factory=set)  # trunks that a scheduler has
 
     def __post_init__(self) -> None:
         self.labels = {
@@ -77,7 +79,10 @@ class Progress:
 
     def on_event(self, event: Any) -> None:
         match event:
+            case Queued(job, _):
+                self.queued.add(job.trunk)
             case Started(trunk):
+                self.queued.discard(trunk)
                 self.running[trunk] = _Running(time.monotonic())
                 self.leased.pop(trunk, None)
             case Recorded(_, record):
@@ -139,6 +144,8 @@ class Progress:
             body.add_column(name, justify="left" if name == "running" else "right", style="cyan")
         for trunk, state in self.running.items():
             body.add_row(self.titles[trunk], *_numbers(state))
+        if self.queued:
+            body.add_row(f"{len(self.queued)} jobs", "queued", "", "")
         for trunk, owner in self.leased.items():
             body.add_row(self.titles[trunk], f"leased by {owner}", "", "")
         told = [Text(self._result(record), "red") for record in failures[-SHOWN_FAILURES:]]

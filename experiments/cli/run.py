@@ -27,6 +27,8 @@ from isoflop.experiments.cli.listing import measured, named
 from isoflop.experiments.cli.text import budget_table, complain, print_json, si, table
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from isoflop.experiments import Experiment
     from isoflop.sim.grid.estimate import Plan
     from isoflop.sim.grid.executors.base import Executor
@@ -41,13 +43,7 @@ SHOWN_MODULES = 5  # of those whose code changed
 def run(args: Sequence[str]) -> int:
     """Train what an experiment lacks, or with --dry-run tell what that would take."""
     experiment, rest = named("run", run.__doc__, args, RunFlags, executor(args))
-    from isoflop.sim.data import cache
-
-    # measurements of speed compile afresh
-    settings = cache.FAST_COMPILING | (cache.compilation() if experiment.trains else {})
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)  # read when JAX is imported, here and in workers
-    module = experiment.load()
+    module = loaded(experiment)
     function = once(module, "cells" if experiment.trains else "measure")
     options = function if experiment.trains else deferred(function)
     command = f"run {experiment.word}"
@@ -57,8 +53,18 @@ def run(args: Sequence[str]) -> int:
     flags, where, cells = parse(
         command, experiment.question, rest, RunFlags, executor(rest), options
     )
-    again = only(rest, {"runs", *inspect.signature(module.cells).parameters})
-    return _train(flags, where, cells, shlex.join([experiment.word, *again]))
+    return train(flags, where, cells, experiment, command_again(experiment, module, rest))
+
+
+def loaded(experiment: Experiment) -> ModuleType:
+    """Its module, and JAX with it, which reads its settings as it is imported."""
+    from isoflop.sim.data import cache
+
+    # measurements of speed compile afresh
+    settings = cache.FAST_COMPILING | (cache.compilation() if experiment.trains else {})
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)  # here and in workers
+    return experiment.load()
 
 
 def bench(args: Sequence[str]) -> int:
@@ -66,10 +72,26 @@ def bench(args: Sequence[str]) -> int:
     return run(["bench", *args])
 
 
-def _train(flags: RunFlags, where: Executor, cells: list[Cell], asked_for: str) -> int:
-    """`asked_for` is the experiment with the options that say which grid, and where."""
-    from isoflop.sim.grid.estimate import plan
+def command_again(experiment: Experiment, module: ModuleType, rest: Sequence[str]) -> str:
+    """The experiment with those of its options that say which grid, and where."""
+    again = only(rest, {"runs", *inspect.signature(module.cells).parameters})
+    return shlex.join([experiment.word, *again])
+
+
+def train(
+    flags: RunFlags,
+    where: Executor,
+    cells: list[Cell],
+    experiment: Experiment,
+    asked_for: str,
+    tries: int | None = None,
+) -> int:
+    """Train what the cells lack; `asked_for` is the experiment with the options of the grid, and
+    runs that failed so often as `tries` are left as they are.
+    """
+    from isoflop.sim.grid.estimate import asked_of, plan
     from isoflop.sim.grid.grid import execute
+    from isoflop.sim.records import grids
     from isoflop.sim.records.store import Store
 
     part, workers = shard(flags.shard), where.workers
@@ -91,18 +113,19 @@ def _train(flags: RunFlags, where: Executor, cells: list[Cell], asked_for: str) 
             print(budget_table(budget, workers))
         return 0
     from isoflop.experiments.cli.progress import Progress
-    from isoflop.sim.train import hosts, preemption
-    from isoflop.sim.train.loop import train
+    from isoflop.sim.train import hosts, loop, preemption
 
     options: dict[str, Any] = {} if asked is None else {"layout": asked}
     if flags.time_limit is not None:
         options["time_limit"] = flags.time_limit
-    trainer: Trainer = functools.partial(train, **options) if options else train
+    trainer: Trainer = functools.partial(loop.train, **options) if options else loop.train
     if flags.hosts:
         if not hosts.first():
             hosts.follow(trainer)
             return 0
         trainer = hosts.leading(trainer)
+    store.check(budget.peak_bytes)
+    grids.save(store.root, grids.Grid(experiment.name, asked_for, asked_of(cells)))
     with (
         interrupts.raised_until_caught() as check,
         preemption.raised(),
@@ -122,6 +145,7 @@ def _train(flags: RunFlags, where: Executor, cells: list[Cell], asked_for: str) 
             on_event=on_event,
             need_bytes=budget.peak_bytes,
             retrain_changed=flags.retrain_changed,
+            tries=tries,
         )
     if flags.hosts:
         hosts.dismiss()

@@ -6,13 +6,24 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isoflop import experiments
-from isoflop.experiments.cli.flags import FigureFlags, ShowFlags, Usage, deferred, once, parse
+from isoflop.experiments.cli.flags import (
+    HELP,
+    FigureFlags,
+    RecordFlags,
+    ShowFlags,
+    Usage,
+    deferred,
+    once,
+    parse,
+)
 from isoflop.experiments.cli.listing import measured, named
-from isoflop.experiments.cli.text import print_json
+from isoflop.experiments.cli.text import labelled, print_json, table
+from isoflop.models.errors import shortened
 
 if TYPE_CHECKING:
     from isoflop.experiments import Experiment
@@ -100,18 +111,75 @@ def report(args: Sequence[str]) -> int:
 
 
 def records(args: Sequence[str]) -> int:
-    """Write an experiment's records as a table: NAME.csv, and NAME.jsonl with everything."""
-    experiment, flags, rows = _records("records", records.__doc__, args)
+    """Write an experiment's records as a table: NAME.csv, and NAME.jsonl with everything.
+
+    Without NAME, list every record of the runs directory. --where chooses among them, as in
+    --where "width >= 64 and family == 'dense'", and an --out that ends in .csv, .jsonl or .parquet
+    is the table's file.
+    """
+    from isoflop.sim.records.where import chosen
+    from isoflop.sim.records.writers import write_csv, write_flat
+
+    if args and args[0].startswith("-") and args[0] not in HELP:
+        (flags,) = parse("records", records.__doc__, args, RecordFlags)
+        return _every(flags)
+    experiment, flags, rows = _records("records", records.__doc__, args, RecordFlags)
     name = experiment.name
-    from isoflop.sim.records.store import Row, write_csv, write_rows
+    from isoflop.sim.records.store import Row, flatten, write_rows
 
     if not rows or not isinstance(rows[0], Row):
         raise Usage(_none(experiment, flags))
-    flat, whole = (flags.out / name / f"{name}.{suffix}" for suffix in ("csv", "jsonl"))
-    write_csv(flat, rows)
-    write_rows(whole, rows)
-    _print_paths([flat, whole], flags.json)
+    if flags.where:
+        met = chosen(flags.where, [flatten(row) for row in rows])
+        rows = [row for row, yes in zip(rows, met, strict=True) if yes]
+    if flags.out.suffix:
+        write_flat(flags.out, [flatten(row) for row in rows])
+        written = [flags.out]
+    else:
+        written = [flags.out / name / f"{name}.{suffix}" for suffix in ("csv", "jsonl")]
+        write_csv(written[0], rows)
+        write_rows(written[1], rows)
+    _print_paths(written, flags.json)
     return 0
+
+
+def _every(flags: RecordFlags) -> int:
+    """Every record of the runs directory, from its index."""
+    from isoflop.sim.records.index import opened
+    from isoflop.sim.records.writers import write_flat
+
+    if flags.records:
+        raise Usage("--records is read for one experiment; name it: isoflop records NAME")
+    if not flags.runs.is_dir():
+        raise Usage(f"there is no runs directory {flags.runs}; name another with --runs")
+
+    def note(text: str) -> None:
+        print(f"warning: {text}", file=sys.stderr)
+
+    with opened(flags.runs, note) as index:
+        for problem in (problems := index.left_out())[:1]:
+            note(f"{len(problems)} records are left out; the first: {problem}")
+        if flags.out.suffix:
+            write_flat(flags.out, list(index.rows(flags.where)))
+            _print_paths([flags.out], flags.json)
+        elif flags.json:
+            print_json(index.listing(flags.where))
+        else:
+            print(table([_line(row) for row in index.listing(flags.where)], ("key", "run", "why")))
+    return 0
+
+
+def _line(row: dict[str, Any]) -> dict[str, str]:
+    at = datetime.fromtimestamp(row["recorded_ns"] / 1e9)
+    return {
+        "key": row["key"],
+        "run": labelled(row["labels"]),
+        "status": row["status"],
+        "loss": "" if row["loss"] is None else f"{row['loss']:.4f}",
+        "seconds": f"{row['seconds']:.1f}",
+        "recorded": f"{at:%Y-%m-%d %H:%M}",
+        "why": shortened(row["reason"], 80),
+    }
 
 
 def _records(
@@ -131,8 +199,8 @@ def _records(
     options = deferred(once(module, "cells" if experiment.trains else "measure"))
     flags, cells = parse(f"{verb} {experiment.word}", doc, rest, show, options)
     if not experiment.trains:
-        table = flags.records or measured(flags.runs, experiment.name)
-        return experiment, flags, read_table(table)
+        path = flags.records or measured(flags.runs, experiment.name)
+        return experiment, flags, read_table(path)
     if flags.records is not None:  # of which no cell is asked, nor its data
         return experiment, flags, list(read_rows(flags.records))
     store, grid = Store(flags.runs), cells()

@@ -61,8 +61,22 @@ VERBS = {
     ),
     "records": Verb(
         *("show", "records"),
-        "Write an experiment's records as a table: NAME.csv, and NAME.jsonl with everything.",
+        "Write an experiment's records as a table, or list those of a runs directory.",
         raw=True,
+    ),
+    "status": Verb(
+        *("status", "status"),
+        "Tell how a grid stands: done, running, failed, stale leases, throughput, time left.",
+        raw=True,
+    ),
+    "work": Verb(
+        *("work", "work"),
+        "Train what a grid lacks beside other workers, wherever they run, until it is complete.",
+        raw=True,
+    ),
+    "gc": Verb(
+        *("gc", "gc"),
+        "Name what a runs directory no longer needs, and with --delete remove it.",
     ),
     "bench": Verb(
         *("run", "bench"),

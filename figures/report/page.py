@@ -14,20 +14,18 @@ import jinja2
 import vl_convert
 
 from isoflop.figures import charts, context, style
-from isoflop.figures.palette import ORDER
 from isoflop.figures.report import sampling, vega
 from isoflop.figures.report.summary import headline, interval, summarise
 from isoflop.sim.compare.points import Point, family, label, usable
 from isoflop.sim.compare.rankings import Ranking
 from isoflop.sim.compare.slopes import slopes as slopes_of
 from isoflop.sim.compare.slopes import window
+from isoflop.figures.palette import ORDER
 from isoflop.sim.compare.study import Study
 from isoflop.sim.cost.names import CONVENTIONS, PARAMETERS
 from isoflop.sim.records.store import Row
 
 TEMPLATES = Path(__file__).parent / "templates"
-
-
 def build(
     name: str,
     rows: list[Row],
@@ -40,8 +38,8 @@ def build(
     """Write `out`/`name`.html, or `out` itself if it ends in .html.
 
     `question` is the experiment's, for the title. `context` holds measurements as in
-    `figures.context`, `compressors` the bits per byte of baseline compressors on the same held-out
-    text, `draws` is the number of bootstrap draws behind the fits.
+    `figures.context`, `compressors` other compressors' bits per byte on the same held-out text, `draws`
+    is the number of bootstrap draws behind the fits.
     """
     page = out if out.suffix == ".html" else out / f"{name}.html"
     page.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from isoflop.models.lm import ModelConfig
 from isoflop.sim.cost.flops import param_counts
 from isoflop.sim.data.source import Source, drawn
 from isoflop.sim.grid.grid import Job, jobs
+from isoflop.sim.records.grids import Asked
 from isoflop.sim.records.provenance import code_changes
 from isoflop.sim.records.store import Record, Store
 from isoflop.sim.spec import EPOCHS_MAX, STEPS_MIN, Cell, Run
@@ -127,6 +128,15 @@ def plan(
         warnings=tuple(warn(cells, {row.key: row for row in rows})),
         left_out=tuple(left_out),
         changed=changed,
+    )
+
+
+def asked_of(cells: Iterable[Cell]) -> tuple[Asked, ...]:
+    """What a grid asks for, each run once."""
+    return tuple(
+        Asked(run.key, run.trunk, _step_flops(run) * run.budget.steps, cell.labels)
+        for cell in {cell.run.key: cell for cell in cells}.values()
+        for run in (cell.run,)
     )
 
 

@@ -31,7 +31,7 @@ from isoflop.models.errors import UserError
 from isoflop.sim import userfile
 from isoflop.sim.durable import Place, remote, remove_folder, unwritable, write
 from isoflop.sim.grid import leases
-from isoflop.sim.grid.executors.base import Executor, WorkerDied
+from isoflop.sim.grid.executors.base import Executor, Queued, WorkerDied
 from isoflop.sim.grid.executors.local import Local
 from isoflop.sim.records.provenance import changed
 from isoflop.sim.records.store import Record, Store, brief
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from isoflop.sim.train.loop import Event, Note
 
 HERE = Local()  # one job after another, in this process
+QUEUED = "queued.txt"  # in a job's folder: what its scheduler calls it
 POLL_SECONDS = 1.0  # between looks at the leases of others, once nothing else is left to train
 TRIES = 3  # of a job whose worker dies
 STALL_SECONDS = 600.0  # without a word from a job, until that is said
@@ -74,12 +75,35 @@ class Job:
     trunk: str
     runs: tuple[Run, ...]
 
+    def __str__(self) -> str:
+        return self.trunk
+
     def __reduce__(self) -> tuple:  # the user's files first: the runs have mixers of theirs
         return _job, (userfile.Loaded(), self.trunk, self.runs)
 
 
 def _job(_: None, trunk: str, runs: tuple[Run, ...]) -> Job:
     return Job(trunk, runs)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which runs are to be trained, by their records."""
+
+    retrain_changed: bool = False  # those of other code than today's, too
+    tries: int | None = None  # not those that failed so often; None: however often
+
+    def of(self, store: Store, runs: Iterable[Run]) -> dict[str, Run]:
+        """By key."""
+        found = {run.key: (run, store.load(run.key)) for run in runs}
+        return {key: run for key, (run, record) in found.items() if self._asks(record)}
+
+    def _asks(self, record: Record | None) -> bool:
+        if record is None:
+            return True
+        if record.final:
+            return self.retrain_changed and bool(changed(record))
+        return self.tries is None or record.failures < self.tries
 
 
 @dataclass(frozen=True)
@@ -125,7 +149,9 @@ class Stalled:
     seconds: float
 
 
-OnEvent = Callable[["Started | Recorded | Ended | Leased | Retried | Stalled | Event | Note"], None]
+OnEvent = Callable[
+    ["Queued | Started | Recorded | Ended | Leased | Retried | Stalled | Event | Note"], None
+]
 
 
 @dataclass(frozen=True)
@@ -175,9 +201,11 @@ def execute(
     on_event: OnEvent = lambda event: None,
     need_bytes: int = 0,
     retrain_changed: bool = False,
+    tries: int | None = None,
 ) -> Outcome:
     """Train the cells that have no final record in the runs directory `root`, or, with
-    `retrain_changed`, one of other code than today's (sim/records/provenance.py).
+    `retrain_changed`, one of other code than today's (sim/records/provenance.py). With `tries`,
+    runs are left as they are that failed so often.
 
     Where others than this process train, `trainer` must be importable by name. Returns when every
     run has a record, its own or another process's, or has failed here. Raises UserError, before
@@ -189,7 +217,8 @@ def execute(
     root = store.root
     store.check(need_bytes)
     every = jobs(cells, shard)
-    missing = functools.partial(_missing, store, retrain_changed=retrain_changed)
+    wanted = Wanted(retrain_changed, tries)
+    missing = functools.partial(wanted.of, store)
     asked = {job.trunk: missing(job.runs) for job in every}
     finished = sum(len(job.runs) - len(asked[job.trunk]) for job in every)
     token, others = secrets.token_hex(16), leases.Watch()
@@ -211,6 +240,10 @@ def execute(
                         _fail(store, missing(job.runs), reason, note)
                 note(Ended(job.trunk))
                 return
+            case Queued(job, where):
+                path = root / "jobs" / job.trunk / QUEUED
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write(path, f"{where}\n".encode())
             case Recorded():
                 trained.append(event.record)
             case Leased():
@@ -220,7 +253,9 @@ def execute(
                 mistakes.append(event.mistake)
         on_event(event)
 
-    work = functools.partial(train_job, root, kernels.keep(trainer), token, retrain_changed)
+    # a worker of another machine may stand in another folder
+    shared = root if remote(root) else root.absolute()
+    work = functools.partial(train_job, shared, kernels.keep(trainer), token, wanted)
     ready = [job for job in every if asked[job.trunk]]
     waiting: list[Job] = []
     try:
@@ -246,7 +281,7 @@ def train_job(
     root: Place,
     trainer: Trainer,
     token: str,
-    retrain_changed: bool,
+    wanted: Wanted,
     job: Job,
     emit: Callable[[Any], None],
 ) -> None:
@@ -265,7 +300,7 @@ def train_job(
         ):
             if lease.other is not None:
                 emit(Leased(job.trunk, lease.other.owner))
-            elif missing := _missing(store, job.runs, retrain_changed):
+            elif missing := wanted.of(store, job.runs):
                 emit(Started(job.trunk))
                 emit(Ended(job.trunk, _train(store, trainer, job, missing, lease, emit)))
             else:  # another process finished it in the meantime
@@ -369,7 +404,7 @@ def _appended(path: Place) -> contextlib.AbstractContextManager[Any]:
 def _arrange(folder: Place, job: Job, missing: Mapping[str, Run]) -> tuple[Run, ...]:
     """What to train together: the arrangement of the job begun, if it is one; else the missing."""
     path = folder / "job.json"
-    begun = [run.key for run in _read_arrangement(path)] if path.exists() else []
+    begun = [run.key for run in read_arrangement(path)] if path.exists() else []
     asked = {run.key: run for run in job.runs}
     if begun and missing.keys() <= set(begun) <= asked.keys():
         return tuple(asked[key] for key in begun)  # as asked now: a file may have moved
@@ -380,7 +415,8 @@ def _arrange(folder: Place, job: Job, missing: Mapping[str, Run]) -> tuple[Run, 
     return runs
 
 
-def _read_arrangement(path: Place) -> tuple[Run, ...]:
+def read_arrangement(path: Place) -> tuple[Run, ...]:
+    """The runs of a job begun. Raises UserError where its file is not a whole one."""
     try:
         return TypeAdapter(tuple[Run, ...]).validate_json(path.read_bytes())
     except ValidationError as error:
@@ -390,22 +426,15 @@ def _read_arrangement(path: Place) -> tuple[Run, ...]:
         ) from None
 
 
-def _missing(store: Store, runs: Iterable[Run], retrain_changed: bool = False) -> dict[str, Run]:
-    found = {run.key: (run, store.load(run.key)) for run in runs}
-    return {
-        key: run
-        for key, (run, record) in found.items()
-        if not (record and record.final) or (retrain_changed and changed(record))
-    }
-
-
 def _fail(
     store: Store, missing: Mapping[str, Run], reason: str, emit: Callable[[Any], None]
 ) -> None:
     """Write failed records, but not over those of an earlier training that went well."""
     for key, run in missing.items():
-        record = Record(key=key, run=run, status="failed", reason=reason)
-        if not store.done(key):
+        before = store.load(key)
+        failures = 1 + (before.failures if before else 0)
+        record = Record(key=key, run=run, status="failed", reason=reason, failures=failures)
+        if before is None or not before.final:
             store.save(record, {})
         emit(Recorded(run.trunk, record))
 

@@ -10,8 +10,6 @@ Every file is written beside its place, synced, and renamed into it.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +27,7 @@ from isoflop.models.errors import UserError
 from isoflop.models.lm import ModelConfig
 from isoflop.sim.durable import Place, place, remote, unwritable, why, write
 from isoflop.sim.records.metrics import Metric
-from isoflop.sim.records.readers import computed, dotted
+from isoflop.sim.records.readers import dotted
 from isoflop.sim.spec import Cell, Run, canonical
 
 
@@ -45,6 +43,7 @@ class Record(Config):
     run: Run
     status: Literal["ok", "diverged", "failed"]
     reason: str = ""
+    failures: int = 0  # how often it has failed; 0 once it has not
     metrics: dict[str, Metric] = Field(default_factory=dict)  # after the cooldown; {} if diverged
     entropy: float | None = None  # nats per token, where the data's is known exactly
     curve: tuple[tuple[int, float], ...] = ()  # (step, training loss, mean since the last point)
@@ -76,20 +75,7 @@ class Record(Config):
     @model_validator(mode="before")
     @classmethod
     def _from_fields(cls, data: Any) -> Any:
-        """A record from before there were metrics by name, which held these as fields."""
-        old = ("loss", "loss_se", "bits_per_byte", "eval_tokens")
-        if not isinstance(data, dict) or "metrics" in data or not data.keys() & {*old}:
-            return data
-        loss, se, bits, count = (data.get(name) for name in old)
-        metrics = {}
-        if loss is not None:
-            metrics["loss"] = {"value": loss, "se": se, "count": count or 0}
-        if bits is not None:
-            part = None if se is None or not loss else se * bits / loss
-            metrics["bits_per_byte"] = {"value": bits, "se": part, "count": count or 0}
-        return {name: value for name, value in data.items() if name not in old} | {
-            "metrics": metrics
-        }
+        return upgraded(data)
 
     def value(self, metric: str) -> float | None:
         """None where the run has no such metric."""
@@ -117,6 +103,21 @@ class Record(Config):
     def final(self) -> bool:
         """Trained to its end, well or badly. A failed run is tried again by the next command."""
         return self.status != "failed"
+
+
+def upgraded(data: Any) -> Any:
+    """A record's JSON, of one from before there were metrics by name, which were fields."""
+    old = ("loss", "loss_se", "bits_per_byte", "eval_tokens")
+    if not isinstance(data, dict) or "metrics" in data or not data.keys() & {*old}:
+        return data
+    loss, se, bits, count = (data.get(name) for name in old)
+    metrics = {}
+    if loss is not None:
+        metrics["loss"] = {"value": loss, "se": se, "count": count or 0}
+    if bits is not None:
+        part = None if se is None or not loss else se * bits / loss
+        metrics["bits_per_byte"] = {"value": bits, "se": part, "count": count or 0}
+    return {name: value for name, value in data.items() if name not in old} | {"metrics": metrics}
 
 
 class Row(Config):
@@ -277,9 +278,7 @@ class Store:
             directory.mkdir(parents=True, exist_ok=True)
             write(directory / "spec.json", canonical(record.run).encode())
             if weights:
-                # which writes an array's buffer, whatever its strides
-                whole = {name: np.ascontiguousarray(array) for name, array in weights.items()}
-                write(directory / "model.safetensors", safetensors.numpy.save(whole))
+                write(directory / "model.safetensors", safetensors.numpy.save(dict(weights)))
             write(directory / "result.json", record.model_dump_json().encode())
         except OSError as error:
             raise unwritable(directory, error) from error
@@ -365,42 +364,37 @@ def read_table(
     return rows
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """A flat table for spreadsheets: labels, then numbers; the spec and the curve stay in JSON.
-    Text that a spreadsheet would compute is written as `sim.records.tables.computed` says.
-    """
-    flat = [
-        {computed(name): computed(value) for name, value in flatten(row).items()} for row in rows
-    ]
-    columns = list(dict.fromkeys(name for record in flat for name in record))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO(newline="")
-    table = csv.DictWriter(text, columns)
-    table.writeheader()
-    table.writerows(flat)
-    write(path, text.getvalue().encode())
-
-
 def _lines(path: Path) -> list[bytes]:
     if not path.is_file():
         raise UserError(f"there is no file {path}; run the experiment first")
     return path.read_bytes().splitlines()
 
 
-def flatten(row: Row) -> dict[str, str | int | float | None]:
-    """Labels and numbers by name; `run` names the trunk, whose branches share noise.
+def flatten(row: Row) -> dict[str, Any]:
+    """A row's labels and numbers by name, as `columns` has them."""
+    values = json.loads(row.record.model_dump_json(exclude={"curve", "sources"}))
+    return columns(row.labels, values, row.record.run.trunk)
+
+
+def columns(labels: Mapping[str, Any], record: Mapping[str, Any], trunk: str) -> dict[str, Any]:
+    """Labels and numbers of a record, given as JSON has it; `run` names the trunk, whose branches
+    share noise.
 
     A metric has three columns: loss, loss_se and loss_count; kjv.loss, kjv.loss_se, ….
     """
+    run, budget = record["run"], record["run"]["budget"]
+    flat: dict[str, Any] = dict(labels)
+    flat |= {name: budget[name] for name in ("steps", "batch", "seq_len")}
+    flat |= {"lr": run["optim"]["lr"], "seed": run["seed"], "run": trunk}
+    for name, metric in record["metrics"].items():
+        flat |= {
+            name: metric["value"],
+            f"{name}_se": metric["se"],
+            f"{name}_count": metric["count"],
+        }
     left_out = {"run", "curve", "sources", "metrics"}
-    values = json.loads(row.record.model_dump_json(exclude=left_out))
-    flat: dict[str, str | int | float | None] = dict(row.labels)
-    run, budget = row.record.run, row.record.run.budget
-    flat |= {"steps": budget.steps, "batch": budget.batch, "seq_len": budget.seq_len}
-    flat |= {"lr": run.optim.lr, "seed": run.seed, "run": run.trunk}
-    for name, metric in row.record.metrics.items():
-        flat |= {name: metric.value, f"{name}_se": metric.se, f"{name}_count": metric.count}
-    return flat | dict(dotted(values))
+    rest = {name: value for name, value in record.items() if name not in left_out}
+    return flat | dict(dotted(rest))
 
 
 def brief(error: ValidationError) -> str:

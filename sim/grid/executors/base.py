@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
+
+from isoflop.models.errors import UserError
 
 GROUP = "isoflop.executors"
 
@@ -29,6 +32,14 @@ class WorkerDied:
     reason: str
 
 
+@dataclass(frozen=True)
+class Queued:
+    """A scheduler has the job, and will begin it when it has room."""
+
+    job: Any
+    where: str  # the scheduler's own name of it, as in `Slurm job 12_3`
+
+
 @runtime_checkable
 class Executor(Protocol):
     """Runs jobs somewhere, and tells here what happens there."""
@@ -42,8 +53,9 @@ class Executor(Protocol):
 
         Whatever a job emits is passed to `on_event`, in the calling thread and, of one job, in
         order; so is WorkerDied, for a job whose worker ended without a word: it takes only that job
-        with it. An exception that `work` or `on_event` lets out ends every worker and is raised
-        here. What the workers need in common is a file system with the runs directory.
+        with it; and Queued, for a job that has to wait for its turn elsewhere. An exception that
+        `work` or `on_event` lets out ends every worker and is raised here. What the workers need in
+        common is a file system with the runs directory.
         """
 
 
@@ -57,6 +69,12 @@ def find(name: str) -> Callable[..., Executor]:
     if name in _files():
         return getattr(importlib.import_module(f"{__package__}.{name}"), name.title())
     return _installed()[name].load()
+
+
+def need(module: str, extra: str) -> None:
+    """UserError, naming the extra that brings it, where a module is not installed."""
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"{extra} needs the package {module}; pip install 'isoflop[{extra}]'")
 
 
 def _files() -> list[str]:

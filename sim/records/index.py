@@ -1,0 +1,256 @@
+"""An index of a runs directory: what its records say, in a SQLite file that answers at once.
+
+The records are the truth, and this a copy that can be made again at any time: from each record that
+is new or whose file has another time or size than when it was read. It lies in the user's cache, on
+this machine's own disk and under this machine's name, since SQLite's write-ahead log is for the
+processes of one machine; a directory that others share, or that cannot be written, has one as well.
+An index of another version, or one that is damaged, is made afresh, and that is said.
+
+    runs      a record's columns, as `isoflop records` writes them; those that are asked for most
+              are columns here, too; its file's time and size say whether it was read as it is now
+    labels    what the grids of sim/records/grids.py call their runs
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import socket
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pydantic_core
+
+from isoflop.models.errors import UserError
+from isoflop.sim.data import cache
+from isoflop.sim.records import grids
+from isoflop.sim.records.store import Store, columns, upgraded
+from isoflop.sim.records.where import Sql, condition, path
+from isoflop.sim.spec import Run
+
+VERSION = 1  # of the tables below; raised with them
+BATCH = 2000  # records read between two writes
+COLUMNS = ("key", "trunk", "status", "reason", "loss", "seconds", "recorded_ns")  # most asked for
+TABLES = """
+CREATE TABLE runs(
+    key TEXT PRIMARY KEY, time_ns INTEGER, size INTEGER, problem TEXT,
+    trunk TEXT, status TEXT, reason TEXT, loss REAL, seconds REAL, columns TEXT
+) WITHOUT ROWID;
+CREATE TABLE labels(grid TEXT, key TEXT, labels TEXT, PRIMARY KEY(grid, key)) WITHOUT ROWID;
+CREATE TABLE names(name TEXT PRIMARY KEY, label INTEGER) WITHOUT ROWID;
+CREATE TABLE grids(file TEXT PRIMARY KEY, time_ns INTEGER) WITHOUT ROWID;
+"""
+
+
+@dataclass
+class Index:
+    """The index of one runs directory, as it is on the disk now. Made by `opened`."""
+
+    root: Path
+    note: Callable[[str], None]  # is told, in words, what was made afresh
+    database: sqlite3.Connection
+
+    def refresh(self) -> None:
+        """Read what is new, changed or gone since the last time."""
+        known = {key: (time_ns, size) for key, time_ns, size in self._all(
+            "SELECT key, time_ns, size FROM runs"
+        )}  # fmt: skip
+        found = dict(_stamps(self.root))
+        gone = [(key,) for key in known.keys() - found.keys()]
+        new = sorted(key for key, stamp in found.items() if known.get(key) != stamp)
+        self._write("DELETE FROM runs WHERE key = ?", gone)
+        for first in range(0, len(new), BATCH):
+            rows, names = [], set[str]()
+            for key in new[first : first + BATCH]:
+                row, own = _read(self.root, key, found[key])
+                rows.append(row)
+                names |= own
+            self._write(f"INSERT OR REPLACE INTO runs VALUES({', '.join('?' * 10)})", rows)
+            self._write("INSERT OR IGNORE INTO names VALUES(?, 0)", [(name,) for name in names])
+        self._refresh_grids()
+
+    def _refresh_grids(self) -> None:
+        known = dict(self._all("SELECT file, time_ns FROM grids"))
+        there = {path.stem: path for path in grids.files(self.root)}
+        for file in known.keys() - there.keys():
+            self._write("DELETE FROM labels WHERE grid = ?", [(file,)])
+            self._write("DELETE FROM grids WHERE file = ?", [(file,)])
+        for file, source in there.items():
+            time_ns = source.stat().st_mtime_ns
+            if known.get(file) == time_ns:
+                continue
+            try:
+                runs = grids.load(source).runs
+            except UserError as error:
+                self.note(str(error))
+                continue
+            rows = [(file, run.key, json.dumps(run.labels)) for run in runs]
+            names = {(name,) for run in runs for name in run.labels}
+            self._write("INSERT OR REPLACE INTO labels VALUES(?, ?, ?)", rows)
+            self._write("INSERT OR REPLACE INTO names VALUES(?, 1)", sorted(names))
+            self._write("INSERT OR REPLACE INTO grids VALUES(?, ?)", [(file, time_ns)])
+
+    def rows(self, where: str = "", grid: str = "") -> Iterator[dict[str, Any]]:
+        """Labels and columns of every run that meets the condition, ordered by key; of one grid's
+        runs, with its labels, where its file is named. UserError as `condition` raises.
+        """
+        sql, values = self._selected("coalesce(labels.labels, '{}'), runs.columns", where, grid)
+        for labels, text in self.database.execute(f"{sql} ORDER BY runs.key", values):
+            yield json.loads(labels) | json.loads(text)
+
+    def listing(self, where: str = "", grid: str = "") -> list[dict[str, Any]]:
+        """The same runs by the columns that are asked for most."""
+        chosen = "coalesce(labels.labels, '{}'), runs.key, trunk, status, reason, loss, seconds"
+        sql, values = self._selected(f"{chosen}, runs.time_ns", where, grid)
+        return [
+            {"labels": json.loads(labels), **dict(zip(COLUMNS, cells, strict=True))}
+            for labels, *cells in self.database.execute(f"{sql} ORDER BY runs.key", values)
+        ]
+
+    def left_out(self) -> list[str]:
+        """Why records are in no table."""
+        return [why for (why,) in self._all("SELECT problem FROM runs WHERE problem != ''")]
+
+    def _selected(self, what: str, where: str, grid: str) -> Sql:
+        # without a grid, a run's labels are those of the latest that has it
+        labels = (
+            "(SELECT key, labels FROM labels WHERE grid = ?)"
+            if grid
+            else "(SELECT key, labels, max(grids.time_ns) FROM labels "
+            "JOIN grids ON grids.file = labels.grid GROUP BY key)"
+        )
+        sql = (
+            f"SELECT {what} FROM runs {'' if grid else 'LEFT '}JOIN {labels} AS labels "
+            "ON labels.key = runs.key WHERE runs.problem = ''"
+        )
+        values: list[Any] = [grid] if grid else []
+        if where:
+            is_label = dict(self._all("SELECT name, label FROM names"))
+            met, more = condition(where, functools.partial(_column, is_label), is_label)
+            sql, values = f"{sql} AND {met}", [*values, *more]
+        return sql, values
+
+    def _all(self, sql: str) -> list[Any]:
+        return self.database.execute(sql).fetchall()
+
+    def _write(self, sql: str, rows: Iterable[tuple]) -> None:
+        """In one transaction: another process reads all of it or nothing."""
+        with self.database:
+            self.database.executemany(sql, rows)
+
+
+@contextlib.contextmanager
+def opened(root: Path, note: Callable[[str], None]) -> Iterator[Index]:
+    """The index of a runs directory, made or brought up to date. `note` is told what was wrong with
+    the one that was there, or why this one is in memory only.
+    """
+    file = place(root)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        index = _fresh(root, file, note)
+    except (OSError, sqlite3.Error) as error:
+        note(f"the index {file} cannot be written ({error}); this one is made in memory")
+        index = Index(root, note, sqlite3.connect(":memory:"))
+        index.database.executescript(TABLES)
+        index.refresh()
+    with contextlib.closing(index.database):
+        yield index
+
+
+def place(root: Path) -> Path:
+    """Where the index of a runs directory is, on this machine."""
+    name = cache.name(f"{socket.gethostname()}", str(root.absolute()))
+    return cache.folder() / "index" / f"{name}.sqlite"
+
+
+def _fresh(root: Path, file: Path, note: Callable[[str], None]) -> Index:
+    for last in (False, True):
+        database = sqlite3.connect(file, timeout=60)  # while another process writes
+        try:
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if version != VERSION and tables:
+                raise sqlite3.DatabaseError(f"version {version}, not {VERSION}")
+            if not tables:
+                database.execute("PRAGMA journal_mode = WAL")
+                database.executescript(
+                    f"BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"
+                )
+            index = Index(root, note, database)
+            index.refresh()
+            return index
+        except (sqlite3.DatabaseError, ValueError) as error:
+            database.close()
+            other = isinstance(
+                error, sqlite3.OperationalError
+            )  # a full disk, a lock: not its fault
+            if last or (other and error.sqlite_errorcode != sqlite3.SQLITE_ERROR):
+                raise
+            note(f"the index {file} was of no use ({error}) and is made afresh from the records")
+            for end in ("", "-wal", "-shm"):
+                Path(f"{file}{end}").unlink(missing_ok=True)
+    raise AssertionError
+
+
+def _stamps(root: Path) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Time and size of every record's file, by run."""
+    try:
+        entries = os.scandir(root)
+    except FileNotFoundError:
+        return
+    with entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                found = os.stat(f"{entry.path}/result.json")
+                yield entry.name, (found.st_mtime_ns, found.st_size)
+
+
+def _read(root: Path, key: str, stamp: tuple[int, int]) -> tuple[tuple, set[str]]:
+    """A record's row and the names of its columns."""
+    try:
+        values = upgraded(pydantic_core.from_json((root / key / "result.json").read_bytes()))
+        if values["key"] != key:
+            raise ValueError
+        flat = columns({}, values, _trunk(values["run"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return (key, *stamp, _problem(root, key), *[None] * 6), set()
+    own = [flat["run"], flat["status"], flat["reason"], flat.get("loss"), flat["seconds"]]
+    return (key, *stamp, "", *own, json.dumps(flat)), set(flat)
+
+
+def _problem(root: Path, key: str) -> str:
+    """What is wrong with a record, in the words of whoever reads it for its run."""
+    try:
+        Store(root).load(key)
+    except (UserError, OSError) as error:
+        return str(error)
+    return f"{root / key / 'result.json'} was replaced while it was read"
+
+
+_trunks: dict[str, str] = {}  # by all that they depend on: a spec is validated once for each
+
+
+def _trunk(run: dict[str, Any]) -> str:
+    """Of a spec in JSON. Runs of one trunk share all but their seeds and steps."""
+    budget = {name: value for name, value in run["budget"].items() if name != "steps"}
+    rest = {name: value for name, value in run.items() if name not in ("seed", "budget")}
+    shared = json.dumps([rest, budget])
+    if shared not in _trunks:
+        _trunks[shared] = Run.model_validate_json(json.dumps(run)).trunk
+    return _trunks[shared]
+
+
+def _column(is_label: dict[str, int], name: str) -> Sql:
+    """A column's SQL: one of its own, else one of its labels, else one of the record's."""
+    if name in ("key", "status", "reason", "loss", "seconds"):
+        return f"runs.{name}", []
+    cell = path(name)
+    if is_label[name]:
+        either = "coalesce(json_extract(labels.labels, ?), json_extract(runs.columns, ?))"
+        return either, [cell, cell]
+    return "json_extract(runs.columns, ?)", [cell]
