@@ -17,7 +17,11 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import safetensors.numpy
 import torch
-from transformers import KimiLinearConfig
+from transformers import DeepseekV3Config, KimiLinearConfig
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
+    DeepseekV3Attention,
+    DeepseekV3RotaryEmbedding,
+)
 from transformers.models.kimi_linear.modeling_kimi_linear import KimiLinearDeltaAttention
 
 torch.set_num_threads(1)  # threads of several test processes would wait for each other
@@ -169,6 +173,50 @@ def kimi(w, x, config):
     )
     layer.g_b_proj = torch.nn.Linear(*w["gate.kernel"].shape)
     return applied(layer, weights, x)
+
+
+def mla(w, x, config):
+    """DeepSeek-V3's attention as transformers has it, pairs that turn being neighbours there."""
+    rope, yarn = config.d_rope, config.rope_scaling
+    turned = np.arange(rope).reshape(2, -1).T.ravel()  # where of ours a channel of theirs is
+    queries = np.arange(config.n_heads * config.d_key).reshape(config.n_heads, -1)
+    queries[:, config.d_nope :] = queries[:, config.d_nope :][:, turned]
+    down = np.append(np.arange(config.kv_rank), config.kv_rank + turned)
+    names = {"kv_b_proj": w["up.kernel"], "o_proj": w["out.kernel"]}
+    names["kv_a_proj_with_mqa"] = w["down.kernel"][:, down]
+    names["q_b_proj" if config.q_rank else "q_proj"] = w["q.kernel"][:, queries.ravel()]
+    if config.q_rank:
+        names["q_a_proj"] = w["q_down.kernel"]
+    weights = {f"{name}.weight": kernel.T for name, kernel in names.items()}
+    weights["kv_a_layernorm.weight"] = w["norm.scale"]
+    if config.q_rank:
+        weights["q_a_layernorm.weight"] = w["q_norm.scale"]
+    scaling = {"rope_type": "default", "rope_theta": config.rope_base}
+    if yarn is not None:
+        scaling |= {"rope_type": "yarn", "factor": yarn.factor, "mscale": 1.0}
+        scaling |= {"mscale_all_dim": 1.0, "beta_fast": yarn.fast, "beta_slow": yarn.slow}
+        scaling["original_max_position_embeddings"] = yarn.original
+    published = DeepseekV3Config(
+        hidden_size=x.shape[1],
+        num_attention_heads=config.n_heads,
+        num_key_value_heads=config.n_heads,
+        q_lora_rank=config.q_rank,
+        kv_lora_rank=config.kv_rank,
+        qk_nope_head_dim=config.d_nope,
+        qk_rope_head_dim=rope,
+        v_head_dim=config.d_value,
+        rms_norm_eps=config.norm_eps,
+        max_position_embeddings=4096,
+        rope_parameters=scaling,
+        attn_implementation="eager",
+    )
+    layer = DeepseekV3Attention(published, layer_idx=0)
+    layer.load_state_dict({name: tensor(weight) for name, weight in weights.items()})
+    hidden, places = tensor(x)[None], torch.arange(len(x))[None]
+    ahead = torch.full((len(x), len(x)), -torch.inf).triu(1)[None, None]
+    with torch.no_grad():
+        turns = DeepseekV3RotaryEmbedding(published)(hidden, places)
+        return layer(hidden, position_embeddings=turns, attention_mask=ahead)[0][0].numpy()
 
 
 def lstm(w, x, config):

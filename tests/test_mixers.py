@@ -16,6 +16,7 @@ from isoflop.models.mixers.delta import DeltaNet
 from isoflop.models.mixers.linear import LinearAttention
 from isoflop.models.mixers.mamba import Mamba
 from isoflop.models.mixers.mamba2 import Mamba2
+from isoflop.models.mixers.mla import Mla
 from isoflop.models.mixers.rglru import RgLru
 from isoflop.models.mixers.rnn import Lstm, MinGru
 from isoflop.models.mixers.rwkv import Rwkv7, RwkvChannel
@@ -37,6 +38,10 @@ MIXERS = {
         qkv_bias=True,
         out_bias=True,
         gate=True,
+    ),
+    "mla": Mla(n_heads=3, kv_rank=10, q_rank=7, d_nope=5, d_rope=4, d_value=6),
+    "mla-options": Mla(
+        n_heads=2, kv_rank=6, d_nope=4, d_rope=2, d_value=5, rope_base=None, score_scale=1.5
     ),
     "mamba": Mamba(chunk=32),
     "mamba-wide-state": Mamba(d_state=5, expand=3, d_conv=3, dt_rank=7, chunk=16),
@@ -61,6 +66,8 @@ MIXERS = {
 ONES = {  # sizes of 1, where an axis is easily taken for another: of cost, state and outputs
     "attention-ones": Attention(n_heads=1, d_head=1, rope_base=None, window=1),
     "attention-one-group": Attention(n_heads=4, n_kv_heads=1, qk_norm="joint", qkv_bias=True),
+    "mla-ones": Mla(n_heads=1, kv_rank=1, q_rank=1, d_nope=1, d_rope=0, d_value=1, rope_base=None),
+    "mla-scaled": Mla(n_heads=2, kv_rank=3, d_nope=1, d_rope=2, d_value=1, score_scale=2.0),
     "mamba-ones": Mamba(d_state=1, expand=1, d_conv=1, dt_rank=1),
     "mamba-plain-norm": Mamba(d_state=1, select_norm="plain"),
     "mamba2-ones": Mamba2(d_state=1, d_head=1, expand=1, d_conv=1),
@@ -84,6 +91,7 @@ CHUNKED = {name: m for name, m in MIXERS.items() if "chunk" in type(m).model_fie
 VARIANTS = {
     "mqa-nope",
     "attention-options",
+    "mla-options",
     "mamba-wide-state",
     "mamba-options",
     "mamba2-options",

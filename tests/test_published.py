@@ -14,12 +14,15 @@ from isoflop.models.base import Init
 from isoflop.models.checkpoints import huggingface as interop
 from isoflop.models.mixers.delta import DeltaNet
 from isoflop.models.mixers.linear import LinearAttention
+from isoflop.models.mixers.mla import Mla
 from isoflop.models.mixers.rnn import Lstm, MinGru
+from isoflop.models.rotary import YarnScaling
 
 pytest.importorskip("torch")
 published = import_module("published")  # needs torch
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
+SQUARE = (1 + 0.1 * np.log(40)) ** 2  # of YaRN at a factor of 40, DeepSeek-V3's
 D_MODEL, LENGTH = 24, 83  # a length that no chunk divides
 
 
@@ -48,6 +51,22 @@ ROWS = {
             "odd-heads": DeltaNet(n_heads=3, decay="channel"),
             "other-size": DeltaNet(n_heads=5, d_key=6, d_value=6, decay="channel", d_conv=3),
             "one-head": DeltaNet(n_heads=1, decay="channel", norm_eps=1e-3, chunk=11),
+        },
+    ),
+    "mla": (
+        published.mla,
+        {
+            "queries-ranked": Mla(n_heads=3, kv_rank=10, q_rank=7, d_nope=5, d_rope=4, d_value=6),
+            "queries-straight": Mla(n_heads=2, kv_rank=5, d_nope=4, d_rope=6, d_value=3, chunk=16),
+            "yarn": Mla(
+                n_heads=2,
+                kv_rank=8,
+                d_nope=4,
+                d_rope=8,
+                d_value=4,
+                score_scale=SQUARE,
+                rope_scaling=YarnScaling(factor=40, original=64, amplitude=1.0),
+            ),
         },
     ),
     "lstm": (

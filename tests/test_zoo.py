@@ -70,7 +70,7 @@ def test_a_hybrid_keeps_attention_at_any_depth():
 )
 def test_a_hybrid_has_its_published_proportions(family, depth, attention, sparse):
     blocks = zoo.FAMILIES[family](64, depth).blocks
-    assert sum(block.mixer.kind == "attention" for block in blocks) == attention
+    assert sum(block.mixer.kind in ("attention", "mla") for block in blocks) == attention
     assert sum(block.channel.kind == "moe" for block in blocks) == sparse
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from isoflop.models.base import MixerConfig
 from isoflop.models.families.matching import (
+    D_HEAD,
     Experts,
     heads,
     is_last,
@@ -20,6 +21,7 @@ from isoflop.models.lm import Block, ModelConfig
 from isoflop.models.mixers.attention import Attention
 from isoflop.models.mixers.delta import DeltaNet
 from isoflop.models.mixers.mamba import Mamba
+from isoflop.models.mixers.mla import Mla
 from isoflop.models.mixers.moe import Moe
 from isoflop.models.mixers.rglru import RgLru
 
@@ -112,12 +114,15 @@ def qwen3_next_moe(width: int, depth: int | None = None, vocab_size: int = 256) 
 def kimi_linear(
     width: int, depth: int | None = None, vocab_size: int = 256, experts: Experts | None = None
 ) -> ModelConfig:
-    """Kimi-Linear-like: three Kimi delta attention layers to one of attention without positions
-    (Kimi team 2025, 2510.26692). Left out: latent attention in the latter's place.
+    """Kimi-Linear-like: three Kimi delta attention layers to one of latent attention without
+    positions (Kimi team 2025, 2510.26692), whose latent is a quarter of the width.
     """
     delta = DeltaNet(n_heads=heads(width), decay="channel")
-    attention = Attention(n_heads=heads(width), rope_base=None)
-    return _hybrid(width, depth, vocab_size, 4, delta, attention, experts)
+    latent = Mla(
+        n_heads=heads(width), kv_rank=max(1, width // 4), d_nope=D_HEAD, d_rope=D_HEAD // 2,
+        d_value=D_HEAD, rope_base=None,
+    )  # fmt: skip
+    return _hybrid(width, depth, vocab_size, 4, delta, latent, experts)
 
 
 def kimi_linear_moe(width: int, depth: int | None = None, vocab_size: int = 256) -> ModelConfig:
