@@ -23,7 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
-from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    SerializeAsAny,
+    field_validator,
+)
 from pydantic_core import PydanticKnownError
 
 from isoflop.models.errors import UserError
@@ -220,7 +226,10 @@ class Mixer(nnx.Module):
         raise TypeError(f"{type(self).__name__} has no step form")
 
     def forward(
-        self, x: Float[Array, "b t d"], cross: CrossLayerState, position: Position = None
+        self,
+        x: Float[Array, "b t d"],
+        cross: CrossLayerState,
+        position: Position = None,
     ) -> tuple[Float[Array, "b t d"], CrossLayerState]:
         """The parallel form inside a model; a mixer with cross-layer state has its own."""
         return self(x, position), cross
@@ -290,10 +299,12 @@ class Channel(nnx.Module):
 
 
 AnyMixer = Annotated[
-    SerializeAsAny[MixerConfig], BeforeValidator(lambda value: resolve(MixerConfig, value))
+    SerializeAsAny[MixerConfig],
+    BeforeValidator(lambda value: resolve(MixerConfig, value)),
 ]
 AnyChannel = Annotated[
-    SerializeAsAny[ChannelConfig], BeforeValidator(lambda value: resolve(ChannelConfig, value))
+    SerializeAsAny[ChannelConfig],
+    BeforeValidator(lambda value: resolve(ChannelConfig, value)),
 ]
 
 

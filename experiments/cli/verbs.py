@@ -108,6 +108,10 @@ VERBS = {
         *("verdicts", "verdicts"),
         "Judge published claims by committed records: the rule, the result, the verdict.",
     ),
+    "choose": Verb(
+        *("choose", "choose"),
+        "Choose a model by quality, latency, price, memory and energy, and say how surely.",
+    ),
     "import": Verb(
         *("checkpoints", "import_"),
         "Describe a trained model, a run's or Hugging Face's, and measure its loss on a text.",

@@ -14,18 +14,20 @@ import jinja2
 import vl_convert
 
 from isoflop.figures import charts, context, style
+from isoflop.figures.palette import ORDER
 from isoflop.figures.report import sampling, vega
 from isoflop.figures.report.summary import headline, interval, summarise
 from isoflop.sim.compare.points import Point, family, label, usable
 from isoflop.sim.compare.rankings import Ranking
 from isoflop.sim.compare.slopes import slopes as slopes_of
 from isoflop.sim.compare.slopes import window
-from isoflop.figures.palette import ORDER
 from isoflop.sim.compare.study import Study
 from isoflop.sim.cost.names import CONVENTIONS, PARAMETERS
 from isoflop.sim.records.store import Row
 
 TEMPLATES = Path(__file__).parent / "templates"
+
+
 def build(
     name: str,
     rows: list[Row],
@@ -38,12 +40,18 @@ def build(
     """Write `out`/`name`.html, or `out` itself if it ends in .html.
 
     `question` is the experiment's, for the title. `context` holds measurements as in
-    `figures.context`, `compressors` other compressors' bits per byte on the same held-out text, `draws`
-    is the number of bootstrap draws behind the fits.
+    `figures.context`, `compressors` other compressors' bits per byte on the same held-out text,
+    `draws` is the number of bootstrap draws behind the fits.
     """
     page = out if out.suffix == ".html" else out / f"{name}.html"
     page.parent.mkdir(parents=True, exist_ok=True)
     values = _values(name, rows, context or [], compressors or {}, draws)
+    page.write_text(render("report.html.j2", values | {"question": question}), encoding="utf-8")
+    return page
+
+
+def render(template: str, values: dict[str, Any]) -> str:
+    """A whole page with the charts' script inside it, under the name `script`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -52,9 +60,7 @@ def build(
         undefined=jinja2.StrictUndefined,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    template = environment.get_template("report.html.j2")
-    page.write_text(template.render(values, question=question, script=_script()), encoding="utf-8")
-    return page
+    return environment.get_template(template).render(values, script=_script())
 
 
 @cache

@@ -34,7 +34,11 @@ from isoflop.models.rotary import (
     rope_flops,
 )
 
-TILES = (64, 256, 1024)  # sides of a tile for up to 512 tokens, 2048 to 4096, and from 16384 on
+TILES = (
+    64,
+    256,
+    1024,
+)  # sides of a tile for up to 512 tokens, 2048 to 4096, and from 16384 on
 
 
 class Attention(MixerConfig):
@@ -226,7 +230,11 @@ class SoftmaxAttention(Mixer):
         q, k, v = jax.vmap(lambda x, p: self._heads(x[None, None], p[None]))(x, position)
         batch, groups, slots, _ = state["k"].shape
         # one write for each head: XLA's CPU code copies a whole cache around a write of all of them
-        slot = jnp.arange(batch)[:, None], jnp.arange(groups)[None], position[:, None] % slots
+        slot = (
+            jnp.arange(batch)[:, None],
+            jnp.arange(groups)[None],
+            position[:, None] % slots,
+        )
         keys = state["k"].at[slot].set(k[:, 0, :, 0])
         values = state["v"].at[slot].set(v[:, 0, :, 0])
         seen = jnp.arange(slots)[None] <= position[:, None]
@@ -267,7 +275,10 @@ def _held(position: Int[Array, " b"], slots: int) -> Int[Array, "b s"]:
 
 
 def _attend(
-    q: Float[Array, "b h t k"], k: Float[Array, "b g s k"], v: Float[Array, "b g s k"], seen: Array
+    q: Float[Array, "b h t k"],
+    k: Float[Array, "b g s k"],
+    v: Float[Array, "b g s k"],
+    seen: Array,
 ) -> Float[Array, "b h t k"]:
     """Queries against a cache; scores in fp32, normalised after the value product."""
     grouped = rearrange(q, "b (g r) t k -> b g r t k", g=k.shape[1])

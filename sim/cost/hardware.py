@@ -89,7 +89,14 @@ DEVICES = {
     device.name: device
     for device in (
         Device(
-            *("A100-80", 312e12, 2.039e12, 400.0, "2020-11", f"{_NVIDIA}, A100 80GB SXM"),
+            *(
+                "A100-80",
+                312e12,
+                2.039e12,
+                400.0,
+                "2020-11",
+                f"{_NVIDIA}, A100 80GB SXM",
+            ),
             *(A100, 80e9, 300e9, _INT8),
         ),
         Device(
@@ -97,7 +104,14 @@ DEVICES = {
             *(H100, 80e9, 450e9, _FP8),
         ),
         Device(
-            *("H800", 989e12, 3.35e12, 700.0, "2023-03", "H100; links: 2412.19437, §3.2.2"),
+            *(
+                "H800",
+                989e12,
+                3.35e12,
+                700.0,
+                "2023-03",
+                "H100; links: 2412.19437, §3.2.2",
+            ),
             *(None, 80e9, 160e9, _FP8),
         ),
         Device(
@@ -109,7 +123,14 @@ DEVICES = {
             *(None, 180e9, 900e9, _FP4),
         ),
         Device(
-            *("GB200", 2500e12, 8e12, 1200.0, "2024-03", f"{_NVIDIA}, GB200 NVL72, a 72nd"),
+            *(
+                "GB200",
+                2500e12,
+                8e12,
+                1200.0,
+                "2024-03",
+                f"{_NVIDIA}, GB200 NVL72, a 72nd",
+            ),
             *(None, 186e9, 900e9, _FP4),
         ),
         Device(
@@ -185,7 +206,8 @@ def roofline(work: Work, on: Device, chips: Number = 1) -> Roofline:
     if not chips > 0:
         raise UserError(f"chips={chips} must be greater than 0")
     return Roofline(
-        work.flops / (chips * on.flops_per_second), work.bytes / (chips * on.bytes_per_second)
+        work.flops / (chips * on.flops_per_second),
+        work.bytes / (chips * on.bytes_per_second),
     )
 
 

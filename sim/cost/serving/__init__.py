@@ -4,4 +4,12 @@ from isoflop.sim.cost.serving.deployment import Deployment, Speculation, Workloa
 from isoflop.sim.cost.serving.memory import Memory
 from isoflop.sim.cost.serving.serve import Estimate, Serving, serve
 
-__all__ = ["Deployment", "Estimate", "Memory", "Serving", "Speculation", "Workload", "serve"]
+__all__ = [
+    "Deployment",
+    "Estimate",
+    "Memory",
+    "Serving",
+    "Speculation",
+    "Workload",
+    "serve",
+]

@@ -84,7 +84,10 @@ class Fit:
 
     @property
     def names(self) -> list[str]:
-        return [*SHARED, *(f"{engine}.{name}" for engine in self.engines for name in ENGINE)]
+        return [
+            *SHARED,
+            *(f"{engine}.{name}" for engine in self.engines for name in ENGINE),
+        ]
 
     @property
     def shared(self) -> dict[str, float]:
@@ -109,7 +112,10 @@ class Fit:
     def errors(self, table: Sequence[Measured]) -> Floats:
         """(2, n) log measured − log predicted, of TTFT and TPOT."""
         made = self.times(table)
-        seen = (np.concatenate([m.ttft for m in table]), np.concatenate([m.tpot for m in table]))
+        seen = (
+            np.concatenate([m.ttft for m in table]),
+            np.concatenate([m.tpot for m in table]),
+        )
         return np.log(np.array(seen)) - np.log(np.array(made))
 
 
@@ -120,7 +126,10 @@ def fit(table: Sequence[Measured], start: Fit | None = None) -> Fit:
     found = Fit(engines, scale) if start is None or start.engines != engines else start
     whose = np.repeat([engines.index(m.on.engine) for m in table], [len(m.ttft) for m in table])
     seen = np.log(
-        [np.concatenate([m.ttft for m in table]), np.concatenate([m.tpot for m in table])]
+        [
+            np.concatenate([m.ttft for m in table]),
+            np.concatenate([m.tpot for m in table]),
+        ]
     )
     load = Load(*(np.concatenate([getattr(m.load, f.name) for m in table]) for f in fields(Load)))
     ttft, tpot = found.times(table)
@@ -198,7 +207,11 @@ def calibrate(table: Sequence[Measured], source: str, refits: int = REFITS) -> C
     low, high = (np.percentile(drawn, q, axis=0) for q in (5, 95))
     errors = held_out(table, lambda m: m.unit, FOLDS)
     new = np.concatenate(
-        [held_out(table, lambda m: m.on.device.name), held_out(table, lambda m: m.model)], axis=1
+        [
+            held_out(table, lambda m: m.on.device.name),
+            held_out(table, lambda m: m.model),
+        ],
+        axis=1,
     )
     of = np.repeat([class_of(m.on.engine, m.on.model) for m in table], [len(m.ttft) for m in table])
     spreads = {name: _spread(errors[:, of == name]) for name in sorted(set(of))}

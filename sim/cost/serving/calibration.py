@@ -117,7 +117,10 @@ def _calibration(found: Any) -> Calibration:
     own["intervals"] = {name: (low, high) for name, (low, high) in own["intervals"].items()}
     own["spreads"] = {name: Spread(**spread) for name, spread in own["spreads"].items()}
     calibrated = Calibration(**own)
-    for names, row in ((SHARED, own["shared"]), *((ENGINE, e) for e in own["engines"].values())):
+    for names, row in (
+        (SHARED, own["shared"]),
+        *((ENGINE, e) for e in own["engines"].values()),
+    ):
         if set(names) != set(row):
             raise KeyError(f"coefficients must be {', '.join(names)}")
     return calibrated

@@ -37,7 +37,15 @@ PARTS = {  # coefficient → what it is a part of
     "link_bytes": "links", **dict.fromkeys(COUNTED, "overhead"),
 }  # fmt: skip
 SHARED = (*PARTS, "pieces")
-ENGINE = ("step", "sequence", "ttft", "ttft_prefill", "ttft_queue", "ttft_steps", "ttft_slot")
+ENGINE = (
+    "step",
+    "sequence",
+    "ttft",
+    "ttft_prefill",
+    "ttft_queue",
+    "ttft_steps",
+    "ttft_slot",
+)
 
 
 def features(replica: Replica, step: Step) -> dict[str, Any]:

@@ -77,7 +77,11 @@ class Deployment:
     name: str = field(default="the model", compare=False)
 
     def __post_init__(self) -> None:
-        for name, known in (("weights", BITS), ("cache", BITS), ("activations", ACTIVATIONS)):
+        for name, known in (
+            ("weights", BITS),
+            ("cache", BITS),
+            ("activations", ACTIVATIONS),
+        ):
             value = getattr(self, name)
             if value is not None and value not in known:
                 raise UserError(

@@ -143,7 +143,11 @@ def simulate(
         offset = sum((r.before + r.read) * take for r, take in pieces) / tokens if tokens else 0.0
         ending = [r for r, take in pieces if r.read + take == r.prompt]
         each = engine.clock(
-            float(len(running)), mean + (turns - 1) / 2, tokens, offset, float(len(ending))
+            float(len(running)),
+            mean + (turns - 1) / 2,
+            tokens,
+            offset,
+            float(len(ending)),
         )
         now += turns * each
         worked += turns * each
@@ -186,7 +190,10 @@ def simulate(
 
 
 def _check(
-    engine: Engine, prompts: NDArray[np.int64], answers: NDArray[np.int64], before: NDArray
+    engine: Engine,
+    prompts: NDArray[np.int64],
+    answers: NDArray[np.int64],
+    before: NDArray,
 ) -> None:
     longest = int(np.argmax(prompts + answers + before))
     tokens = int((prompts + answers + before)[longest])

@@ -183,7 +183,11 @@ def load(replica: Replica, workload: Workload, users: float) -> Load:
     """So many users of a workload."""
     fit = room(replica, workload.prompt + workload.answer / 2)
     return Load(
-        float(workload.read), float(workload.prompt), float(workload.answer), users, max(1.0, fit)
+        float(workload.read),
+        float(workload.prompt),
+        float(workload.answer),
+        users,
+        max(1.0, fit),
     )
 
 

@@ -90,7 +90,12 @@ class Replica:
         sizes = np.array([mixer.state_size(d, int(k)) for k in self.knots], float)
         parts = min(on.tensor, mixer.state_parts or on.tensor)
         growing = (sizes - sizes[0]) * on.cache_bytes / parts
-        return flops[0], flops - flops[0], growing, sizes[0] * RECURRENT_BYTES / on.tensor
+        return (
+            flops[0],
+            flops - flops[0],
+            growing,
+            sizes[0] * RECURRENT_BYTES / on.tensor,
+        )
 
     def state(self, context: Any) -> Any:
         """Bytes of one sequence's states on each chip that has them."""

@@ -1,0 +1,290 @@
+"""From rows, laws and runs to a recommendation, its page and its figure."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic
+
+from isoflop.experiments.cli.main import main
+from isoflop.figures import choice as drawn
+from isoflop.figures.report import choice as page
+from isoflop.models.errors import UserError
+from isoflop.sim.compare import candidates
+from isoflop.sim.compare.recommend import Owner, Recommendation, pays_words, recommend
+from isoflop.sim.compare.served import Place, Traffic, assumed
+from isoflop.sim.cost.hardware import device, flat
+from isoflop.sim.cost.prices import api
+from isoflop.sim.cost.training import training
+from isoflop.sim.laws.published import PUBLISHED
+
+H100 = device("H100")
+MEASURED = """model,score,questions,params,p95,per_query,memory,source,date
+large,0.80,400,70e9,1.9,0.02,160e9,here,2026-05
+<middle>,0.72,400,8e9,0.4,0.002,20e9,here,2026-05
+twin,0.715,400,8e9,0.4,0.002,20e9,here,2026-05
+small,0.55,400,1e9,0.1,0.0004,4e9,here,2026-05
+"""
+TRAFFIC = Traffic(prompt=500, answer=150, rate=10.0, p95=0.5)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "models.csv"
+    path.write_text(MEASURED, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def found() -> Recommendation:
+    columns = [line.split(",") for line in MEASURED.splitlines()]
+    table = dict(zip(columns[0], zip(*columns[1:], strict=True), strict=True))
+    options, _ = candidates.rows(table, "score")
+    return recommend(
+        options, [Place(H100, 1, "bf16")], TRAFFIC, {"p95": 0.5, "per_query": 0.01},
+        quality="score", vendors=[api("gpt-5-mini")],
+    )  # fmt: skip
+
+
+# candidates
+
+
+def test_a_rows_error_is_its_own_or_that_of_its_questions():
+    table = {"model": ["a", "b", "c"], "acc": [0.5, 0.5, 0.5], "acc_se": [0.03, "", ""],
+             "questions": ["", 100, ""]}  # fmt: skip
+    options, dropped = candidates.rows(table, "acc")
+    assert not dropped
+    spread = [float(o.quality.std()) for o in options]
+    assert spread == pytest.approx([0.03, 0.05, 0.0], rel=0.05)
+    assert "taken as exact" in options[2].basis
+    assert options[0].buy == "test a on more questions"
+
+
+def test_rows_that_cannot_be_candidates_are_told():
+    table = {"model": ["a", "", "c", "d"], "acc": [0.5, 0.5, "high", 7], "questions": [9, 9, 9, 9]}
+    options, dropped = candidates.rows(table, "acc")
+    assert [o.name for o in options] == ["a"]
+    assert [d.reason for d in dropped] == [
+        "model is empty",
+        "acc is not a number: 'high'",
+        "acc is no accuracy in 0 to 1, which questions need: 7",
+    ]
+
+
+def test_sizes_on_a_law_have_its_loss_and_int4_fewer_effective_parameters():
+    law = PUBLISHED["chinchilla-corrected"].law
+    small, large = candidates.published("chinchilla-corrected", (1e9, 8e9), 2e12)
+    assert float(small.quality[0]) == pytest.approx(-float(law(1e9, 2e12)))
+    assert np.ptp(small.quality) == 0
+    assert float(large.formats["int4"][0]) == pytest.approx(-float(law(0.923 * 8e9, 2e12)))
+    assert large.train_flops == 6 * 8e9 * 2e12
+    assert "without an interval" in small.basis
+
+
+def test_a_gain_that_is_carried_is_an_assumption_and_as_good_as_that_much_compute():
+    law = PUBLISHED["chinchilla-corrected"].law
+    (option,) = candidates.carried("chinchilla-corrected", "mamba", (2.0, 2.0, 2.0), (1e9,), 2e10)
+    assert float(option.quality[0]) == pytest.approx(-float(law(2**0.5 * 1e9, 2**0.5 * 2e10)))
+    assert "ASSUMPTION" in option.basis
+    wide = candidates.carried("chinchilla-corrected", "mamba", (1.0, 2.0, 4.0), (1e9, 8e9), 2e10)
+    assert all(o.quality.std() > 0 for o in wide)
+    assert np.corrcoef(wide[0].quality, wide[1].quality)[0, 1] > 0.99  # one gain in a world
+
+
+def test_arms_of_the_lab_are_at_the_scale_of_their_runs():
+    rows = synthetic.grid(
+        families=("dense", "mamba"), sizes=((32, 2), (48, 2), (64, 2)), steps=(500, 1000, 2000)
+    )
+    options, out = candidates.lab(rows)
+    assert not out
+    assert len(options) == 6
+    assert all(o.basis.startswith("lab: law of") and o.model is not None for o in options)
+    best = max(options, key=lambda o: o.quality.mean())
+    assert best.name == "mamba 64×2"
+    with pytest.raises(UserError, match="no family 'retnet'"):
+        candidates.lab(rows, ["retnet"])
+
+
+# serving
+
+
+@pytest.mark.parametrize("params", [1e8, 1e9, 8e9, 7e10])
+def test_an_assumed_shape_has_about_the_parameters_and_splits_over_8_chips(params):
+    model = assumed(params)
+    assert model.cost(1).params == pytest.approx(params, rel=0.15)
+    assert all(block.mixer.n_heads % 8 == 0 for block in model.blocks)
+
+
+def test_a_shape_that_there_is_none_of_is_refused():
+    with pytest.raises(UserError, match="no shape of dense has about 10k parameters"):
+        assumed(1e4)
+
+
+def test_what_is_served_is_limited_priced_and_left_out_where_it_does_not_fit():
+    places = [Place(H100, 1, "bf16")]
+    with pytest.raises(UserError, match=r"nothing can be served: 70B, .* lacks 67.4 GB"):
+        recommend(candidates.published("chinchilla-corrected", (7e10,), 2e12), places, TRAFFIC, {})
+    options = candidates.published("chinchilla-corrected", (1e9, 3e9), 2e12)
+    result = recommend(
+        options, places, Traffic(200, 50, 2.0, p95=2.0), {"p95": 2.0},
+        owner=Owner(months=10.0, utilisation=0.5), vendors=[api("ministral-8b")],
+    )  # fmt: skip
+    assert result.choice.winner.candidate.name == "3B, bf16, 1 × H100"
+    bill = training(6 * 3e9 * 2e12, H100, 1, 0.5).dollars
+    parts = result.monthly["3B, bf16, 1 × H100"]
+    assert parts["training"] == pytest.approx(bill[1] / 10)
+    assert parts["serving"] == pytest.approx(H100.price.median * 730)
+    assert any("assumed shapes" in note for note in result.notes)
+    assert any("published law is a point" in note for note in result.notes)
+    assert result.prices["H100"].date == "2026-05"
+
+
+# the recommendation
+
+
+def test_equal_models_are_not_resolved_and_the_limit_takes_the_best_out(found):
+    assert found.choice.contenders == ("<middle>", "twin")
+    assert found.choice.models["large"] == 0.0
+    assert "not resolved between <middle>" in found.choice.words()
+    assert {m.candidate for m in found.choice.measurements} == {"<middle>", "twin"}
+
+
+def test_a_month_is_the_price_per_query_times_its_queries(found):
+    queries = 10.0 * 730 * 3600
+    assert found.volume == pytest.approx(queries * 650)
+    assert found.monthly["<middle>"] == {"serving": pytest.approx(0.002 * queries)}
+    listed = (500 * 0.25 + 150 * 2.0) / 1e6 * queries
+    assert found.monthly["gpt-5-mini"] == {"price list": pytest.approx(listed)}
+
+
+def test_tuning_is_paid_once_and_breaks_even_at_a_volume():
+    table = {"model": ["own", "other"], "quality": [0.8, 0.5], "params": [1e9, 1e9],
+             "p95": [0.1, 0.1], "per_query": [1e-5, 1e-5]}  # fmt: skip
+    options, _ = candidates.rows(table)
+    result = recommend(options, [Place(H100, 1, "bf16")], TRAFFIC, {}, vendors=[api("gpt-5-mini")],
+                       owner=Owner(tune_tokens=1e10, months=6.0))  # fmt: skip
+    once = training(6e19, H100, 1, 0.4).dollars[1]
+    assert result.monthly["own"]["tuning"] == pytest.approx(once / 6)
+    each = (500 * 0.25 + 150 * 2.0) / 1e6 - 1e-5
+    (_, middle, _) = result.pays["own", "gpt-5-mini"]
+    assert middle.first == pytest.approx(once / 6 / each * 650, rel=1e-6)
+    assert pays_words(result.pays["own", "gpt-5-mini"], 6.0).startswith("from ")
+
+
+def test_the_json_has_sources_dates_and_every_share(found):
+    told = json.loads(json.dumps(found.json()))
+    assert {c["name"]: c["source"] for c in told["candidates"]}["twin"] == "here"
+    assert sum(c["chosen"] for c in told["candidates"]) == pytest.approx(1.0)
+    assert told["prices"]["gpt-5-mini"]["date"] == "2026-08"
+
+
+def test_an_own_rent_stands_before_the_listed_one():
+    options = candidates.published("chinchilla-corrected", (1e9, 3e9), 2e10)
+    cheap = Place(H100, 1, "bf16", flat(1.0, "2026-11", "mine"))
+    result = recommend(options, [cheap], Traffic(200, 50, 1.0), {})
+    assert result.monthly["3B, bf16, 1 × H100"]["serving"] == pytest.approx(730.0)
+    assert result.prices["H100"].source == "mine"
+
+
+# the command
+
+
+def test_the_command_prints_decision_measurements_prices_and_writes_all(table, tmp_path, capsys):
+    out = tmp_path / "choice.html"
+    args = ["choose", str(table), "--quality", "score", "--p95", "0.5", "--per-query", "0.01",
+            "--rate", "10", "--out", str(out), "--json", str(tmp_path / "x.json")]  # fmt: skip
+    assert main(args) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("not resolved between <middle>")
+    assert "would settle it: test <middle> on more questions" in said
+    assert "costs less than gpt-5-mini" in said
+    for name in ("choice.html", "choice.svg", "choice.png", "choice.json", "x.json"):
+        assert (tmp_path / name).stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (
+            ["--p95", "0.05"],
+            "P95 latency of at most 0.05 s binds: no candidate meets it, and small",
+        ),
+        (["--p95", "-1"], "the limit of p95 must be a number above 0"),
+        (["--rate", "-3"], "--rate and --volume must be above 0"),
+        (["--rate", "1", "--volume", "1e9"], "--rate and --volume say the same"),
+        (["--memory", "lots"], "--memory must be a number of bytes as in 24GB"),
+        (["--price", "-2"], "rent of H100 (--price) must be 0 or more dollars"),
+        (["--api", "gpt-99"], "there is no listed price of 'gpt-99'"),
+        (["--chip", "H9"], "there is no device 'H9'"),
+        (["--busy", "2"], "--busy must be a share in (0, 1]"),
+        (["--law", "kaplan"], "candidates come from one of a file"),
+        (["--quality", "accuracy"], "column 'accuracy' must be in the table"),
+        (["--only", "giant"], "--only giant leaves no candidate: they are 'large', '<middle>'"),
+        (["--carry", "mamba"], "give --law too"),
+        (["--months", "0", "--tune-tokens", "1e9"], "months=0 must be above 0"),
+        (["--out", "choice.txt"], "--out must end in .html"),
+    ],
+)
+def test_a_mistake_is_one_line(table, args, told, capsys):
+    wanted = [] if "--quality" in args else ["--quality", "score"]
+    assert main(["choose", str(table), *wanted, *args]) == 2
+    said = capsys.readouterr().err
+    assert told in said
+    assert said.count("\n") == 1
+
+
+def test_a_quality_column_of_ties_only_is_refused(tmp_path, capsys):
+    path = tmp_path / "ties.csv"
+    path.write_text("model,quality,p95,per_query\na,1,.1,.1\nb,1,.1,.1\n")
+    assert main(["choose", str(path)]) == 2
+    assert "all 2 candidates have one quality, 1, without an error" in capsys.readouterr().err
+
+
+# page and figure
+
+
+def test_the_page_holds_the_worlds_and_escapes_names(found, tmp_path):
+    text = page.build(found, tmp_path / "c.html", ["<b>warning</b>"]).read_text(encoding="utf-8")
+    assert "&lt;middle&gt;" in text
+    assert "<middle>" not in text
+    assert "&lt;b&gt;warning" in text
+    assert text.count("<script") == text.count("</script") == 2
+    data = json.loads(re.search(r"^const data = (.*);$", text, re.MULTILINE)[1])
+    assert data["limits"] == {"p95": 0.5, "per_query": 0.01}
+    assert all(isinstance(v, float) or len(v) == page.WORLDS for v in data["worlds"]["quality"])
+    assert {row["way"] for row in json.loads(
+        re.search(r"^const specs = (.*);$", text, re.MULTILINE)[1]
+    )["bill"]["data"]["values"]} == set(found.monthly)  # fmt: skip
+
+
+def test_the_figure_is_titled_by_the_decision_and_is_the_same_each_time(found, tmp_path):
+    one, two = (drawn.draw(found, tmp_path / f"{n}.png") for n in "ab")
+    assert one[0].read_bytes() == two[0].read_bytes()
+    assert "not resolved between" in one[0].read_text(encoding="utf-8")
+    numbers = json.loads(one[2].read_text(encoding="utf-8"))
+    assert numbers["shares"] == pytest.approx(dict(found.choice.models))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 420])
+def test_the_browser_finds_the_same_choice_without_a_console_error(found, tmp_path, width):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no Chromium here")
+    path = page.build(found, tmp_path / "c.html")
+    run = subprocess.run(
+        [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},2400",
+         "--enable-logging=stderr", "--virtual-time-budget=8000", "--dump-dom", f"file://{path}"],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    assert ":CONSOLE" not in run.stderr
+    verdict = re.search(r'id="verdict"[^>]*>([^<]*)<', run.stdout)[1]
+    shares = [int(x) for x in re.findall(r"\((\d+) %\)", verdict)]
+    assert verdict.startswith("Not resolved between &lt;middle&gt;")
+    for share, name in zip(shares, found.choice.contenders, strict=True):
+        assert share / 100 == pytest.approx(found.choice.models[name], abs=0.1)  # 200 of 2,000
+    assert run.stdout.count("<svg") >= 3
