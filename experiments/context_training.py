@@ -29,7 +29,7 @@ STEP_TOKENS = 4096
 
 
 def cells(
-    families: tuple[str, ...] = ("dense", "mamba", "mamba2", "linear", "gated_deltanet", "hybrid"),
+    families: tuple[str, ...] = ("dense", "mamba", "gated_deltanet", "hybrid"),
     lengths: tuple[int, ...] = (128, 512, 2048),
     sizes: int = len(SHAPES),
     steps: tuple[int, ...] = (250, 500, 1000),

@@ -40,12 +40,12 @@ FAMILIES = (
 def cells(
     families: tuple[str, ...] = FAMILIES,
     widths: tuple[int, ...] = (24, 32, 64),
-    pairs: tuple[int, ...] = (4, 8, 16, 32),
-    rates: tuple[float, ...] = (0.005, 0.01, 0.02),
-    vocab: int = 72,
-    seq_len: int = 128,
-    steps: int = 1500,
-    batch: int = 60,
+    pairs: tuple[int, ...] = (4, 8, 16),
+    rates: tuple[float, ...] = (0.004, 0.01, 0.025),
+    vocab: int = 36,
+    seq_len: int = 64,
+    steps: int = 2000,
+    batch: int = 56,
     seeds: int = 3,
 ) -> list[Cell]:
     """The grid.

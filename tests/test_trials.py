@@ -1,12 +1,17 @@
 """One seed chooses a rate and the others report; a threshold lies between two states."""
 
+import math
 from functools import cache
 
+import numpy as np
 import pytest
+import scipy.stats
 import synthetic
 
 from isoflop.experiments import recall
+from isoflop.experiments.claims import context
 from isoflop.models.errors import UserError
+from isoflop.sim.compare.rankings import rank_correlation
 from isoflop.sim.compare.trials import Threshold, chosen, threshold
 from isoflop.sim.records.metrics import Metric
 from isoflop.sim.records.store import Record, Row
@@ -83,3 +88,41 @@ def test_a_threshold_lies_between_the_largest_state_that_fails_and_the_smallest_
 def test_fewer_than_two_seeds_are_refused():
     with pytest.raises(UserError, match="one chooses the rate, others report"):
         recall.cells(seeds=1)
+
+
+def test_a_rank_correlation_has_the_share_of_orders_that_are_as_far_from_none():
+    assert rank_correlation([1, 2, 3, 4], [10, 20, 30, 40]) == (1.0, 2 / 24)
+    rng = np.random.default_rng(1)
+    for n in (6, 12):
+        x, y = rng.normal(size=(2, n)).tolist()
+        found, p = rank_correlation(x, y)
+        want = scipy.stats.spearmanr(x, y)
+        assert abs(found - want.statistic) < 1e-12
+        assert abs(p - want.pvalue) < 0.06  # whose p is of a t distribution
+    assert rank_correlation([1, 1, 1], [1, 2, 3])[1] == 1.0
+
+
+def test_steps_to_an_accuracy_are_those_from_which_on_all_runs_have_it():
+    def runs(**accuracies):
+        return [
+            row({0.01: 1.0}, {0.01: 0.0}, 0, 0.01).model_copy(
+                update={
+                    "labels": {"family": "dense", "length": 8},
+                    "record": base().model_copy(
+                        update={
+                            "run": base().run.model_copy(update={"budget": budget(int(steps[1:]))}),
+                            "metrics": {"accuracy": Metric(value=value)},
+                        }
+                    ),
+                }
+            )
+            for steps, value in accuracies.items()
+        ]
+
+    def budget(steps):
+        return base().run.budget.model_copy(update={"steps": steps})
+
+    assert context.steps_to(runs(s100=0.5, s200=0.96, s400=0.99), "dense") == {8: 200}
+    assert context.steps_to(runs(s100=0.96, s200=0.5, s400=0.99), "dense") == {8: 400}
+    assert context.steps_to(runs(s100=0.5, s200=0.5), "dense") == {8: math.inf}
+    assert context.steps_to(runs(s100=0.5), "mamba") == {}

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from statistics import fmean
 from typing import Any
 
+from isoflop.sim.compare.family_fits import surface
+from isoflop.sim.compare.points import points
+from isoflop.sim.compare.rankings import rank_correlation
 from isoflop.sim.compare.slopes import slopes
-from isoflop.sim.compare.verdicts import Finding, all_of, claim
+from isoflop.sim.compare.study import Study
+from isoflop.sim.compare.trials import Trial, chosen, threshold
+from isoflop.sim.compare.verdicts import Finding, above, all_of, claim, told
+from isoflop.sim.records.store import Row
+
+DRAWS = 400
+RECALL = (
+    "multi-query recall of 4 to 16 pairs in 64 tokens, 2 layers, widths 24 to 64, 3 rates by one "
+    "seed, judged by 2 others"
+)
+FIXED_STATE = ("linear", "gla", "mamba", "mamba2", "gated_deltanet", "rwkv7", "lstm")
+SOLVED, CHANCE = 0.99, 0.55  # accuracies
+WIDEST = 64
 
 
 @claim(
@@ -33,3 +50,297 @@ def cost_is_linear(rows: list[dict[str, Any]]) -> Finding:
     held = all(s is not None and abs(s.value - i) < 1e-3 for i, s in enumerate(sizes))
     said = f"training step: Mamba {mamba}, dense {dense}; state bytes: {sizes[0]} and {sizes[1]}"
     return Finding(all_of([linear, faster, held]), said)
+
+
+@claim(
+    "attention solves multi-query recall at constant width, however many pairs",
+    source="Arora et al. 2023, Zoology, 2312.04927, section 4",
+    setting=RECALL,
+    records=("recall",),
+)
+def attention_recalls(rows: list[Row]) -> Finding:
+    """Reproduced if dense of width 64 has a mean accuracy of .99 or more at every number of pairs;
+    not reproduced if it has less at one of them, at a rate inside the sweep; else not resolved.
+    """
+    return _solves(chosen(rows), "dense")
+
+
+@claim(
+    "recurrences need a state that grows with the pairs to be recalled",
+    source="Arora et al. 2023, Zoology, 2312.04927, section 4",
+    setting=RECALL,
+    records=("recall",),
+)
+def recall_needs_state(rows: list[Row]) -> Finding:
+    """For each family of fixed state, the states between which it begins to reach .9, at the fewest
+    and at the most pairs. Reproduced if at the most pairs no family reaches it with the state that
+    sufficed at the fewest, and one family or more did there; not reproduced if a family does; not
+    resolved if no family reaches .9 at the fewest pairs.
+    """
+    trials, pairs = chosen(rows), _pairs(rows)
+    few, many = (f"pairs{n}.accuracy" for n in (pairs[0], pairs[-1]))
+    answers, said = [], []
+    for family in FIXED_STATE:
+        own = [trial for trial in trials if trial["family"] == family]
+        less, more = threshold(own, few), threshold(own, many)
+        if less is None or more is None or less.high is None:
+            continue
+        answers.append(more.high is None or more.high > less.high)
+        said.append(f"{family} {less} for {pairs[0]} pairs, {more} for {pairs[-1]}")
+    if not answers:
+        return Finding(None, f"no family of fixed state reaches .9 at {pairs[0]} pairs")
+    return Finding(all(answers), "; ".join(said))
+
+
+@claim(
+    "one layer of attention restores the recall of a recurrence",
+    source="Arora et al. 2023, 2312.04927; Wang et al. 2025, 2507.06457",
+    setting=f"{RECALL}; Mamba with 0, 1 and 2 of its 2 layers attention",
+    records=("recall",),
+)
+def first_attention_layer_restores(rows: list[Row]) -> Finding:
+    """Reproduced if the hybrid of width 64 has a mean accuracy of .99 or more at every number of
+    pairs, and Mamba less at one of them; not reproduced if the hybrid has less at one of them, at a
+    rate inside the sweep; not resolved if Mamba has .99 as well.
+    """
+    trials = chosen(rows)
+    hybrid, alone = _solves(trials, "hybrid"), _solves(trials, "mamba")
+    if hybrid.holds and alone.holds:
+        return Finding(None, f"Mamba alone solves it: {alone.result}", hybrid.numbers)
+    return Finding(hybrid.holds, f"{hybrid.result}; without attention: {alone.result}")
+
+
+def _solves(trials: list[Trial], family: str) -> Finding:
+    """Whether the widest model of a family solves recall, by number of pairs."""
+    found = [t for t in trials if (t["family"], t["width"]) == (family, WIDEST)]
+    if not found:
+        return Finding(None, f"no run of {family} at width {WIDEST}")
+    (trial,) = found
+    means = {n: trial.interval(f"pairs{n}.accuracy") for n in _pairs(trial.rows)}
+    known = {n: one.mean for n, one in means.items() if one is not None}
+    if not known:
+        return Finding(False, f"every run of {family} diverged")
+    holds = True if min(known.values()) >= SOLVED else None if trial.edge else False
+    said = ", ".join(f"{mean:.3f} at {n}" for n, mean in known.items())
+    edge = f"; its rate {trial.rate:g} is at the sweep's edge" if trial.edge else ""
+    return Finding(holds, f"{family}: accuracy {said} pairs{edge}", {"accuracy": known})
+
+
+def _pairs(rows: Any) -> list[int]:
+    """Numbers of pairs that the runs are judged on, by their evaluation sets."""
+    names = {split.name for row in rows for split in row.record.run.evals}
+    return sorted(int(name.removeprefix("pairs")) for name in names)
+
+
+@claim(
+    "recurrences with eigenvalues in [0, 1] cannot follow parity, with [−1, 1] they can",
+    source="Grazzi et al. 2024, 2411.12537, section 5.1",
+    setting="Gated DeltaNet with either range, 2 layers of width 32, trained on 3 to 40 bits, "
+    "asked after 240; 3 rates by one seed, judged by 3 others",
+    records=("state_tracking",),
+)
+def parity_needs_negative_eigenvalues(rows: list[Row]) -> Finding:
+    """Reproduced if the mean accuracy at 240 bits is .99 or more with [−1, 1] and the 90 % interval
+    over seeds with [0, 1] holds or lies below .55; not reproduced if [0, 1] lies above .55, or
+    [−1, 1] is below .99 at a rate inside the sweep; else not resolved.
+    """
+    trials = {t["family"]: t for t in chosen(rows) if t["task"] == "parity"}
+    if not {"gated_deltanet", "gated_deltanet_negative"} <= trials.keys():
+        return Finding(None, "one of the two ranges was not trained")
+    negative, positive = trials["gated_deltanet_negative"], trials["gated_deltanet"]
+    with_, without = negative.interval("x6.accuracy"), positive.interval("x6.accuracy")
+    if with_ is None or without is None or without.low is None:
+        return Finding(None, "a range has fewer than two runs with a result")
+    solved = True if with_.mean >= SOLVED else None if negative.edge else False
+    at_chance = without.low <= CHANCE
+    said = ", ".join(
+        f"{name} {told(one.mean, one.low, one.high)}"
+        for name, trial in trials.items()
+        if (one := trial.interval("x6.accuracy")) is not None
+    )
+    return Finding(all_of([solved, at_chance]), f"accuracy at 240 bits: {said}")
+
+
+@claim(
+    "attention and diagonal state spaces need more layers for A5 than for S3, an LSTM does not",
+    source="Merrill et al. 2024, 2404.08819, section 5",
+    setting="words of 16 elements, width 32, 1, 2 and 4 layers; 3 rates by one seed, judged by 3 "
+    "others",
+    records=("state_tracking",),
+)
+def words_need_depth(rows: list[Row]) -> Finding:
+    """The least number of layers from which the mean accuracy of the last answer is .9 or more.
+    Reproduced if for dense and for Mamba it is larger for A5 than for S3, or A5 is never reached
+    where S3 is, and the LSTM's is the same for both; not reproduced if one of these is otherwise;
+    not resolved if a family reaches neither, or a group was not trained.
+    """
+    trials = chosen(rows)
+    found: dict[str, dict[str, float]] = {}
+    for family in ("dense", "mamba", "lstm"):
+        for group in ("S3", "A5"):
+            own = [t for t in trials if (t["family"], t["task"]) == (family, group)]
+            if not own:
+                return Finding(None, f"{family} was not trained on {group}")
+            reached = [t for t in own if (i := t.interval("x1.accuracy")) and i.mean >= 0.9]
+            depth = min((int(t["depth"]) for t in reached), default=float("inf"))
+            found.setdefault(family, {})[group] = depth
+    said = "; ".join(
+        f"{family}: " + ", ".join(f"{g} {_layers(depth)}" for g, depth in groups.items())
+        for family, groups in found.items()
+    )
+    never = float("inf")
+    answers = [
+        None if one["S3"] == never else one["A5"] > one["S3"]
+        for one in (found["dense"], found["mamba"])
+    ]
+    lstm = found["lstm"]
+    answers.append(None if lstm["S3"] == never else lstm["A5"] == lstm["S3"])
+    return Finding(all_of(answers), said)
+
+
+def _layers(depth: float) -> str:
+    return "in no depth" if depth == float("inf") else f"from {depth:g} layers on"
+
+
+@claim(
+    "attention's compute-optimal size falls as the context grows, a recurrence's does not",
+    source="Beck et al. 2025, xLSTM scaling laws, 2510.02228",
+    setting="dense and Mamba, Python code in contexts of 128 to 2048 bytes, 3 sizes × 3 lengths, "
+    "two seeds, executed FLOPs",
+    records=("context_training",),
+)
+def optimum_falls_with_context(rows: list[Row]) -> Finding:
+    """N* of the law without E at the middle of the FLOPs that all contexts of a family share.
+    Reproduced if dense's 90 % interval at the longest context lies wholly below that at the
+    shortest and Mamba's does not; not reproduced if dense's lies wholly above; else not resolved.
+    """
+    found: dict[str, dict[int, tuple[float, float, float]]] = {}
+    for family in ("dense", "mamba"):
+        own = [row for row in rows if row.labels["family"] == family]
+        contexts = sorted({int(row.labels["context"]) for row in own})
+        groups = {n: [row for row in own if row.labels["context"] == n] for n in contexts}
+        if len(groups) < 2:
+            return Finding(None, f"{family} was trained at fewer than two contexts")
+        budget = shared_budget(groups)
+        for n, group in groups.items():
+            optimum = _optimum(group, budget)
+            if optimum is None:
+                return Finding(None, f"N* of {family} at {n} tokens is not identifiable")
+            found.setdefault(family, {})[n] = optimum
+    short, long = min(found["dense"]), max(found["dense"])
+    (_, low, high), (_, *first) = found["dense"][long], found["dense"][short]
+    rises = above(low, high, (first[0], first[1]))
+    other = found["mamba"]
+    falls = above(other[long][1], other[long][2], other[short][1:]) is False
+    holds = False if rises else None if rises is None else (None if falls else True)
+    said = "; ".join(
+        f"{family} N* {_count(*values[short])} at {short} tokens, {_count(*values[long])} at {long}"
+        for family, values in found.items()
+    )
+    return Finding(holds, said, found)
+
+
+def _optimum(rows: list[Row], budget: float) -> tuple[float, float, float] | None:
+    """N* at `budget` with its interval; None where the fit says no."""
+    fit = surface(points(rows), draws=DRAWS, asymptote=False, budgets=[budget])
+    name = f"N*({budget:.3g})"
+    return (fit.estimate[name], *fit.interval[name]) if fit.ok else None
+
+
+def shared_budget(groups: dict[int, list[Row]]) -> float:
+    """The geometric middle of the executed FLOPs that all groups of runs span."""
+    spans = [[p.flops["executed"] for p in points(group)] for group in groups.values()]
+    return (max(map(min, spans)) * min(map(max, spans))) ** 0.5
+
+
+def _count(value: float, low: float, high: float) -> str:
+    return f"{value / 1e3:.0f}k [{low / 1e3:.0f}k, {high / 1e3:.0f}k]"
+
+
+@claim(
+    "attention learns to copy strings in fewer steps than a state space does, the more so the "
+    "longer they are",
+    source="Jelassi et al. 2024, 2402.01032, section 3",
+    setting="strings of 8, 16 and 32 letters, 2 layers of width 64 at the ladder's tuned rates, "
+    "250 to 2000 steps of 64 strings, three seeds",
+    records=("copying",),
+)
+def attention_copies_sooner(rows: list[Row]) -> Finding:
+    """Steps to 95 % lie between the longest run below it and the shortest from which on all reach
+    it, by the mean over seeds. Reproduced if dense's are fewer than Mamba's at the longest string;
+    not reproduced if more; not resolved if they are within the same two runs, or neither reaches.
+    """
+    found = {family: steps_to(rows, family) for family in ("dense", "mamba")}
+    if not all(found.values()):
+        return Finding(None, "dense or Mamba was not trained")
+    longest = max(found["dense"])
+    dense, mamba = (found[family].get(longest, math.inf) for family in ("dense", "mamba"))
+    holds = None if dense == mamba else dense < mamba
+    said = "; ".join(
+        f"{family}: " + ", ".join(f"{_steps(count)} at {n}" for n, count in steps.items())
+        for family, steps in found.items()
+    )
+    return Finding(holds, f"steps to 95 %, at most: {said} letters")
+
+
+def steps_to(rows: list[Row], family: str, accuracy: float = 0.95) -> dict[int, float]:
+    """By string length: the fewest steps from which on every run's mean over seeds reaches the
+    accuracy; infinite where none does.
+    """
+    found: dict[int, dict[int, list[float]]] = {}
+    for row in rows:
+        if row.labels["family"] == family:
+            length, steps = int(row.labels["length"]), row.record.run.budget.steps
+            value = row.record.value("accuracy")
+            found.setdefault(length, {}).setdefault(steps, []).append(value or 0.0)
+    least = {}
+    for length, runs in sorted(found.items()):
+        least[length] = math.inf
+        for steps in sorted(runs, reverse=True):
+            if fmean(runs[steps]) < accuracy:
+                break
+            least[length] = steps
+    return least
+
+
+def _steps(count: float) -> str:
+    return "never" if count == math.inf else f"{count:g}"
+
+
+@claim(
+    "scores on MAD's six synthetic tasks rank architectures as their losses at scale do",
+    source="Poli et al. 2024, 2403.17844, section 4",
+    setting="the ladder's families, 2 layers of width 64 at their tuned rates, 800 steps a task, "
+    "three seeds, against their least losses in the laptop's ladder",
+    records=("mad", "ladder"),
+)
+def mad_ranks_as_loss_does(rows: list[Row], ladder: list[Row]) -> Finding:
+    """Spearman's correlation over families of the mean accuracy with the negated least loss.
+    Reproduced if it is above 0 and its permutation p, two-sided, below .05; not reproduced if it is
+    below 0 and p below .05; else not resolved.
+    """
+    scores = mad_scores(rows)
+    losses = {family: point.loss for family, point in Study(ladder).best.items()}
+    shared = [family for family in scores if family in losses]
+    if len(shared) < 4:
+        return Finding(None, f"{len(shared)} families have both")
+    rho, p = rank_correlation(
+        [fmean(scores[f].values()) for f in shared], [-losses[f] for f in shared]
+    )
+    holds = None if p >= 0.05 else rho > 0
+    said = ", ".join(f"{f} {fmean(scores[f].values()):.2f}" for f in shared)
+    return Finding(holds, f"rank correlation {rho:.2f}, p = {p:.2f}; mean accuracies: {said}")
+
+
+def mad_scores(rows: list[Row]) -> dict[str, dict[str, float]]:
+    """Mean accuracy over seeds by family and task; families that lack a task are left out."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        tasks = found.setdefault(str(row.labels["family"]), {})
+        tasks.setdefault(str(row.labels["task"]), []).append(row.record.value("accuracy") or 0.0)
+    every = {task for tasks in found.values() for task in tasks}
+    return {
+        family: {task: fmean(values) for task, values in tasks.items()}
+        for family, tasks in found.items()
+        if tasks.keys() == every
+    }

@@ -8,12 +8,15 @@ data in the same order.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+import numpy as np
 from scipy.special import stdtrit
+from scipy.stats import rankdata
 
 from isoflop.sim.compare.points import Point, envelope, families
 
@@ -105,3 +108,25 @@ def losses_at(cells: Sequence[Point], convention: str, flops: float) -> dict[int
         for seed, loss in left.losses.items()
         if seed in right.losses
     }
+
+
+PERMUTATIONS = 9  # values up to which all orders are tried, and above which so many are drawn:
+DRAWN = 20_000
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """Spearman's correlation, and its two-sided p: the share of orders of y whose correlation is as
+    far from 0, all of them for up to PERMUTATIONS values, else of DRAWN random ones and itself.
+    NaN and 1 where all of x or all of y are equal.
+    """
+    a, b = (rankdata(values) - (len(values) + 1) / 2 for values in (x, y))
+    scale = math.sqrt(float((a @ a) * (b @ b)))
+    if scale == 0:
+        return math.nan, 1.0
+    found = float(a @ b) / scale
+    if len(b) <= PERMUTATIONS:
+        orders = np.array(list(itertools.permutations(b)))
+    else:
+        rng = np.random.default_rng(0)
+        orders = np.array([b, *(rng.permutation(b) for _ in range(DRAWN))])
+    return found, float(np.mean(np.abs(orders @ a) / scale >= abs(found) - 1e-12))
