@@ -216,7 +216,7 @@ def test_a_small_space_of_examples_is_split_too():
 
 def test_what_one_setting_holds_out_no_other_trains_on():
     """The split is of tokens, whatever the dials: longer windows, mixed lengths, another seed."""
-    apart = {*whole(Parity(length=12).open().held_out(10**6, 12))}
+    apart = {*whole(Parity(length=12).open().held_out(10**4, 12))}
     other = Parity(length=14, shortest=3, loss="all").open()
     batch = other.batch(7, 5, 40_000, 20)
     ends = batch.weights.astype(bool).sum(axis=1)
@@ -248,18 +248,18 @@ def test_answers_are_equally_likely_so_chance_is_one_in_their_number(task, solve
 
 @pytest.fixture(scope="module")
 def untrained():
-    """Logits of three untrained models."""
+    """Three models, their parameters and their logits."""
     program = Program(zoo.dense(16, 1, 320), AdamW(lr=0.01))
     predict = jax.jit(jax.vmap(lambda p, t: program.predict(p, t)[0], in_axes=(0, None)))
     params = program.init([0, 1, 2])[0]
-    return lambda tokens: np.asarray(predict(params, tokens))
+    return program, params, lambda tokens: np.asarray(predict(params, tokens))
 
 
 @each_task
 def test_an_untrained_model_is_right_by_chance(task, solve, untrained):
     batch = examples(task, 300)
     answers = np.array(task.answers)
-    logits = untrained(batch.tokens[:, :-1])[..., answers]
+    logits = untrained[2](batch.tokens[:, :-1])[..., answers]
     hits = (answers[logits.argmax(axis=-1)] == batch.targets) * batch.weights
     chance, rows = task.open().chance, batch.weights.sum(axis=1)
     error = (hits.sum(axis=-1) - chance * rows).sum(axis=1) / rows.sum()  # by model
@@ -312,6 +312,23 @@ def test_a_group_is_a_group_and_moves_are_those_asked_for():
     assert len(np.unique(batch.tokens[:, 0])) > 60
 
 
+def test_lines_stand_in_text_of_their_own_split_where_depth_says():
+    """At the end of it, so that text alone comes first; at its beginning; a book in one piece."""
+    late = Needle(length=140, digits=3, depth=1, entries=2).open()
+    train, held_out = (pieces.tobytes() for pieces in late.text.text)
+    for batch, text in ((late.batch(0, 0, 50, 139), train), (late.held_out(7000, 139), held_out)):
+        lines = [bytes(row.astype(np.uint8)) for row in batch.tokens]
+        before = [line[: line.index(b"\nThe number of ")] for line in lines]
+        assert all(piece in text for piece in before)
+        assert max(map(len, before)) > 20
+        asked = [line[line.rindex(b"\n") : -3] for line in lines]
+        places = {line.index(a) for line, a in zip(lines, asked, strict=True)}
+        assert places <= {46, 78}  # after all 46 bytes of text, and perhaps the other line
+    early = Phonebook(length=140, digits=3, depth=0, entries=5).open().batch(0, 0, 20, 139)
+    for row in early.tokens:
+        assert re.match(rb"(\n[a-z]{6}: \d{3}){5}", bytes(row.astype(np.uint8)))
+
+
 REFUSED = [
     (lambda: MQAR(pairs=20, length=64), "pairs=20 take 4·pairs=80 tokens"),
     (lambda: MQAR(pairs=8, length=64, shortest=16), "of an example, which has 16"),
@@ -321,6 +338,18 @@ REFUSED = [
     (lambda: WordProblem(group="S3", moved=4), "moved=4 must be from 2 to 3"),
     (lambda: ModularCounting(modulus=10**6), "modulus"),
     (lambda: InductionHeads(length=4), "length"),
+    (lambda: InContextRecall(noise=0.5), "noise_tokens=0 must both be 0 or neither"),
+    (lambda: NoisyRecall(length=5, noise=0.5), "noise=0.5 of 5 tokens leaves no two pairs"),
+    (lambda: FuzzyRecall(key_vocab=1, keys=4), "make 3 different keys, and must keys=4 to 4096"),
+    (lambda: FuzzyRecall(length=12), "two pairs take up to 14 tokens, and an example has 12"),
+    (lambda: Memorisation(facts=1), "facts"),
+    (lambda: StringCopying(length=2**20), "length"),
+    (lambda: SelectiveCopying(copied=20, shortest=9), "copied=20 tokens must stand among 9"),
+    (lambda: Compression(asked=40), "asked=40 places must be at most 32"),
+    (lambda: BoundedDyck(types=1), "types"),
+    (lambda: Needle(length=30), "question take 62 bytes, and an example has 30; use fewer"),
+    (lambda: Phonebook(entries=64), "bytes, and an example has 512"),
+    (lambda: Needle(depth=1.5), "depth"),
     (lambda: Mixture(parts=()), "parts"),
     (
         lambda: Mixture(parts=(Part(data=Parity(), share=2**16), Part(data=Parity()))),
@@ -404,17 +433,20 @@ def test_random_dials_work_or_are_refused_in_one_line(kind):
     assert min(outcomes.count("works"), outcomes.count("refused")) > 2
 
 
-def test_labels_are_the_targets_and_next_tokens_are_theirs_by_default():
-    program = Program(zoo.dense(16, 1, 8), AdamW(lr=0.01))
-    params = jax.tree.map(lambda leaf: leaf[0], program.init([0])[0])
-    batch = jax.tree.map(jnp.asarray, Parity(length=9).open().batch(0, 0, 4, 9))
-    loss, predict = jax.jit(program.loss), jax.jit(program.predict)
+def test_labels_are_the_targets_and_next_tokens_are_theirs_by_default(untrained):
+    program, params, predict = untrained
+    batch = Parity(length=SEQ_LEN).open().batch(0, 0, 300, SEQ_LEN)
+    logits = predict(batch.tokens[:, :-1])[0]
+    nats = -jax.nn.log_softmax(logits)[np.arange(300)[:, None], np.arange(SEQ_LEN), batch.labels]
+    one = jax.tree.map(lambda leaf: leaf[0], params)
+    loss = jax.jit(lambda batch: program.loss(one, batch)[1])
     shifted = batch._replace(labels=batch.tokens[:, 1:])
-    assert loss(params, shifted)[1] == loss(params, shifted._replace(labels=None))[1]
-    logits = predict(params, batch.tokens[:, :-1])[0]
-    nats = jax.nn.log_softmax(logits)[np.arange(4)[:, None], np.arange(9), batch.labels]
-    np.testing.assert_allclose(loss(params, batch)[1], -nats.mean(), rtol=1e-5)
-    assert loss(params, batch)[1] != loss(params, shifted)[1]
+    assert loss(shifted) == loss(shifted._replace(labels=None)) != loss(batch)
+    np.testing.assert_allclose(loss(batch), nats.mean(), rtol=1e-5)
+    lane = jax.tree.map(lambda leaf: leaf[:1], params)
+    judged, _ = jax.jit(program.evaluate)(lane, jax.tree.map(lambda x: jnp.array(x)[None], batch))
+    np.testing.assert_allclose(judged.nats[0, 0], nats, rtol=1e-4)
+    np.testing.assert_array_equal(judged.correct[0, 0], logits.argmax(axis=-1) == batch.labels)
 
 
 def test_exact_is_the_share_of_sequences_without_a_wrong_answer():
@@ -465,7 +497,7 @@ def test_a_mixture_is_pure_and_has_a_digest_of_its_parts():
 def test_a_mixture_holds_out_in_the_same_proportions_until_a_part_runs_out():
     small = Parity(length=10)
     held = len(small.open().held_out(10**5, 10).tokens)
-    found = mixture((small, 1), (Parity(length=40), 2)).open().held_out(10**6, 40)
+    found = mixture((small, 1), (Parity(length=40), 2)).open().held_out(10**5, 40)
     short = found.weights.sum(axis=1) == 10
     assert short.sum() == held
     assert abs(len(short) - 3 * held) <= 2
@@ -514,7 +546,7 @@ def test_parts_of_a_mixture_have_one_tokenizer(shared_cache, prose):
 
 
 def test_marks_are_of_what_stands_before_the_last_answer_alone():
-    tokens = np.array([[1, 2, 3, 4], [1, 2, 3, 9], [1, 5, 3, 4]], np.int32)
+    tokens = np.array([[1, 2, 3, 4], [1, 2, 9, 9], [1, 5, 3, 4]], np.int32)
     weights = np.array([[0, 1, 0]] * 3, np.float32)
     one, same, other = fingerprints(Batch(tokens, weights))
     assert one == same != other

@@ -34,7 +34,7 @@ LENGTH_MAX = 2**20  # tokens of an example
 VOCAB_MAX = 2**16
 DRAWN_MAX = 2**20  # tokens that are drawn at once
 HELD_OUT_MIN = 32  # different examples, or the task has too few to be split
-ROUNDS = 8  # of drawing without a new example of the wanted split
+ROUNDS = 4  # of drawing without a new example of the wanted split
 
 
 class Task(DataConfig):
