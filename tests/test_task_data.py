@@ -323,7 +323,7 @@ def test_lines_stand_in_text_of_their_own_split_where_depth_says():
         assert max(map(len, before)) > 20
         asked = [line[line.rindex(b"\n") : -3] for line in lines]
         places = {line.index(a) for line, a in zip(lines, asked, strict=True)}
-        assert places <= {50, 82}  # after all 50 bytes of text, and perhaps the other line
+        assert places <= {52, 82}  # after all 52 bytes of text, and perhaps the other line
     early = Phonebook(length=140, digits=3, depth=0, entries=5).open().batch(0, 0, 20, 139)
     for row in early.tokens:
         assert re.match(rb"(\n[a-z]{6}: \d{3}){5}", bytes(row.astype(np.uint8)))
