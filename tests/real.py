@@ -21,7 +21,7 @@ from isoflop.sim.train import loop as train
 STEPS = (30, 60)
 
 
-def cells() -> list[Cell]:
+def cells(widths=(16, 32)) -> list[Cell]:
     data = ZipfFacts(facts=100, symbols=16, alpha=0.5)
     return [
         Cell(
@@ -34,7 +34,7 @@ def cells() -> list[Cell]:
                 seed=seed,
             ),
         )
-        for width in (16, 32)
+        for width in widths
         for steps in STEPS
         for seed in (0, 1)
     ]
