@@ -20,6 +20,7 @@ from isoflop.sim.records.metrics import Metric
 from isoflop.sim.records.provenance import sources
 from isoflop.sim.records.store import Record
 from isoflop.sim.spec import Budget, Cell, Run
+from isoflop.sim.train import preemption
 
 
 @dataclass(frozen=True)
@@ -116,3 +117,14 @@ def interrupted(runs, work, emit, wanted):
     """As by Ctrl-C, after the first run."""
     yield next(iter(train(runs, work, emit, wanted)))
     raise KeyboardInterrupt
+
+
+def preemptible(runs, work, emit, wanted):
+    """Trains until a signal comes, and then writes where it stands."""
+    while not preemption.asked():
+        emit(Event(runs[0].trunk, 1, 2, 3.0, 1.0))
+        time.sleep(0.02)
+    work.mkdir(parents=True)
+    (work / "state").write_text("saved")
+    raise preemption.Preempted(preemption.asked())
+    yield

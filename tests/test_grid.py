@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import fakes
+import numpy as np
 import pytest
 import real
 
@@ -21,6 +23,7 @@ from isoflop.sim.grid import leases
 from isoflop.sim.grid.executors.local import Local
 from isoflop.sim.grid.grid import Leased, Retried, Stalled, Started, execute, jobs, product, zipped
 from isoflop.sim.records.store import Store
+from isoflop.sim.train import preemption
 
 
 @pytest.fixture
@@ -258,14 +261,17 @@ PARENT = """
 import sys, fakes
 from pathlib import Path
 from isoflop.sim.grid import grid
+from isoflop.sim.grid.executors.local import Local
 grid.POLL_SECONDS = 0.05
 if __name__ == "__main__":
-    outcome = grid.execute(fakes.cells(), Path(r"{root}"), fakes.slowly)
+    outcome = grid.execute(
+        fakes.cells(width=(8, 16, 32)), Path(r"{root}"), fakes.slowly, executor=Local(workers=2)
+    )
     print(len(outcome.trained), outcome.elsewhere, outcome.finished)
 """
 
 
-def test_two_parents_share_a_grid_and_both_end_well_when_it_is_complete(tmp_path):
+def test_two_parents_and_four_workers_share_a_grid_and_nothing_is_done_twice_or_missing(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(PARENT.format(root=tmp_path / "runs"))
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -276,9 +282,9 @@ def test_two_parents_share_a_grid_and_both_end_well_when_it_is_complete(tmp_path
     told = [parent.communicate(timeout=120)[0] for parent in parents]
     assert [parent.returncode for parent in parents] == [0, 0]
     counts = [tuple(map(int, text.split())) for text in told]
-    assert sum(trained for trained, *_ in counts) == 8
-    assert all(sum(count) == 8 for count in counts)
-    assert len(list((tmp_path / "runs").glob("*/result.json"))) == 8
+    assert sum(trained for trained, *_ in counts) == 12
+    assert all(sum(count) == 12 for count in counts)
+    assert len(list((tmp_path / "runs").glob("*/result.json"))) == 12
 
 
 def test_a_job_whose_lease_was_taken_over_stops_and_is_come_back_to(tmp_path, impatient):
@@ -375,3 +381,80 @@ def test_a_job_that_says_nothing_is_flagged_and_waited_for(tmp_path, monkeypatch
     assert first >= grids.STALL_SECONDS
     assert second >= 2 * grids.STALL_SECONDS
     assert outcome.count("ok") == 4
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_signal_lets_every_worker_save_and_gives_the_leases_back(tmp_path, workers):
+    """As a scheduler sends it, to the parent alone."""
+    begun: set[str] = set()
+
+    def strike(message):
+        begun.update([message.trunk] if isinstance(message, Started) else [])
+        if len(begun) == workers and not isinstance(message, Started):
+            signal.raise_signal(signal.SIGTERM)
+
+    with preemption.raised(), pytest.raises(preemption.Preempted) as ended:
+        execute(
+            fakes.cells(), tmp_path, fakes.preemptible, executor=Local(workers), on_event=strike
+        )
+    assert ended.value.signal == signal.SIGTERM
+    assert len(list(tmp_path.glob("jobs/*/work/state"))) == workers
+    assert not list(tmp_path.glob("leases/*"))
+    assert not list(tmp_path.glob("*/result.json"))
+
+
+def test_runs_whose_folder_is_deleted_under_them_are_trained_all_the_same(tmp_path, impatient):
+    grid, root = fakes.cells(), tmp_path / "runs"
+    once = []
+
+    def deleted(runs, work, emit, wanted):
+        for i, result in enumerate(fakes.train(runs, work, emit, wanted)):
+            yield result
+            if i == 1 and not once:
+                once.append(shutil.rmtree(root))
+                time.sleep(2 * leases.RENEW_SECONDS)
+
+    execute(grid, root, deleted)
+    execute(grid, root, fakes.train)
+    execute(grid, tmp_path / "whole", fakes.train)
+    assert losses(root, grid) == losses(tmp_path / "whole", grid)
+    assert not list(root.glob("leases/*"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 400 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], capture_output=True
+    )
+    if done.returncode:
+        pytest.skip("this user cannot mount")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def heavy(runs, work, emit, wanted):
+    for record, _ in fakes.train(runs, work, emit, wanted):
+        yield record, {"w": np.full(25_000, record.loss, np.float32)}
+
+
+def test_a_full_disk_ends_the_grid_in_one_line_and_with_room_it_goes_on(small_disk, tmp_path):
+    grid = fakes.cells()
+    with pytest.raises(UserError, match="disk is full; what was finished is kept; free some"):
+        execute(grid, small_disk, heavy)
+    kept = len(list(small_disk.glob("*/result.json")))
+    assert 0 < kept < len(grid)
+    assert not list(small_disk.rglob("*.tmp"))
+    assert not list(small_disk.glob("leases/*"))
+    subprocess.run(["mount", "-o", "remount,size=4m", small_disk], check=True)
+    assert execute(grid, small_disk, heavy).finished == kept
+    execute(grid, tmp_path / "whole", heavy)
+    assert losses(small_disk, grid) == losses(tmp_path / "whole", grid)
+
+
+def test_a_directory_that_cannot_be_written_is_refused_in_one_line(small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(UserError, match="cannot be written: Read-only file system; choose another"):
+        execute(fakes.cells(), small_disk, fakes.never)

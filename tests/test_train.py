@@ -2,8 +2,10 @@
 
 import errno
 import hashlib
+import itertools
 import math
 import os
+import signal
 
 import jax
 import numpy as np
@@ -18,9 +20,10 @@ from isoflop.sim.grid.estimate import plan
 from isoflop.sim.optim import AdamW
 from isoflop.sim.records.store import Store
 from isoflop.sim.spec import Budget, Cell, Run
-from isoflop.sim.train import checkpoints
+from isoflop.sim.train import checkpoints, preemption
 from isoflop.sim.train import loop as training
 from isoflop.sim.train.loop import train
+from isoflop.sim.train.preemption import Preempted
 
 
 def run(steps=12, seed=0, *, lr=0.01, model=None, data=None, **optim) -> Run:
@@ -178,6 +181,63 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(together, tmp_path, mo
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_signal_saves_the_state_and_ends_the_job_which_goes_on_with_the_same_bits(
+    together, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(training, "DISPATCH", 7)
+    runs = [run(steps, seed) for steps in (12, 40) for seed in (0, 1)]
+    found, steps = {}, []
+
+    def strike(event):
+        if event.step == 21:
+            signal.raise_signal(signal.SIGUSR1)
+
+    with preemption.watched(), pytest.raises(Preempted) as ended:
+        found.update((r.key, (r, weights)) for r, weights in train(runs, tmp_path, strike))
+    assert ended.value.signal == signal.SIGUSR1
+    assert "stopped by SIGUSR1" in str(ended.value)
+    wanted = {one.key for one in runs} - found.keys()
+    found |= results(runs, tmp_path, lambda event: steps.append(event.step), wanted)
+    assert all(same(found[key], together[key]) for key in together)
+    assert steps[-1] == 42 - 28  # the steps after the signal are those of the call under way
+
+
+def test_a_run_beyond_its_time_is_saved_and_goes_on_with_more(together, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "DISPATCH", 7)
+    runs = [run(40, seed) for seed in (0, 1)]
+    for _ in range(2):
+        told = refusal(lambda: list(train(runs, tmp_path, time_limit=1e-9)))
+    assert told.startswith("the time limit of 1e-09 s was reached at step 14 of 40; raise")
+    found = results(runs, tmp_path, time_limit=1e9)
+    assert all(same(found[key], together[key]) for key in found)
+
+
+def test_a_full_device_is_said_and_the_job_goes_on_in_micro_batches(together, monkeypatch):
+    whole = training.Job.call
+
+    def call(job, name, *args):
+        if job.layout.micro_batches == 1 and name == "advance":
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return whole(job, name, *args)
+
+    monkeypatch.setattr(training.Job, "call", call)
+    notes = []
+    ((record, _),) = results([run(12, 0)], emit=notes.append).values()
+    assert "out of memory; goes on with 2 micro-batches a step" in {
+        note.text for note in notes if isinstance(note, training.Note)
+    }
+    assert record.layout == {"micro_batches": 2}
+    assert record.loss == pytest.approx(together[run(12, 0).key][0].loss, rel=1e-4)
+
+
+def test_slow_steps_are_computed_few_at_a_time_so_that_signals_are_heard(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CALL_SECONDS", 0.0)
+    steps = []
+    results([run(40, seed) for seed in (0, 1)], emit=lambda event: steps.append(event.step))
+    assert {b - a for a, b in itertools.pairwise(steps)} >= {1}
+    assert steps[-1] == 40
+
+
 def test_one_held_out_window_is_refused_before_anything_is_compiled(tmp_path):
     budget = Budget(steps=12, batch=2, seq_len=32, eval_tokens=32)
     lone = run(12).model_copy(update={"budget": budget})
@@ -238,6 +298,24 @@ def test_too_high_a_rate_is_a_row_that_says_why():
     assert record.status == "diverged"
     assert record.loss is None
     assert "not finite" in record.reason or "not below" in record.reason
+
+
+def test_a_job_whose_every_seed_has_diverged_computes_no_more_and_says_when(monkeypatch):
+    whole = training.Job.call
+
+    def call(job, name, *args):
+        found = whole(job, name, *args)
+        called.append(name)
+        return (found[0], found[1] * np.nan) if len(called) == 2 else found
+
+    called: list[str] = []
+    monkeypatch.setattr(training, "DISPATCH", 7)
+    monkeypatch.setattr(training.Job, "call", call)
+    ((record, _),) = results([run(40, 0)]).values()
+    assert called == ["advance", "advance", "evaluate"]
+    assert record.status == "diverged"
+    assert record.reason.startswith("training loss was not finite at step 8; the last good step is")
+    assert record.curve[-1][0] == 7
 
 
 def test_a_package_that_is_not_installed_is_told_before_anything_is_compiled(monkeypatch):
