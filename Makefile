@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 PARITY := .venv-parity
 PARITY_STAMP := $(PARITY)/.installed
 
-.PHONY: demo test test-slow parity wheel results gpu-check lint format lock clean
+.PHONY: demo test test-slow faults parity wheel results gpu-check lint format lock clean
 
 demo: $(STAMP)
 	$(BIN)/isoflop run quickstart --workers 2
@@ -18,6 +18,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+
+# sixty kills of workers, parents and hosts in every phase of a grid, and what they lost: nothing
+faults: $(STAMP)
+	$(BIN)/python -m pytest -n 0 -s -m slow tests/test_faults.py
 
 # needs torch and transformers; where pip finds torch's CPU build, that is enough
 parity: $(PARITY_STAMP)

@@ -102,6 +102,17 @@ def write(path: Place, content: bytes) -> None:
         file.write(content)
 
 
+def contents(path: Place) -> bytes:
+    """All of a file at one instant: one GET of an object, where reading in parts would be several.
+
+    Raises FileNotFoundError where there is none.
+    """
+    if remote(path):
+        fs, name = _object(path)
+        return fs.cat_file(name)
+    return path.read_bytes()
+
+
 def create(path: Place, content: bytes) -> None:
     """Make a file with these bytes. Raises FileExistsError where there is one."""
     if remote(path):

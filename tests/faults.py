@@ -27,9 +27,11 @@ import real
 from isoflop.sim import durable
 from isoflop.sim.grid import grid, leases
 from isoflop.sim.grid.executors.local import Local
+from isoflop.sim.records import index
+from isoflop.sim.records.index import Index
 from isoflop.sim.records.store import Store
 
-PHASES = ("lease", "compile", "step", "checkpoint", "record")
+PHASES = ("lease", "compile", "step", "checkpoint", "record")  # and, of a reader, "index"
 TARGETS = ("worker", "parent", "host")
 MOST = {"lease": 3, "compile": 2, "step": 30, "checkpoint": 24, "record": 24}  # of a phase's counts
 WINDOW = {"compile": 0.5, "checkpoint": 0.1}  # seconds after its beginning within which it strikes
@@ -152,9 +154,26 @@ def prepare() -> None:
 
 
 def main(root: Path, kind: str) -> int:
+    if kind == "index":
+        return read(root)
     cells, trainer = KINDS[kind]
     outcome = grid.execute(cells(), root, trainer, executor=Local(workers=2))
     return 1 if outcome.count("failed") else 0
+
+
+def read(root: Path) -> int:
+    """A reader, which brings the index up to date, and may be killed at any of its rows."""
+    if "FAULT" in os.environ:
+        armed, write = Armed(Fault(**json.loads(os.environ["FAULT"])), Counter()), Index._write
+
+        def struck(self, sql, rows):
+            write(self, sql, (armed.reached("index") or row for row in rows))
+
+        Index._write = struck
+    with index.opened(root, print) as found:
+        rows = sorted((row["key"], row["status"], row["loss"]) for row in found.listing())
+    print(json.dumps(rows))
+    return 0
 
 
 @dataclass
@@ -172,6 +191,7 @@ class Host:
         if fault is not None:
             env["FAULT"] = json.dumps(asdict(fault))
         command = [sys.executable, __file__, str(root), kind]
+        env["ISOFLOP_CACHE"] = str(root.parent / "own" / "cache")
         with (root.parent / f"{self.name}.log").open("ab") as log:
             self.process = subprocess.Popen(
                 command, env=env, start_new_session=True, stdout=log, stderr=log

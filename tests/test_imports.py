@@ -62,6 +62,29 @@ def test_every_folder_holds_more_than_one_file(package):
         assert len([f for f in folder.iterdir() if f.suffix == ".py"]) > 2, folder
 
 
+CODE = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_nothing_that_is_read_is_run(package):
+    """Checkpoints, records and specs are data: no pickle is read, none written, nothing evaluated.
+    The executors' processes talk in pickles of their own making, as multiprocessing does.
+    """
+    for path in (ROOT / package).rglob("*.py"):
+        if path.parent.name == "executors":
+            continue
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {alias.name for alias in node.names} | {getattr(node, "module", "") or ""}
+                assert not names & CODE, path
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("eval", "exec", "__import__"), path
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+                assert isinstance(node.value, ast.Constant), path
+                assert node.value.value is False, path
+
+
 MODULES = ("isoflop.experiments.cli.main", "isoflop.sim.laws.forms", "isoflop.sim.compare.gains")
 
 

@@ -148,6 +148,20 @@ def test_a_record_in_the_folder_of_another_run_is_refused(store):
         store.load(run(seed=1).key)
 
 
+@pytest.mark.parametrize("key", ["../elsewhere", "/tmp/elsewhere", "..", "", "a\\b", "a\0b"])
+def test_no_record_leaves_the_runs_directory(store, key):
+    """Whatever a record of somebody's says that it is called."""
+    store.check(0)
+    for action in (
+        lambda: store.save(record(run()).model_copy(update={"key": key}), {}),
+        lambda: store.load(key),
+        lambda: store.weights(key),
+    ):
+        with pytest.raises(UserError, match=r"must be one plain name, not .*; records of"):
+            action()
+    assert list(store.root.parent.rglob("*.json")) == []
+
+
 def test_a_full_disk_is_told_in_words_and_leaves_no_part_of_a_file(store, monkeypatch):
     def full(file):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

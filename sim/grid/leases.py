@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from isoflop.models.errors import UserError
-from isoflop.sim.durable import Place, create, remote, scratch, write
+from isoflop.sim.durable import Place, contents, create, remote, scratch, write
 
 RENEW_SECONDS = 3.0
 EXPIRY_SECONDS = 30.0
@@ -61,7 +61,7 @@ def read(path: Place) -> Lease | None:
     """
     if remote(path):
         try:
-            return _parsed(path.read_bytes()[:TEXT_MAX], None)
+            return _parsed(contents(path)[:TEXT_MAX], None)
         except FileNotFoundError:
             return None
     try:  # opened afresh, so that a network file system asks its server; a pipe does not block

@@ -23,9 +23,9 @@ import safetensors.numpy
 from pydantic import AliasChoices, Field, ValidationError, model_validator
 
 from isoflop.models.base import Config
-from isoflop.models.errors import UserError
+from isoflop.models.errors import UserError, quoted
 from isoflop.models.lm import ModelConfig
-from isoflop.sim.durable import Place, place, remote, unwritable, why, write
+from isoflop.sim.durable import Place, contents, place, remote, unwritable, why, write
 from isoflop.sim.records.metrics import Metric
 from isoflop.sim.records.readers import dotted
 from isoflop.sim.spec import Cell, Run, canonical
@@ -216,6 +216,12 @@ class Store:
         object.__setattr__(self, "root", place(self.root))
 
     def directory(self, key: str) -> Place:
+        """Of a run. UserError for a name that would lead elsewhere."""
+        if not key or key in (".", "..") or set(key) & {"/", "\\", "\0"}:
+            raise UserError(
+                f"a run's key must be one plain name, not {quoted(key)}; records of this runs "
+                f"directory stay in {self.root}"
+            )
         return self.root / key
 
     def load(self, key: str) -> Record | None:
@@ -227,7 +233,7 @@ class Store:
             return None
         if not path.is_file():  # to read a pipe would wait for ever
             raise UserError(f"{path} must be a file; remove what lies there")
-        record = _record(path, path.read_bytes())
+        record = _record(path, contents(path))
         if record.key != key:
             raise UserError(
                 f"{path} holds the record of run {record.key}, not of {key}; delete the folder "
@@ -289,7 +295,7 @@ class Store:
         if not path.is_file():
             raise UserError(f"run {key} has no weights at {path}; train it first")
         try:
-            return safetensors.numpy.load(path.read_bytes())
+            return safetensors.numpy.load(contents(path))
         except safetensors.SafetensorError as error:
             raise UserError(
                 f"{path} is damaged ({error}); delete the folder {path.parent} to train that run "
