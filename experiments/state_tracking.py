@@ -63,11 +63,12 @@ def cells(
     for task in tasks:
         pick(task, TASKS, "task called")
         data: Task
+        layers: tuple[int, ...]
         if task == "parity":
             data, layers = Parity(length=parity_length, shortest=min(3, parity_length)), (2,)
             asked = {1: parity_length, LONGER: LONGER * parity_length}
         else:
-            data, layers = WordProblem(group=task, length=word_length), depths  # type: ignore[arg-type]
+            data, layers = WordProblem(group=task, length=word_length), depths
             asked = {1: word_length}
         judged = {n: _last(data, length) for n, length in asked.items()}
         evals = tuple(

@@ -110,10 +110,10 @@ T = TypeVar("T", bound=Tagged)
 
 
 @cache
-def _import_all() -> None:
-    """Import every file of this package: a mixer is known by being there, without a registry."""
-    package = importlib.import_module(__package__)
-    for module in pkgutil.walk_packages(package.__path__, f"{__package__}."):
+def _import_all(name: str = __package__) -> None:
+    """Import every file of a package: a mixer is known by being there, without a registry."""
+    package = importlib.import_module(name)
+    for module in pkgutil.walk_packages(package.__path__, f"{name}."):
         importlib.import_module(module.name)
 
 
@@ -124,10 +124,13 @@ def _leaves(cls: Any) -> Iterator[Any]:
 
 
 def resolve(base: type[T], value: Any) -> Any:
-    """The subclass of `base` whose `kind` the JSON object names; other values pass unchanged."""
+    """The subclass of `base` whose `kind` the JSON object names; other values pass unchanged.
+
+    Files beside that of `base` are imported for it. Raises UserError for an unknown kind.
+    """
     if not isinstance(value, dict):
         return value
-    _import_all()
+    _import_all(base.__module__.rpartition(".")[0])
     own = [sub for sub in _leaves(base) if "kind" in inspect.get_annotations(sub)]
     kinds = {sub.model_fields["kind"].default: sub for sub in own}
     implied = [sub for sub in kinds.values() if sub.implied and "kind" not in value]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import fakes
 import pytest
 
@@ -65,3 +68,36 @@ def test_a_subclass_that_names_no_kind_of_its_own_takes_nobodys_place():
         pass
 
     assert type(Run.model_validate_json(canonical(RUN)).optim) is AdamW is not Quiet
+
+
+FOUND = """
+import sys
+from isoflop.models.base import _import_all, resolve
+from isoflop.sim import data, optim
+from isoflop.sim.data import tasks
+for package, base, top, fields in (
+    (optim, "adamw.AdamW", optim.Optim, {"lr": 0.1}),
+    (data, "corpora.Corpus", data.DataConfig, {"name": "kjv"}),
+    (tasks, "copying.StringCopying", data.DataConfig, {}),
+):
+    file, _, name = base.partition(".")
+    kind = f"{name} of mine"
+    with open(f"{sys.argv[1]}/mine_{file}.py", "w") as module:
+        module.write(
+            f"from typing import Literal\\nfrom {package.__name__}.{file} import {name}\\n"
+            f"class Mine({name}):\\n    kind: Literal[{kind!r}] = {kind!r}\\n"
+        )
+    package.__path__.append(sys.argv[1])
+    _import_all.cache_clear()
+    print(resolve(top, {"kind": kind, **fields}).kind)
+    package.__path__.pop()
+"""
+
+
+def test_an_optimiser_a_source_and_a_task_are_found_by_their_kind_as_files_beside_others(tmp_path):
+    """Which nothing imports."""
+    command = [sys.executable, "-c", FOUND, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == [
+        *("AdamW of mine", "Corpus of mine", "StringCopying of mine"),
+    ], done.stderr

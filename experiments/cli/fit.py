@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -58,7 +58,10 @@ GAIN = (
     "gain (CEG): how many times as much the baseline must spend for the loss that the architecture "
     "has at this budget; above 1 the architecture is better"
 )
-LawName = Literal["power", "chinchilla", "coupled", "overtrained", "routed", "repeated"]
+if TYPE_CHECKING:
+    LawName = str
+else:
+    LawName = Literal[tuple(LAWS)]
 
 
 def fit(

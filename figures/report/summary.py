@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from isoflop.figures.palette import ORDER
 from isoflop.figures.style import listed, named, scientific, short, tokens
 from isoflop.models.families.matching import unmatched
 from isoflop.sim.compare.family_fits import FamilyFit
 from isoflop.sim.compare.points import LOSS, Point, noun, unit
 from isoflop.sim.compare.rankings import Interval, Ranking, Standing
 from isoflop.sim.compare.slopes import Slope, window
-from isoflop.figures.palette import ORDER
 from isoflop.sim.compare.study import Study
 from isoflop.sim.records.store import Row
 from isoflop.sim.spec import EPOCHS_MAX, STEPS_MIN
@@ -19,7 +19,7 @@ from isoflop.sim.spec import EPOCHS_MAX, STEPS_MIN
 
 @dataclass(frozen=True)
 class Summary:
-    """Sentences: what was found about loss, what about context and compressors, and what stays open."""
+    """Sentences: what was found about loss, about context and compressors, and what stays open."""
 
     found: list[str]
     beside: list[str]

@@ -1,4 +1,4 @@
-"""Languages whose entropy is known exactly: the ruler for a model's loss at tiny scale.
+"""Languages of exactly known entropy, which a model's loss at tiny scale is checked against.
 
 Batches are generated fresh from a counter (Philox; Salmon et al. 2011), so no training token is
 ever repeated, and the held-out stream has a key of its own. `seed` of a language fixes its facts

@@ -114,16 +114,16 @@ class Fittable(Law):
         stated: Mapping[str, str] | None = None,
         noise: Noise | None = None,
     ) -> Fit:
-        """Fit columns named by the law's letters, `loss`, and where there `flops`, `run`, `seed`.
+        """Fit the columns of the law's letters and `loss`; `flops`, `run` and `seed` where present.
 
         `run` groups cooldown branches that share a trunk: they are drawn together. Runs, or trunks,
         that are too few to be drawn from get their interval from refits to simulated noise
-        (`sim.laws.noise`): as large as the residuals say, or as `noise` says, which more runs than
-        these may have told. `budgets` are where N*(C) and L*(C) are reported (default: a tenth of
+        (`sim.laws.noise`): as large as the residuals say, or as `noise` says, which may come from
+        more runs than these. `budgets` are where N*(C) and L*(C) are reported (default: a tenth of
         the largest compute, and the largest). `residual="loss"` with a large `delta` is plain
-        least squares on the loss. `stated` adds what data cannot tell, such as the
-        learning-rate rule, to the checklist. Errors: a missing column or no usable row is a
-        `UserError`; a design that cannot answer is a `Fit` with its status and reason.
+        least squares on the loss. `stated` adds to the checklist what data cannot tell, such as the
+        learning-rate rule. Raises UserError for a missing column and where no row is usable; a
+        design that cannot answer is a `Fit` with its status and reason.
         """
         table = columns if isinstance(columns, Table) else cls.table(columns)
         x, y = [table[name] for name in cls.inputs], np.log(table["loss"])

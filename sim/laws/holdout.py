@@ -1,8 +1,8 @@
-"""How well does a law fitted to the cheap runs foretell the expensive ones?
+"""How well does a law fitted to the cheap runs predict the expensive ones?
 
 The error on the runs above a compute cut, fitted on the rest, beside two baselines and the noise:
 the same law without its asymptote, and a straight log-log line through the two largest budgets. A
-law that does not beat them explains nothing that a ruler would not.
+law that does not beat them says nothing that a straight line would not.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ SHARED = 0.61
 
 @dataclass(frozen=True)
 class Noise:
-    """Variance of one run's residual and how many degrees of freedom tell it."""
+    """Variance of one run's residual, and the degrees of freedom of its estimate."""
 
     variance: float
     dof: float
@@ -65,7 +65,7 @@ def pooled(found: Iterable[Noise]) -> Noise:
 
 
 def together(found: Mapping[str, Noise]) -> dict[str, Noise]:
-    """Each arm's noise as all arms tell it, or its own where an F test says that it is not theirs.
+    """Each arm's noise estimated from all arms, or its own where an F test says that it differs.
 
     The test is at 5 % for an arm that is noisier than the others and at 1 % for one that is
     quieter: taking a quiet arm for a noisy one only widens its interval.

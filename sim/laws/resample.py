@@ -113,8 +113,8 @@ def minimise(
     """Minimise the summed Huber loss from every start.
 
     `y` is log L, (n,) or one row per start; `weights` likewise (multiplicities of a bootstrap
-    draw); `starts` is (b, p), of which θ number `fixed` stays where it starts. A problem that has
-    not converged within `max_steps` says so.
+    draw); `starts` is (b, p), whose parameter number `fixed` stays where it starts. A problem that
+    has not converged within `max_steps` says so.
 
     An asymptote of zero is infinitely far in its log. A problem that did not converge, or came to
     the lower edge on the way there, is solved again without one, and ends there if that is lower.

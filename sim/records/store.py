@@ -284,7 +284,9 @@ class Store:
             directory.mkdir(parents=True, exist_ok=True)
             write(directory / "spec.json", canonical(record.run).encode())
             if weights:
-                write(directory / "model.safetensors", safetensors.numpy.save(dict(weights)))
+                # which writes an array's buffer, whatever its strides
+                whole = {name: np.ascontiguousarray(array) for name, array in weights.items()}
+                write(directory / "model.safetensors", safetensors.numpy.save(whole))
             write(directory / "result.json", record.model_dump_json().encode())
         except OSError as error:
             raise unwritable(directory, error) from error
