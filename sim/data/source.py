@@ -237,9 +237,7 @@ class StoredTokens(Source):
     def held_out(self, tokens: int, seq_len: int) -> Batch:
         """Windows evenly spaced over the held-out split, whose targets do not overlap."""
         n = self._fit(self.held, "held-out", seq_len)
-        windows = min(-(-tokens // seq_len), (n - 1) // seq_len)
-        start = np.arange(windows) * (n - 1 - seq_len) // max(windows - 1, 1)
-        return Batch(self.held.take(start[:, None] + np.arange(seq_len + 1)).astype(np.int32))
+        return Batch(self.held.take(spaced(n, tokens, seq_len)).astype(np.int32))
 
     def _fit(self, pieces: Pieces, split: str, seq_len: int) -> int:
         if seq_len + 1 > len(pieces):
@@ -248,6 +246,15 @@ class StoredTokens(Source):
                 f"{self.name} has {len(pieces)}; use a shorter seq_len or more data"
             )
         return len(pieces)
+
+
+def spaced(n: int, tokens: int, seq_len: int) -> Int[np.ndarray, "w s"]:
+    """Places of windows evenly spaced over n tokens, whose targets do not overlap: `tokens` of
+    them, or as many as there are.
+    """
+    windows = min(-(-tokens // seq_len), (n - 1) // seq_len)
+    start = np.arange(windows) * (n - 1 - seq_len) // max(windows - 1, 1)
+    return start[:, None] + np.arange(seq_len + 1)
 
 
 def shuffle(place: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:

@@ -9,9 +9,9 @@ counts in no bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int, Shaped
 from pydantic import ValidationError
 
 from isoflop.models.checkpoints import huggingface as interop
@@ -30,9 +30,9 @@ from isoflop.models.lm import ModelConfig
 from isoflop.sim.evaluate.text import Tokenizer, Tokens
 from isoflop.sim.records.store import Store, brief
 from isoflop.sim.spec import Run
-from isoflop.sim.train.program import cross_entropy
+from isoflop.sim.train.program import Judged, cross_entropy, likeliest
 
-HEAD_ROWS = 1024  # tokens whose logits are in memory at once
+HEAD_ROWS = 1024  # tokens that are read, and whose logits are in memory, at once
 PROMPT_STEP = 64  # prompts are padded to a multiple, so that most lengths share a program
 
 
@@ -156,8 +156,8 @@ class Checkpoint:
         if not counted.any():
             raise UserError(f"a text of {len(own)} tokens has none to predict; give a longer one")
         seq_len = min(seq_len, len(tokens) - 1)
-        sums = (float(self._nats(*window)) for window in _windows(tokens, counted, seq_len))
-        nats = math.fsum(sums) / int(counted.sum())
+        windows, counted = _windows(tokens, seq_len), _windows(counted, seq_len)[:, 1:]
+        nats = float(self.judge(windows).nats.sum(where=counted, dtype=np.float64) / counted.sum())
         if not math.isfinite(nats):
             raise UserError(
                 "the model's loss on this text is not a finite number; its weights overflow fp32"
@@ -166,29 +166,44 @@ class Checkpoint:
         bits_per_byte = nats / math.log(2) / bytes_per_token
         return Loss(int(counted.sum()), seq_len, nats, bits_per_byte)
 
+    def judge(
+        self, tokens: Int[np.ndarray, "n s"], targets: Int[np.ndarray, "n t"] | None = None
+    ) -> Judged:
+        """Target by target of sequences: what follows each token (None: the next one). Sequences
+        are read by about HEAD_ROWS tokens at once, and logits are in memory of as many.
+        """
+        targets = tokens[:, 1:] if targets is None else targets
+        n, seq_len = targets.shape
+        rows = max(1, HEAD_ROWS // seq_len)
+        inputs, asked = (
+            np.pad(x, [(0, -n % rows), (0, 0)]).reshape(-1, rows, seq_len)
+            for x in (tokens[:, :-1], targets)
+        )
+        found = self._judge(self.params, inputs, asked)
+        nats, correct = (np.asarray(x).reshape(-1, seq_len)[:n] for x in found)
+        return Judged(nats.mean(-1), nats, correct)
+
     @cached_property
-    def _nats(self) -> Any:
-        """Of the targets of a window that are counted, in all."""
-
+    def _judge(self) -> Any:
         @jax.jit
-        def nats(params, window, counted):
+        def judge(params, inputs, targets):
             lm = nnx.merge(self._graph, params)
-            hidden = lm.hidden(window[None, :-1])[0][0]
-            rows = min(HEAD_ROWS, len(hidden))
 
-            def some(cuts):
-                hidden, targets, counted = cuts
-                losses = cross_entropy(lm.logits(hidden[None]), targets[None])[0]
-                return jnp.where(counted, losses, 0).sum()
+            def head(cut):
+                hidden, targets = cut
+                logits = lm.logits(hidden)
+                return cross_entropy(logits, targets), likeliest(logits, targets)
 
-            def cut(x):
-                return jnp.pad(x, [(0, -len(x) % rows), *[(0, 0)] * (x.ndim - 1)]).reshape(
-                    -1, rows, *x.shape[1:]
-                )
+            def some(part):
+                inputs, targets = part
+                hidden = lm.hidden(inputs)[0].reshape(targets.size, -1)
+                cuts = [_cut(x, min(HEAD_ROWS, targets.size)) for x in (hidden, targets.ravel())]
+                found = jax.lax.map(head, cuts)
+                return [x.reshape(-1)[: targets.size] for x in found]
 
-            return jax.lax.map(some, (cut(hidden), cut(window[1:]), cut(counted[1:]))).sum()
+            return jax.lax.map(some, (inputs, targets))
 
-        return partial(nats, self.params)
+        return judge
 
     def generate(
         self,
@@ -262,13 +277,16 @@ def check_seed(seed: int) -> None:
         raise UserError(f"seed={seed} must be from 0 to 2^63 - 1; choose a smaller one")
 
 
-def _windows(
-    tokens: Tokens, counted: Bool[np.ndarray, "_"], seq_len: int
-) -> Iterator[tuple[Tokens, Bool[np.ndarray, "_"]]]:
-    """Inputs and, shifted by one, targets; the last window is filled up with what is not counted,
-    which no earlier token sees.
+def _cut(x: Any, rows: int) -> Any:
+    """Parts of so many rows, the last filled up with zeros."""
+    padded = jnp.pad(x, [(0, -len(x) % rows), *[(0, 0)] * (x.ndim - 1)])
+    return padded.reshape(-1, rows, *x.shape[1:])
+
+
+def _windows(values: Shaped[np.ndarray, "_"], seq_len: int) -> Shaped[np.ndarray, "n s"]:
+    """Inputs and, shifted by one, targets; zeros fill up the last window: no earlier token sees
+    them.
     """
-    for start in range(0, len(tokens) - 1, seq_len):
-        window = slice(start, start + seq_len + 1)
-        missing = max(0, start + seq_len + 1 - len(tokens))
-        yield np.pad(tokens[window], (0, missing)), np.pad(counted[window], (0, missing))
+    starts = np.arange(0, len(values) - 1, seq_len)[:, None]
+    padded = np.pad(values, (0, seq_len))
+    return padded[starts + np.arange(seq_len + 1)]

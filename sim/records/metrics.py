@@ -49,12 +49,12 @@ def measured(
     else:
         share = weights.mean(-1, dtype=np.float64)
         hits, count = (weights * correct).mean(-1, dtype=np.float64), int((weights > 0).sum())
-    found = {"loss": _ratio(loss, share, count)}
+    found = {"loss": ratio(loss, share, count)}
     if bytes_per_token is not None and weights is None:
         per_byte = 1 / math.log(2) / bytes_per_token
         value, se = found["loss"].value, found["loss"].se or 0.0
         found["bits_per_byte"] = Metric(value=value * per_byte, se=se * per_byte, count=count)
-    found["accuracy"] = _ratio(hits, share, count)
+    found["accuracy"] = ratio(hits, share, count)
     if weights is not None:
         found["exact"] = _exact(correct, weights)
     return found | by_position(nats, weights)
@@ -76,17 +76,18 @@ def by_position(
         weight = np.ones_like(part) if weights is None else weights[:, places].astype(np.float64)
         if weight.any():
             count = int((weight > 0).sum())
-            found[f"loss_at_{first}"] = _ratio((weight * part).mean(-1), weight.mean(-1), count)
+            found[f"loss_at_{first}"] = ratio((weight * part).mean(-1), weight.mean(-1), count)
     return found
 
 
 def _exact(correct: Bool[np.ndarray, "n t"], weights: Float[np.ndarray, "n t"]) -> Metric:
     counted = np.any(weights > 0, axis=-1)
     whole = np.all(correct | (weights <= 0), axis=-1)[counted]
-    return _ratio(whole.astype(float), np.ones(len(whole)), len(whole))
+    return ratio(whole.astype(float), np.ones(len(whole)), len(whole))
 
 
-def _ratio(y: Float[np.ndarray, " n"], x: Float[np.ndarray, " n"], count: int) -> Metric:
+def ratio(y: Float[np.ndarray, " n"], x: Float[np.ndarray, " n"], count: int) -> Metric:
+    """Of means over sequences, with its standard error."""
     mean = float(np.mean(x))
     value = float(np.mean(y, dtype=np.float64)) / mean
     se = float(np.std(y - value * x, ddof=1)) / math.sqrt(len(x)) / mean
