@@ -21,17 +21,15 @@ import statistics
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from isoflop.experiments import pick
 from isoflop.experiments.cli.text import tell
 from isoflop.experiments.families import model
 from isoflop.models.errors import UserError
-from isoflop.models.kernels.platforms import full_precision
 from isoflop.models.lm import ModelConfig
-from isoflop.sim.evaluate.context import PROGRAMS, Probe, interleave, probe
-
-MATMULS = (512, 1024, 2048)  # sides of the square products
+from isoflop.sim.evaluate.context import PROGRAMS
+from isoflop.sim.evaluate.machine import MATMULS, matmul
+from isoflop.sim.evaluate.probe import Probe, interleave
 
 
 class Shape(NamedTuple):
@@ -114,13 +112,6 @@ def _shape(
         _row(name, shape, program, family, models[family], item, turns[program, family], peaks)
         for (program, family), item in probes.items()
     ]
-
-
-def matmul(side: int) -> Probe:
-    """The product of two square fp32 matrices; the first is handed on, so nothing is copied."""
-    pair = np.random.default_rng(0).normal(size=(2, side, side)).astype(np.float32)
-    left, right = (jax.device_put(matrix) for matrix in pair)
-    return probe(full_precision(lambda left, right: (left, left @ right)), left, right)
 
 
 def _row(

@@ -26,7 +26,7 @@ from scipy.optimize import minimize
 from isoflop.experiments.cli.text import tell
 from isoflop.models.errors import UserError
 from isoflop.sim.compare.design import LAB
-from isoflop.sim.evaluate.context import interleave
+from isoflop.sim.evaluate.probe import interleave
 from isoflop.sim.laws.forms import Chinchilla
 from isoflop.sim.laws.resample import DELTA, Floats, Form, cell_weights, huber, minimise
 

@@ -40,7 +40,8 @@ from isoflop.models.checkpoints import huggingface as interop
 from isoflop.models.errors import UserError
 from isoflop.models.lm import Block, ModelConfig, tile
 from isoflop.models.mixers.moe import Moe
-from isoflop.sim.evaluate.context import DECODED, PROGRAMS, STEPS, Timed, interleave
+from isoflop.sim.evaluate.context import DECODED, PROGRAMS, STEPS
+from isoflop.sim.evaluate.probe import Timed, interleave
 
 TYPES = {  # of transformers
     "dense": "llama",
@@ -242,7 +243,7 @@ class Peer:
 
     def read(self, times: int) -> None:
         for _ in range(times):
-            self.forward(self.tokens[:, :-1], use_cache=False)
+            self.forward(self.tokens[:, :-1], use_cache=True)
 
     def write(self, times: int) -> None:
         token = self.tokens[:, -1:]

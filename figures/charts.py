@@ -173,7 +173,8 @@ def context_scaling(measured: Sequence[dict], quantity: str) -> vega.Spec:
     rows = [point for line in lines.values() for point in line]
     told = context.QUANTITIES[quantity]
     in_bytes = quantity.endswith("bytes")
-    values = [v for p in rows for v in (p["value"], p.get("low"), p.get("high")) if v]
+    ends = ("value", "low", "high", "predicted")
+    values = [v for p in rows for name in ends if (v := p.get(name))]
     long = max(values) / min(values) > 60
     lengths = alt.Axis(
         values=sorted({p["seq_len"] for p in rows}), labelExpr=vega.LENGTH_LABEL, grid=False
@@ -184,14 +185,14 @@ def context_scaling(measured: Sequence[dict], quantity: str) -> vega.Spec:
     )
     scale = alt.Scale(type="log", nice=False, padding=18)
     x = alt.X("seq_len:Q", title="sequence length T (tokens)", axis=lengths, scale=scale)
-    y, bottom = (
+    y, bottom, predicted = (
         alt.Y(
             f"{field}:Q",
             title=told.axis,  # the ticks carry the unit
             axis=axis,
             scale=alt.Scale(type="log", domain=list(style.margins(values))),
         )
-        for field in ("value", "low")
+        for field in ("value", "low", "predicted")
     )
     base, colour = vega.data(rows), vega.colour(lines)
     tip = [vega.number("seq_len", "T", ","), vega.number("value", told.axis, ".4~g")]
@@ -214,6 +215,9 @@ def context_scaling(measured: Sequence[dict], quantity: str) -> vega.Spec:
     if any((p.get("high") or 0) > (p.get("low") or 0) for p in rows):
         spread = base.mark_rule(strokeWidth=1.5).encode(x=x, y=bottom, y2="high:Q", color=colour)
         layers.append(spread)
+    known = [p for p in rows if "predicted" in p]
+    lower = vega.data(known).mark_line(strokeWidth=1.2, strokeDash=[2, 3], opacity=0.8)
+    layers.append(lower.encode(x=x, y=predicted, color=colour))
     return vega.frame(layers, lines, f"{told.title} against sequence length")
 
 

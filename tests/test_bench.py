@@ -7,7 +7,7 @@ from isoflop.experiments import bench
 from isoflop.experiments.families import model
 from isoflop.models.errors import UserError
 from isoflop.sim.evaluate import context
-from isoflop.sim.evaluate.context import probe
+from isoflop.sim.evaluate.probe import probe
 
 SHAPE = bench.Shape(width=32, depth=1, seq_len=16, batch=2)
 

@@ -8,18 +8,20 @@ from flax import nnx
 
 from isoflop.experiments import context as experiment
 from isoflop.experiments.families import model
-from isoflop.models.base import Init
+from isoflop.models.base import Cost, Init
 from isoflop.models.errors import UserError
 from isoflop.models.families import zoo
 from isoflop.models.lm import ModelConfig
 from isoflop.sim.compare import slopes
-from isoflop.sim.evaluate import context
+from isoflop.sim.evaluate import context, machine
+from isoflop.sim.evaluate import probe as timing
 
 LENGTHS = (16, 8)  # any order
+SMALL = {"MATMULS": (8,), "CACHED": 64, "COPIED": (64,)}  # arrays that a machine is measured by
 
 
-def fake(result: object = 1.0) -> context.Probe:
-    return context.Probe(lambda state: (state, result), None, (), 1.0, 1.0, 100)
+def fake(result: object = 1.0) -> timing.Probe:
+    return timing.Probe(lambda state: (state, result), None, (), 1.0, 1.0, 100)
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +30,8 @@ def rows() -> list[dict]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("train_step", "prefill"):
             patch.setitem(context.PROGRAMS, name, lambda config, seq_len, batch: fake())
+        for name, size in SMALL.items():
+            patch.setattr(machine, name, size)
         return experiment.measure(("linear",), LENGTHS, width=32, depth=1, repeats=2)
 
 
@@ -48,7 +52,11 @@ def test_a_value_is_the_median_of_its_turns_and_its_range_their_ends(monkeypatch
     for name in context.PROGRAMS:
         monkeypatch.setitem(context.PROGRAMS, name, lambda *_: fake())
     monkeypatch.setattr(
-        context, "interleave", lambda probes, repeats, tell: {key: turns[key[2]] for key in probes}
+        context,
+        "interleave",
+        lambda probes, repeats, tell: {
+            key: turns[key[2]] if isinstance(key, tuple) else (1.0, 1.0) for key in probes
+        },
     )
     for row in experiment.measure(("linear",), LENGTHS, context.TIMED, width=32, depth=1):
         low, middle, high = sorted(turns[row["seq_len"]])
@@ -64,6 +72,51 @@ def test_the_rows_are_what_the_figure_draws(rows):
         assert [m["value"] for m in slopes.series(rows, quantity)["linear"]] == [
             row["value"] for row in at(rows, quantity)
         ]
+
+
+def test_a_measurement_stands_beside_what_its_cost_takes_at_least(rows):
+    for quantity in context.QUANTITIES:
+        for row in at(rows, quantity):
+            if quantity in context.WEIGHED:
+                assert "predicted" not in row
+                continue
+            assert row["ratio"] == row["value"] / row["predicted"] > 0
+    assert {row["ratio"] for row in at(rows, "state_bytes")} == {1.0}
+
+
+def test_a_prediction_is_the_roofline_of_the_exact_cost():
+    config, fast = model("dense", 64, 2), machine.Machine(100.0, 10.0, ((1, 1e9),))
+    cost, unread = config.cost(32, 2), 2 * 2 * 31 * config.d_model * config.vocab_size
+    assert machine.predicted(fast, config, "train_step_seconds", 32, 2) == pytest.approx(
+        3 * cost.matmul_flops / 100 + 3 * cost.elementwise_flops / 10
+    )
+    assert machine.predicted(fast, config, "prefill_seconds", 32, 2) == pytest.approx(
+        (cost.matmul_flops - unread) / 100 + cost.elementwise_flops / 10
+    )
+    slow = machine.Machine(1e30, 1e30, ((1, 4.0),))
+    state = config.state_size(32)
+    for quantity, numbers in {
+        "train_step_seconds": 7 * cost.params,
+        "prefill_seconds": cost.params + 2 * state,
+        "decode_seconds": cost.params - config.vocab_size * config.d_model + 2 * state,
+        "state_bytes": 4 * state,
+    }.items():
+        found = machine.predicted(slow, config, quantity, 32, 2)
+        assert found == pytest.approx(numbers, rel=0.02), quantity
+
+
+def test_bytes_move_at_the_rate_of_the_smallest_array_that_holds_them():
+    here = machine.Machine(1.0, 1.0, ((100, 50.0), (1000, 5.0)))
+    assert [here.seconds(Cost(), n) for n in (100, 101, 2000)] == [2, 101 / 5, 400]
+
+
+def test_rates_are_the_work_of_a_turn_over_its_seconds(monkeypatch):
+    for name, size in SMALL.items():
+        monkeypatch.setattr(machine, name, size)
+    seconds = {"matmul 8": 2.0, "elementwise": 4.0, "copy 64": 0.5}
+    assert machine.rates(seconds) == machine.Machine(512, 64 * 64 / 2, ((256, 1024.0),))
+    assert machine.probes().keys() == seconds.keys()
+    assert all(item.seconds() > 0 for item in machine.probes().values())
 
 
 @pytest.mark.parametrize("family", zoo.FAMILIES)
@@ -112,7 +165,7 @@ def test_a_call_of_several_steps_tells_the_seconds_of_one(monkeypatch):
     assert losses.shape == (context.STEPS, 1) == (3, 1)
     assert (losses > 0).all()
     clock = iter((10.0, 16.0))
-    monkeypatch.setattr(context.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
     step.function = lambda state, *args: (state, losses)
     assert step.seconds() == pytest.approx(2.0)
 
@@ -122,7 +175,10 @@ def test_prefill_and_decode_are_the_models_own():
     graph, params = nnx.split(config.build(init=Init(0)))
     lm = nnx.merge(graph, jax.tree.map(jnp.asarray, params))
     read, write = context.prefill(config, 8), context.decode(config, 8)
-    logits = read.function(read.state, *read.args)[1]
+    logits, after = read.function(read.state, *read.args)[1]
+    whole = jax.jit(lm.prefill)(lm.init_state(1, 8), jnp.asarray(read.args[0]))[0]
+    for one, other in zip(jax.tree.leaves(after), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
     np.testing.assert_allclose(
         logits, jax.jit(lm)(*map(jnp.asarray, read.args))[0][:, -1], atol=1e-4
     )
@@ -150,10 +206,10 @@ def test_decoding_again_never_writes_past_the_state():
 def test_turns_alternate_between_programs_and_the_first_is_not_counted():
     calls: list[str] = []
 
-    def log(name: str) -> context.Probe:
-        return context.Probe(lambda state: (calls.append(name), 1.0), None, (), 1.0, 1.0, 100)
+    def log(name: str) -> timing.Probe:
+        return timing.Probe(lambda state: (calls.append(name), 1.0), None, (), 1.0, 1.0, 100)
 
-    seconds = context.interleave({name: log(name) for name in "ab"}, repeats=2)
+    seconds = timing.interleave({name: log(name) for name in "ab"}, repeats=2)
     assert "".join(calls) == "ababab"
     assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
 

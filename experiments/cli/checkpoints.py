@@ -39,7 +39,7 @@ def import_(
         runs: the runs directory, for a run that is named by its key.
         json: print JSON instead of a table.
     """
-    _at_least_1(seq_len=WINDOW if seq_len is None else seq_len, context=context, tokens=tokens)
+    at_least_1(seq_len=WINDOW if seq_len is None else seq_len, context=context, tokens=tokens)
     from isoflop.models.generation import Sampling
     from isoflop.sim.evaluate.checkpoint import Checkpoint, check_seed
     from isoflop.sim.evaluate.text import check_utf8
@@ -48,7 +48,7 @@ def import_(
     check_seed(seed)
     for prompt in sample:
         check_utf8(prompt)
-    words = None if text is None else _read(text)
+    words = None if text is None else read_text(text)
     checkpoint = Checkpoint.load(run, runs)
     window, why = seq_len or checkpoint.context or WINDOW, "--seq-len"
     if seq_len is None:
@@ -101,7 +101,7 @@ def sample(
         runs: the runs directory, for a run that is named by its key.
         json: print JSON instead of text.
     """
-    _at_least_1(tokens=tokens)
+    at_least_1(tokens=tokens)
     from isoflop.experiments.cli.flags import Usage
     from isoflop.models.generation import Sampling
     from isoflop.sim.evaluate.checkpoint import Checkpoint, check_seed
@@ -171,7 +171,7 @@ def export(run: str, folder: Path, runs: Path = Path("runs"), layout: str | None
     print("\n".join(map(str, written)))
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
     from isoflop.models.errors import UserError
 
     try:
@@ -182,7 +182,7 @@ def _read(path: Path) -> str:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}); convert it") from None
 
 
-def _at_least_1(**values: int) -> None:
+def at_least_1(**values: int) -> None:
     from isoflop.experiments.cli.flags import Usage
 
     for name, value in values.items():

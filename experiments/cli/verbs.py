@@ -128,6 +128,10 @@ VERBS = {
         *("treat", "effective"),
         "Tell how large a plain model equals each treated run, with an interval.",
     ),
+    "context": Verb(
+        *("contexts", "context"),
+        "Tell what context buys trained models and what it costs: one page, one table.",
+    ),
     "export": Verb(
         *("checkpoints", "export"),
         "Write a trained run's weights as a Hugging Face checkpoint.",

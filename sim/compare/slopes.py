@@ -2,7 +2,7 @@
 
 A measurement is {family, quantity, seq_len, value, low, high}, where known with the width, depth
 and device it was taken at; `low` and `high` are the spread of its repeats. The slope is that of log
-value against log T between 1k and 8k tokens: 1 is linear, 2 quadratic, 0 constant. Its interval is
+value against log T from 1k to 32k tokens: 1 is linear, 2 quadratic, 0 constant. Its interval is
 the 90 % t interval of that line, so curvature widens it; two lengths give none.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-WINDOW = (1024, 8192)  # tokens, over which slopes are fitted
+WINDOW = (1024, 32768)  # tokens, over which slopes are fitted, as far as they were measured
 QUANTITIES = ("train_step_seconds", "prefill_seconds", "decode_seconds", "state_bytes")
 
 

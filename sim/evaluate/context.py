@@ -1,11 +1,12 @@
 """Seconds and bytes against the sequence length: training step, prefill, decoding, state.
 
-All programs are compiled first and then timed in turns, A B C A B C …, so that a machine which
-slows down for a while slows all of them: ratios between families and lengths hold, seconds are
-this machine's. A value is the median of the turns, `low` and `high` their range. `slope` is
+Programs are timed in turns (probe.py): ratios between families and lengths hold, seconds are this
+machine's. A value is the median of its `turns`, `low` and `high` their range. `slope` is
 log₂(value(T) / value(T')) / log₂(T / T') against the next shorter length T', each turn paired with
-itself: 1 is linear in T, 2 quadratic, 0 constant. Not included: what tokens late in the context
-gain from it in loss.
+itself: 1 is linear in T, 2 quadratic, 0 constant. `predicted` is what the model's exact cost takes
+at least on this machine, whose rates are measured in the same turns (machine.py), and `ratio` the
+value over it. Bytes of programs are those that XLA assigns to arguments, results and temporaries.
+Not included: what tokens late in the context gain from it in loss (position.py).
 """
 
 from __future__ import annotations
@@ -13,10 +14,8 @@ from __future__ import annotations
 import math
 import os
 import statistics
-import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,63 +25,20 @@ from flax import nnx
 from isoflop.models.errors import UserError
 from isoflop.models.lm import ModelConfig
 from isoflop.sim.data import Batch
+from isoflop.sim.evaluate import machine
+from isoflop.sim.evaluate.probe import Probe, Tell, interleave, probe
 from isoflop.sim.optim import AdamW
 from isoflop.sim.records.store import layers
 from isoflop.sim.train.program import Program
 
 TIMED = ("train_step_seconds", "prefill_seconds", "decode_seconds")
-COUNTED = ("train_step_bytes", "state_bytes")
+WEIGHED = ("train_step_bytes", "prefill_bytes", "decode_bytes")  # programs at their peak
+COUNTED = (*WEIGHED, "state_bytes")
 QUANTITIES = (*TIMED, *COUNTED)
 
-STEPS = 3  # in one call, as training has many: the first also pays for touching its memory
+STEPS = 3  # in one call, as training has many: the first also pays for touching its memory,
+LONG = 8192  # which weighs little beside a step of more tokens: one in a call
 DECODED = 16  # tokens in one call, so that starting it weighs little beside writing them
-
-Tell = Callable[[str], None]
-Key = TypeVar("Key", bound=Hashable)
-
-
-@runtime_checkable
-class Timed(Protocol):
-    """What takes turns with others."""
-
-    def seconds(self) -> float: ...
-
-
-@dataclass
-class Probe:
-    """A compiled program with its data: `function(state, *args)` gives (next state, result).
-
-    `share` is the part of a call that one unit takes (a step, a prompt, a token). `memory_bytes`
-    is what XLA assigned to arguments, results and temporaries, without its code and its threads.
-    """
-
-    function: Any
-    state: Any
-    args: tuple[Any, ...]
-    share: float
-    compile_seconds: float
-    memory_bytes: int
-
-    def seconds(self) -> float:
-        """Of one unit, by the clock, until the result is there."""
-        start = time.perf_counter()
-        self.state, result = self.function(self.state, *self.args)
-        jax.block_until_ready(result)
-        return (time.perf_counter() - start) * self.share
-
-
-def probe(function: Callable, state: Any, *args: Any, share: float = 1.0) -> Probe:
-    """Compile `function` for these arguments, its state donated."""
-    start = time.perf_counter()
-    compiled = jax.jit(function, donate_argnums=0).lower(state, *args).compile()
-    seconds = time.perf_counter() - start
-    return Probe(compiled, state, args, share, seconds, _memory(compiled))
-
-
-def _memory(compiled: Any) -> int:
-    stats = compiled.memory_analysis()
-    own = stats.argument_size_in_bytes + stats.temp_size_in_bytes
-    return own + stats.output_size_in_bytes - stats.alias_size_in_bytes
 
 
 def _tokens(model: ModelConfig, *shape: int) -> np.ndarray:
@@ -91,27 +47,28 @@ def _tokens(model: ModelConfig, *shape: int) -> np.ndarray:
 
 def train_step(model: ModelConfig, seq_len: int, batch: int = 1) -> Probe:
     """Forward, backward and AdamW on one lane, by the program that trains every run, STEPS in a
-    call.
+    call, or one of more than LONG tokens.
 
     Its rates are multiplied by 0, so every repeat computes the same; time depends on no rate.
     """
     program = Program(model, AdamW(lr=1e-3))
     state, rates = program.init([0]), program.rates(program.optim)
-    batches = Batch(_tokens(model, STEPS, 1, batch, seq_len + 1))
-    args = rates, np.zeros(STEPS, np.float32), batches, np.int32(STEPS)
-    return probe(program.advance, state, *args, share=1 / STEPS)
+    steps = STEPS if batch * seq_len <= LONG else 1
+    batches = Batch(_tokens(model, steps, 1, batch, seq_len + 1))
+    args = rates, np.zeros(steps, np.float32), batches, np.int32(steps)
+    return probe(program.advance, state, *args, share=1 / steps)
 
 
 def prefill(model: ModelConfig, seq_len: int, batch: int = 1) -> Probe:
-    """Read a prompt: the parallel form, and the logits of its last token alone.
-
-    The decoding state that a server would keep is computed on the way, not stored.
+    """Read a prompt at once: the logits of its last token, and the decoding state after it, made
+    for as many tokens.
     """
     program = Program(model, AdamW(lr=1e-3))
 
     def read(params, tokens):
         lm = nnx.merge(program.abstract[0], params)
-        return params, lm.logits(lm.hidden(tokens)[0][:, -1])
+        after, logits = lm.prefill(lm.init_state(batch, seq_len), tokens)
+        return params, (logits, after)
 
     return probe(read, _lane(program), _tokens(model, batch, seq_len))
 
@@ -171,18 +128,6 @@ def state_bytes(model: ModelConfig, context: int) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
-def interleave(
-    probes: Mapping[Key, Timed], repeats: int, tell: Tell = lambda text: None
-) -> dict[Key, tuple[float, ...]]:
-    """Seconds of every probe in each of `repeats` turns, after one turn that is not counted."""
-    seconds: dict[Key, list[float]] = {key: [] for key in probes}
-    for turn in range(repeats + 1):
-        for i, (key, item) in enumerate(probes.items()):
-            tell(f"turn {turn} of {repeats}: program {i + 1} of {len(probes)}")
-            seconds[key].append(item.seconds())
-    return {key: tuple(values[1:]) for key, values in seconds.items()}
-
-
 def measure(
     models: Mapping[str, ModelConfig],
     lengths: Sequence[int],
@@ -191,38 +136,53 @@ def measure(
     batch: int = 1,
     tell: Tell = lambda text: None,
 ) -> list[dict[str, Any]]:
-    """Rows {family, quantity, seq_len, value, low, high}, with `slope` from the second length on,
-    and the width, depth, kinds of layers and device that they were measured at.
+    """Rows {family, quantity, seq_len, value, low, high, turns, predicted, ratio}, with `slope`
+    from the second length on, and the width, depth, kinds of layers and device that they were
+    measured at.
 
     `models` are named by family; `batch` sequences share a training step, a prompt and a token.
     """
     _check(models, lengths, quantities, repeats)
     lengths = sorted(set(lengths))
-    wanted = [name for name in TIMED if name in quantities]
-    if "train_step_bytes" in quantities and "train_step_seconds" not in wanted:
-        wanted = ["train_step_seconds", *wanted]  # its program is what is weighed
-    todo = [(name, family, t) for name in wanted for family in models for t in lengths]
     probes: dict[tuple[str, str, int], Probe] = {}
+    asked = {quantity.rpartition("_")[0] for quantity in quantities if quantity != "state_bytes"}
+    todo = [(name, f, t) for name in PROGRAMS if name in asked for f in models for t in lengths]
     for i, (name, family, t) in enumerate(todo):
         tell(f"compiling {i + 1} of {len(todo)}: {family}, {name}, {t} tokens")
-        probes[name, family, t] = PROGRAMS[name.removesuffix("_seconds")](models[family], t, batch)
-    timed = {key: item for key, item in probes.items() if key[0] in quantities}
-    turns = interleave(timed, repeats, tell)
-    for family, model in models.items():
-        for t in lengths:
-            if "train_step_bytes" in quantities:
-                weighed = probes["train_step_seconds", family, t].memory_bytes
-                turns["train_step_bytes", family, t] = (float(weighed),)
-            if "state_bytes" in quantities:
-                turns["state_bytes", family, t] = (float(state_bytes(model, t)),)
+        probes[name, family, t] = PROGRAMS[name](models[family], t, batch)
+    timed = {key: item for key, item in probes.items() if f"{key[0]}_seconds" in quantities}
+    best = machine.probes() if timed else {}
+    seconds: dict[Any, tuple[float, ...]] = interleave({**timed, **best}, repeats, tell)
+    here = machine.rates({name: min(seconds[name]) for name in best}) if best else None
+
+    def turns(quantity: str, family: str, t: int) -> tuple[float, ...]:
+        name, _, unit = quantity.rpartition("_")
+        if quantity == "state_bytes":
+            return (float(state_bytes(models[family], t)),)
+        key = name, family, t
+        return seconds[key] if unit == "seconds" else (float(probes[key].memory_bytes),)
+
     return [
-        row | {"width": model.d_model, "depth": len(model.blocks)} | stated
-        for name in QUANTITIES
-        if name in quantities
+        row
+        | _predicted(row, here, model, batch)
+        | {"width": model.d_model, "depth": len(model.blocks), "layers": layers(model)}
+        | {"batch": batch, "device": device()}
+        for quantity in QUANTITIES
+        if quantity in quantities
         for family, model in models.items()
-        for stated in [{"layers": layers(model), "device": device()}]
-        for row in _line(family, name, {t: turns[name, family, t] for t in lengths})
+        for row in _line(family, quantity, {t: turns(quantity, family, t) for t in lengths})
     ]
+
+
+def _predicted(
+    row: Mapping[str, Any], here: machine.Machine | None, model: ModelConfig, batch: int
+) -> dict[str, float]:
+    """What the cost of the model takes at least, where any says so, and the measurement over it."""
+    quantity = row["quantity"]
+    if quantity in WEIGHED or (here is None and quantity in TIMED):
+        return {}
+    found = machine.predicted(here, model, quantity, row["seq_len"], batch)
+    return {"predicted": found, "ratio": row["value"] / found}
 
 
 def device() -> str:
@@ -245,6 +205,7 @@ def _line(
             "value": statistics.median(values),
             "low": min(values),
             "high": max(values),
+            "turns": list(values),
         }
         if before is not None:
             pairs = zip(before[1], values, strict=True)

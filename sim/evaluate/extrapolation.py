@@ -15,7 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
+
+import numpy as np
+from jaxtyping import Float
 
 from isoflop.models.errors import UserError
 from isoflop.models.lm import Block, ModelConfig
@@ -92,13 +96,20 @@ def extrapolate(
     whole = draw(trained * max(times))
     plain = judge(checkpoint, whole)
     early = Part.of(plain.nats, whole.weights, slice(trained // 2, trained))
+
+    @cache
+    def windowed(model: ModelConfig) -> Float[np.ndarray, "n t"]:  # of every length the same
+        return judge(replace(checkpoint, model=model), whole).nats
+
     rows = []
     for many in sorted(set(times)):
         seq_len = many * trained
         batch = cut(whole, seq_len)
         for name, model in variants(checkpoint.model, trained, many).items():
             read = plain.nats[:, :seq_len]
-            if name != AS_TRAINED:
+            if name == "window":
+                read = windowed(model)[:, :seq_len]
+            elif name != AS_TRAINED:
                 read = judge(replace(checkpoint, model=model), batch).nats
             late = slice(trained, None)
             beyond = Part.of(read, batch.weights, late).less(early) if many > 1 else None
