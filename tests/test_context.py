@@ -114,7 +114,7 @@ def test_rates_are_the_work_of_a_turn_over_its_seconds(monkeypatch):
     for name, size in SMALL.items():
         monkeypatch.setattr(machine, name, size)
     seconds = {"matmul 8": 2.0, "elementwise": 4.0, "copy 64": 0.5}
-    assert machine.rates(seconds) == machine.Machine(512, 64 * 64 / 2, ((256, 1024.0),))
+    assert machine.rates(seconds) == machine.Machine(512, 64 * 64 / 2, ((256, 2048.0),))
     assert machine.probes().keys() == seconds.keys()
     assert all(item.seconds() > 0 for item in machine.probes().values())
 

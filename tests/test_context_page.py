@@ -39,6 +39,8 @@ RUNS = {
     "rnn": run(model=RNN, data=Corpus(name="kjv"), budget=BUDGET),
     "dense": run(model=DENSE, data=Corpus(name="kjv"), budget=BUDGET),
 }
+BARE = RUNS["rnn"].model_copy(update={"seed": 7})  # without weights
+ODD = DENSE.model_copy(update={"vocab_size": 300})  # without a tokenizer
 
 
 def weights(model: ModelConfig) -> dict[str, np.ndarray]:
@@ -57,12 +59,14 @@ def fake(model: ModelConfig, seq_len: int, batch: int = 1) -> timing.Probe:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, shared_cache):
-    """Two runs, untrained, and one of them as a Hugging Face checkpoint."""
+    """Two runs, untrained, one of them as a Hugging Face checkpoint, and what cannot be read."""
     root = tmp_path_factory.mktemp("context")
     store = Store(root / "runs")
     for one in RUNS.values():
         store.save(record(one), weights(one.model))
-    interop.save(root / "published", DENSE, weights(DENSE), None, context=16)
+    store.save(record(BARE), {})
+    for name, model in (("published", DENSE), ("odd", ODD)):
+        interop.save(root / name, model, weights(model), None, context=16)
     return root
 
 
@@ -199,6 +203,9 @@ MISTAKES = {
     "--times 0 must be at least 1": ["RUN", "--times", "0"],
     "needs 2; give a longer text": ["PUBLISHED", "--text", "TEXT", "--times", "200"],
     "but the held-out split of kjv has": ["RUN", "--times", "1000000"],
+    "a state for seq_len=8 takes 8; ask for at least 16": ["PUBLISHED", "--lengths", "8"],
+    "has no weights at": ["BARE"],
+    "is not the 256 of bytes": ["ODD", "--text", "TEXT"],
     "0 runs in": ["nothing"],
 }
 
@@ -207,6 +214,7 @@ MISTAKES = {
 def test_a_mistake_is_one_line_and_nothing_is_compiled(words, folders, capsys, monkeypatch):
     monkeypatch.setattr(jax, "jit", None)
     places = {"PUBLISHED": folders / "published", "TEXT": folders / "text"}
+    places |= {"ODD": folders / "odd", "BARE": folders / "runs" / BARE.key}
     places["RUN"] = folders / "runs" / RUNS["rnn"].key
     (folders / "text").write_text("some text, " * 200)
     args = [str(places.get(word, word)) for word in MISTAKES[words]]

@@ -102,6 +102,9 @@ def study(
     Raises UserError for what cannot be read or measured, before anything is compiled where that is
     known before.
     """
+    for one in checkpoints.values():
+        for length in lengths:
+            context.check_room(one.model, length)
     spans = {name: _trained(name, one, trained) for name, one in checkpoints.items()}
     draws = {name: held_out(one, tokens, text) for name, one in checkpoints.items()}
     for name, draw in draws.items():

@@ -80,12 +80,7 @@ def decode(model: ModelConfig, seq_len: int, batch: int = 1) -> Probe:
     every call begins where the first did, and none writes past the state. Raises UserError if the
     state cannot take as many tokens.
     """
-    most = model.max_tokens(seq_len)
-    if most is not None and most < DECODED:
-        raise UserError(
-            f"decoding is timed {DECODED} tokens at a time, but a state for seq_len={seq_len} "
-            f"takes {most}; ask for at least {DECODED}"
-        )
+    check_room(model, seq_len)
     program = Program(model, AdamW(lr=1e-3))
 
     def write(carry, first):
@@ -103,6 +98,16 @@ def decode(model: ModelConfig, seq_len: int, batch: int = 1) -> Probe:
     params = _lane(program)
     cache = nnx.merge(program.abstract[0], params).init_state(batch, seq_len)
     return probe(write, (params, cache), _tokens(model, batch), share=1 / DECODED)
+
+
+def check_room(model: ModelConfig, seq_len: int) -> None:
+    """Raise UserError if a state made for `seq_len` tokens cannot take those that are timed."""
+    most = model.max_tokens(seq_len)
+    if most is not None and most < DECODED:
+        raise UserError(
+            f"decoding is timed {DECODED} tokens at a time, but a state for seq_len={seq_len} "
+            f"takes {most}; ask for at least {DECODED}"
+        )
 
 
 def _rewound(before: jax.Array, after: jax.Array) -> jax.Array:
@@ -235,3 +240,6 @@ def _check(
     unknown = sorted(set(quantities) - set(QUANTITIES))
     if unknown:
         raise UserError(f"there is no quantity {unknown[0]}; use one of {', '.join(QUANTITIES)}")
+    if {"decode_seconds", "decode_bytes"} & set(quantities):
+        for model in models.values():
+            check_room(model, min(lengths))

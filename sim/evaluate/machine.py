@@ -4,9 +4,9 @@
 
 The roofline of Williams et al. 2009 (CACM 52(4)) with the two kinds of arithmetic at a rate each,
 one after the other; FLOPs are those of the model's exact `Cost`. Rates are of square fp32 matmuls,
-of multiplications and additions on an array that stays in the cache, and of reading and writing
-arrays of several sizes, since what fits a cache is moved from there when it is used again: the rate
-of the smallest array that has as many bytes as are moved. Not included: activations that go through
+of 64 multiplications and additions of each number that is read, and of reading and writing arrays
+of several sizes, since what fits a cache is moved from there when it is used again: the rate of the
+smallest array that has as many bytes as are moved. Not included: activations that go through
 memory, starting programs, work that is not FLOPs (choosing, moving). A program is as far above the
 prediction as these and its own arithmetic cost.
 """
@@ -26,7 +26,7 @@ from isoflop.sim.cost.hardware import OPTIMIZER_BYTES
 from isoflop.sim.evaluate.probe import Probe, interleave, probe
 
 MATMULS = (512, 1024, 2048)  # sides of the square products
-CACHED, ROUNDS = 2**17, 64  # floats that stay in the cache, and multiply-adds on each in a call
+CACHED, ROUNDS = 2**20, 64  # floats, and multiplications and additions of each once it is there
 COPIED = (2**16, 2**20, 2**25)  # floats of arrays that are read and written
 FP32 = 4  # bytes
 
@@ -39,18 +39,19 @@ def matmul(side: int) -> Probe:
 
 
 def elementwise() -> Probe:
-    """ROUNDS multiplications and additions of every number of an array in the cache."""
+    """ROUNDS multiplications and additions of every number of an array, in one loop over it."""
 
     def turn(x, scale):
-        after, _ = jax.lax.scan(lambda x, _: (x * scale + scale, None), x, length=ROUNDS, unroll=8)
-        return after, after[0]
+        for _ in range(ROUNDS):
+            x = x * scale + scale
+        return x, x[0]
 
     return probe(turn, jnp.ones(CACHED, jnp.float32), jnp.float32(0.5))
 
 
 def copy(size: int) -> Probe:
-    """An array, read and written as often as the largest one is long."""
-    times = max(COPIED) // size
+    """An array, read and written so often that twice the largest one's numbers are moved."""
+    times = 2 * max(COPIED) // size
 
     def turn(x):
         after, _ = jax.lax.scan(lambda x, _: (x + 1, None), x, length=times)
@@ -85,7 +86,7 @@ def rates(seconds: dict[str, float]) -> Machine:
     return Machine(
         max(2 * side**3 / seconds[f"matmul {side}"] for side in MATMULS),
         2 * CACHED * ROUNDS / seconds["elementwise"],
-        tuple((FP32 * n, 2 * FP32 * max(COPIED) / seconds[f"copy {n}"]) for n in COPIED),
+        tuple((FP32 * n, 4 * FP32 * max(COPIED) / seconds[f"copy {n}"]) for n in COPIED),
     )
 
 
