@@ -75,6 +75,27 @@ def test_rows_that_cannot_be_candidates_are_told():
     ]
 
 
+def test_a_published_model_is_known_by_any_of_its_names_and_others_by_their_parameters():
+    names = ["meta-llama/Meta-Llama-3.1-8B", "Llama-2-7b-hf", "gemma-2-9b", "mine"]
+    table = {"model": names, "quality": [0.1, 0.2, 0.3, 0.4], "params": ["", "", "", 2e9]}
+    options, dropped = candidates.rows(table)
+    assert not dropped
+    assert [o.params for o in options] == [8_030_261_248, 6_738_415_616, 9_241_705_984, 2e9]
+    assert [o.model is None for o in options] == [False, False, False, True]
+
+
+def test_a_rows_own_config_is_read_and_one_that_cannot_be_drops_the_row(tmp_path):
+    config = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 100,
+              "num_attention_heads": 8, "intermediate_size": 128}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "other.json").write_text("{}")
+    table = {"model": ["a", "b"], "quality": [1, 2],
+             "config": [str(tmp_path), str(tmp_path / "other.json")]}  # fmt: skip
+    options, dropped = candidates.rows(table)
+    assert options[0].model.d_model == 64
+    assert "config cannot be read" in dropped[0].reason
+
+
 def test_sizes_on_a_law_have_its_loss_and_int4_fewer_effective_parameters():
     law = PUBLISHED["chinchilla-corrected"].law
     small, large = candidates.published("chinchilla-corrected", (1e9, 8e9), 2e12)
@@ -138,6 +159,8 @@ def test_what_is_served_is_limited_priced_and_left_out_where_it_does_not_fit():
     parts = result.monthly["3B, bf16, 1 × H100"]
     assert parts["training"] == pytest.approx(bill[1] / 10)
     assert parts["serving"] == pytest.approx(H100.price.median * 730)
+    (one, other) = result.choice.standings
+    assert one.costs["memory"][1] > other.costs["memory"][1]
     assert any("assumed shapes" in note for note in result.notes)
     assert any("published law is a point" in note for note in result.notes)
     assert result.prices["H100"].date == "2026-05"

@@ -60,7 +60,7 @@ def _values(result: Recommendation, told: Sequence[str]) -> dict[str, Any]:
         "percent": "{:.0%}".format,
         "dollars": "${:,.0f}".format,
         "short": style.short,
-        "told": [*result.warnings, *told, *result.left_out],
+        "told": [*result.warnings, *told],
         "data": {
             "names": [s.candidate.name for s in shown],
             "models": [s.candidate.of for s in shown],

@@ -12,13 +12,17 @@ that a gain at 10⁵ parameters holds at 10⁹. The assumption is in the candida
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop.models.checkpoints.published import facts, named, shape
+from isoflop.models.checkpoints.shapes import Shape
 from isoflop.models.errors import UserError, listed
 from isoflop.models.lm import ModelConfig
 from isoflop.sim.compare.family_fits import surface
@@ -45,7 +49,8 @@ class Option:
     name: str
     quality: Floats
     basis: str
-    model: ModelConfig | None = None  # to serve; None: its costs are given
+    model: ModelConfig | None = None  # to serve; None: a shape of `params` is assumed
+    extra_params: int = 0  # resident beside the model's own
     params: float | None = None
     costs: Mapping[str, float] = field(default_factory=dict)  # of METRICS, measured by the user
     family: str = "dense"  # whose shape stands for a model that is not known
@@ -71,8 +76,10 @@ def rows(
 
     `QUALITY_se` is the quality's standard error; without it `questions`, the number of yes-or-no
     questions that an accuracy is of, gives the binomial one; without either a quality is exact.
-    `params` are parameters, and p95 (s), per_query ($), memory (B) and joules measured costs, which
-    stand before predicted ones. Raises UserError for missing columns and where no row can be used.
+    A model is served as the config.json of column `config` has it, or as the published one that it
+    is named after, else in a shape of `params` parameters. p95 (s), per_query ($), memory (B) and
+    joules are measured costs, which stand before predicted ones. Raises UserError for missing
+    columns and where no row can be used.
     """
     require(columns, ["model", quality])
     rng = np.random.default_rng(seed)
@@ -99,17 +106,42 @@ def _row(row: Mapping[str, Any], quality: str, rng: np.random.Generator) -> Opti
             raise BadCell(quality, "is no accuracy in 0 to 1, which questions need", f"{value:g}")
         count = number(row["questions"], "questions")
         error = float(np.sqrt(max(value * (1 - value), 0.25 / count) / count))
-    facts = {k: label(row[k], k) for k in ("source", "date") if _there(row.get(k))}
+    told_of = {k: label(row[k], k) for k in ("source", "date") if _there(row.get(k))}
+    own = _known(name, str(row["config"]) if _there(row.get("config")) else "")
     told = f" ± {error:.2g}" if error else ", taken as exact: no standard error is given"
     return Option(
         name,
         value + error * rng.standard_normal(DRAWS),
         f"your rows: {quality} {value:.4g}{told}",
-        params=known.pop("params", None),
-        costs=known,
+        model=own.model if own else None,
+        extra_params=own.extra if own else 0,
+        params=float(own.model.cost(1).params + own.extra) if own else known.get("params"),
+        costs={k: v for k, v in known.items() if k != "params"},
         buy=f"test {name} on more questions" if error else "",
-        facts=facts,
+        facts=told_of,
     )
+
+
+def _known(name: str, config: str) -> Shape | None:
+    """What a row's config.json says, or the published model that it is named after."""
+    try:
+        return named(config) if config else shape(_index()[_plain(name)])
+    except KeyError:
+        return None
+    except UserError as error:
+        raise BadCell("config", "cannot be read", str(error)) from None
+
+
+@cache
+def _index() -> dict[str, str]:
+    """Published models by the plain form of their names and of their repositories'."""
+    return {_plain(word): name for name, f in facts().items() for word in (f.repo, name)}
+
+
+def _plain(name: str) -> str:
+    """meta-llama/Llama-2-7b-hf and llama-2-7b alike."""
+    last = name.lower().rpartition("/")[2].removeprefix("meta-")
+    return re.sub(r"(-hf|-base|-pt|-v0\.1|-fp8)$", "", last)
 
 
 def _there(cell: Any) -> bool:

@@ -204,11 +204,10 @@ def _as_given(option: Option, traffic: Traffic) -> Way:
 
 def _as_served(item: Served, traffic: Traffic, owner: Owner) -> Way:
     rent = item.place.rent or item.place.device.price
-    pace = max(item.serving.capacity.value, item.serving.queries.value)
-    sustained = pace * traffic.tokens
     return hosted(
-        f"{item.option.name}, {item.place.name}", rent, item.place.chips, sustained, traffic.busy
-    )
+        f"{item.option.name}, {item.place.name}", rent, item.place.chips,
+        item.sustained * traffic.tokens, traffic.busy,
+    )  # fmt: skip
 
 
 def _training(option: Option, owner: Owner, places: Sequence[Place]) -> Three | None:

@@ -29,7 +29,8 @@ VOCAB, SMALL_VOCAB = (128_256, 32_000)  # of a shape that is assumed, and below 
 KV_HEADS = 8
 WIDTHS = (256, 512, 1024, 1536, 2048, 3072, 4096, 5120, 6144, 8192, 12_288, 16_384)
 DEEPEST = 256  # layers
-TRIES = 6  # numbers of replicas
+TRIES = 8  # numbers of replicas
+FILLED = 0.8  # of what a replica sustains at the most
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,14 @@ class Served:
     replicas: int
     serving: Serving
 
+    @property
+    def sustained(self) -> float:
+        """Queries a second of a replica: its share, or alone what it could."""
+        share, most = self.serving.queries.value, self.serving.capacity.value
+        if self.replicas > 1:
+            return share
+        return max(share, most * (1.0 if self.serving.workload.p95 else FILLED))
+
 
 def candidates(
     options: Sequence[Option], places: Iterable[Place], traffic: Traffic, seed: int = 0
@@ -99,9 +108,9 @@ def _served(option: Option, place: Place, traffic: Traffic, seed: int) -> Served
         model = assumed(option.params, option.family)
     deployment = Deployment(
         model=model, device=place.device, count=place.chips, weights=place.weights,
-        price=place.rent, name=option.name,
+        price=place.rent, name=option.name, extra_params=option.extra_params,
     )  # fmt: skip
-    replicas, serving = _replicas(deployment, traffic)
+    replicas, serving = replicas_of(deployment, traffic)
     drawn = serving.sample(len(option.quality), seed)
     costs = {
         "p95": drawn["p95"],
@@ -129,37 +138,31 @@ def _served(option: Option, place: Place, traffic: Traffic, seed: int) -> Served
     return Served(option, candidate, place, replicas, serving)
 
 
-def _replicas(deployment: Deployment, traffic: Traffic) -> tuple[int, Serving]:
-    """The fewest replicas that sustain the rate and meet the P95, and one of them at its share.
-
-    Where no number of them meets it, those whose P95 no longer falls by a tenth for a quarter more.
+def replicas_of(deployment: Deployment, traffic: Traffic) -> tuple[int, Serving]:
+    """The fewest replicas, in steps of two fifths, that sustain the rate and meet the P95, and one
+    of them at its share. Where a user alone waits longer than that, or without a P95, as many as
+    keep each at `FILLED` of what memory allows.
     """
     one = Workload(
         traffic.prompt, traffic.answer, concurrency=1, cached=traffic.cached, p95=traffic.p95
     )
     alone = serve(deployment, one)
-    if not alone.capacity.value:  # one user alone waits longer: as many as memory allows
+    if alone.met is not True:
         one = replace(one, p95=None)
         alone = serve(deployment, one)
-    count = max(1, math.ceil(traffic.rate / max(alone.capacity.value, alone.queries.value)))
-    best: tuple[int, Serving] | None = None
+    sustained = alone.capacity.value * (1.0 if one.p95 else FILLED)
+    count, found = max(1, math.ceil(traffic.rate / sustained)), alone
     for _ in range(TRIES):
         try:
             found = serve(deployment, replace(one, concurrency=None, rate=traffic.rate / count))
         except UserError:  # more than it sustains
-            if best is not None:
-                raise
-        else:
-            late = found.latency["p95"].value
-            if best is not None and late > 0.9 * best[1].latency["p95"].value:
-                return best
-            best = count, found
-            if found.met is not False:
-                return best
-        count = math.ceil(1.25 * count) if count > 1 else 2
-    if best is None:
+            found = alone
+        if found is not alone and found.met is not False:
+            return count, found
+        count = math.ceil(1.4 * count)
+    if found is alone:
         raise UserError(f"{count} replicas do not sustain {traffic.rate:g} queries a second")
-    return best
+    return count, found
 
 
 @cache
@@ -171,20 +174,20 @@ def assumed(params: float, family: str = "dense") -> ModelConfig:
     UserError where none comes within 15 %.
     """
 
-    def at(width: int) -> ModelConfig:
+    found = {}  # width → depth and parameters
+    for width in WIDTHS:
         two, three = (_shape(width, depth, family).cost(1).params for depth in (2, 3))
-        depth = 2 + round((params - two) / (three - two))
-        return _shape(width, min(max(2, depth), DEEPEST), family)
-
-    shapes = [at(width) for width in WIDTHS]
-    near = [m for m in shapes if abs(math.log(m.cost(1).params / params)) < math.log(1.15)]
+        depth = min(max(2, 2 + round((params - two) / (three - two))), DEEPEST)
+        found[width] = depth, two + (depth - 2) * (three - two)
+    near = [w for w, (_, count) in found.items() if abs(math.log(count / params)) < math.log(1.15)]
     if not near:
-        ends = " to ".join(size(m.cost(1).params) for m in (shapes[0], shapes[-1]))
+        ends = " to ".join(size(found[w][1]) for w in (WIDTHS[0], WIDTHS[-1]))
         raise UserError(
             f"no shape of {family} has about {size(params)} parameters (they have {ends}); name a "
             "known model, or give its config.json"
         )
-    return min(near, key=lambda m: abs(math.log(128 * len(m.blocks) / m.d_model)))
+    width = min(near, key=lambda w: abs(math.log(128 * found[w][0] / w)))
+    return _shape(width, found[width][0], family)
 
 
 def _shape(width: int, depth: int, family: str) -> ModelConfig:
