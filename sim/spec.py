@@ -76,6 +76,10 @@ class Split(NamedTuple):
     tokens: int
     seq_len: int
 
+    def metric(self, name: str) -> str:
+        """What a metric of it is called: `loss`, `NAME.loss`."""
+        return f"{self.name}.{name}" if self.name else name
+
     def draw(self, source: Source) -> Batch:
         """From its opened data. Raises UserError if they are too few for a standard error."""
         what = f"tokens of evaluation set {self.name}" if self.name else "eval_tokens"

@@ -16,6 +16,7 @@ from isoflop.models.lm import ModelConfig
 from isoflop.models.mixers.attention import Attention
 from isoflop.models.mixers.moe import Moe
 from isoflop.sim.compare.effective import Change, effective, hardness
+from isoflop.sim.cost.flops import step_flops
 from isoflop.sim.data import Markov
 from isoflop.sim.evaluate.checkpoint import Checkpoint
 from isoflop.sim.laws.forms import Chinchilla
@@ -23,11 +24,22 @@ from isoflop.sim.optim import AdamW
 from isoflop.sim.records.store import Store
 from isoflop.sim.spec import Budget, Run
 from isoflop.sim.train.loop import train
-from isoflop.sim.treatments import Activations, Prune, Remove, States, Subject, Weights, apply
-from isoflop.sim.treatments.base import parallel
+from isoflop.sim.treatments import (
+    Activations,
+    Distil,
+    Prune,
+    Remove,
+    Retrain,
+    States,
+    Subject,
+    Weights,
+    apply,
+)
+from isoflop.sim.treatments.base import judge, parallel
 from isoflop.sim.treatments.formats import BITS, rounded, stored_bits, through
 from isoflop.sim.treatments.matmuls import second_moments, visiting
 from isoflop.sim.treatments.quantise import with_feedback
+from isoflop.sim.treatments.retrain import _low_rank
 
 CASES = Path(__file__).parent / "cases"
 INTEGERS = ("int8", "int4", "int3", "int2")
@@ -249,6 +261,79 @@ def test_what_was_applied_once_is_read_and_not_computed(runs, monkeypatch):
     first = apply(run.key, (Weights(format="int3", group=4),), root)
     monkeypatch.setattr(Weights, "apply", None)
     assert apply(run.key, (Weights(format="int3", group=4),), root) == first
+
+
+def test_no_steps_of_retraining_are_the_parent_and_low_rank_changes_begin_there(runs):
+    root, run = runs
+    assert apply(run.key, (Retrain(steps=0),), root).change.value == 0.0
+    plain = subject(runs)
+    pairs, view = _low_rank(plain.params, 2, 0)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), view(pairs), plain.params)
+    assert all(jax.tree.leaves(same))
+    treated = Retrain(steps=3, lora_rank=2).apply(plain)
+    for before, after in zip(plain.leaves, treated.leaves, strict=True):
+        change = np.asarray(after.value - before.value, np.float64)
+        if isinstance(before.variable, Matrix):
+            assert np.abs(change).max() > 0
+            assert np.linalg.matrix_rank(change, tol=1e-5).max() <= 2
+        else:
+            assert (change == 0).all()
+
+
+def test_retraining_learns_keeps_masks_and_is_charged(runs):
+    plain = subject(runs)
+    pruned = Prune(sparsity=0.5).apply(plain)
+    healed = Retrain(steps=30).apply(pruned)
+    batch = _held_out(plain)
+    losses = [judge(one, batch)[0].mean() for one in (plain, pruned, healed)]
+    assert losses[1] > losses[0] + 1e-3
+    assert losses[2] < losses[1]
+    for before, after in zip(pruned.leaves, healed.leaves, strict=True):
+        if before.path in pruned.kept:
+            assert (np.asarray(after.value)[np.asarray(before.value) == 0] == 0).all()
+    step = step_flops(plain.model, 16, 8)["executed"]
+    assert healed.ledger.train_flops == plain.ledger.train_flops + 30 * step
+
+
+def test_training_that_knows_its_rounding_loses_less_by_it(runs):
+    plain, batch = subject(runs), _held_out(subject(runs))
+    nearest = Weights(format="int2", group=8).apply(plain)
+    aware = Retrain(steps=30, weights="int2", group=8).apply(plain)
+    assert judge(aware, batch)[0].mean() < judge(nearest, batch)[0].mean()
+    again = Weights(format="int2", group=8).apply(aware)  # what it is stored as
+    assert aware.ledger == again.ledger.model_copy(update={"train_flops": aware.ledger.train_flops})
+
+
+def test_an_oracle_teaches_faster_than_data_and_nothing_beats_the_entropy(runs):
+    plain, batch = subject(runs), _held_out(subject(runs))
+    student = zoo.FAMILIES["linear"](16, 1, 13)
+    losses = {
+        share: judge(
+            Distil(student=student, steps=40, share=share, teacher="oracle").apply(plain), batch
+        )[0]
+        for share in (0.0, 1.0)
+    }
+    gain = (losses[0.0] - losses[1.0]).mean(-1)
+    assert gain.mean() > 2 * gain.std() / len(gain) ** 0.5
+    floor = plain.run.data.open().floor(16)
+    error = losses[1.0].mean(-1).std() / len(gain) ** 0.5
+    assert losses[1.0].mean() > floor - 3 * error
+
+
+def test_a_teacher_is_charged_and_must_speak_the_students_tokens(runs):
+    plain = subject(runs)
+    student = zoo.FAMILIES["linear"](16, 1, 13)
+    taught = Distil(student=student, steps=2).apply(plain)
+    own = 2 * step_flops(student, 16, 8)["executed"]
+    assert taught.ledger.train_flops == own + taught.ledger.teacher_flops
+    assert taught.ledger.teacher_flops == plain.train_flops + 2 * (
+        step_flops(plain.model, 16, 8)["executed"]) // 3  # fmt: skip
+    with pytest.raises(UserError, match="teacher's 13 tokens"):
+        Distil(student=zoo.FAMILIES["linear"](16, 1, 20), steps=2).apply(plain)
+
+
+def _held_out(plain: Subject):
+    return plain.run.splits[0].draw(plain.run.data.open())
 
 
 LAW = Chinchilla(E=1.2, A=20.0, B=150.0, alpha=0.30, beta=0.32)

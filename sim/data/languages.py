@@ -13,6 +13,7 @@ from abc import abstractmethod
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Float, Int
 from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 
 from isoflop.models.errors import UserError
@@ -278,15 +279,29 @@ class Markov(DataConfig):
     def open(self) -> Source:
         return _Markov(self)
 
+    @property
+    def after(self) -> Float[np.ndarray, "c w"]:
+        """Probabilities of the next token after each context, the last `order` tokens as a number
+        whose first digit is the oldest; fp32.
+        """
+        return (_counts(self) / GRID).astype(np.float32)
+
+
+def _counts(config: Markov) -> Int[np.ndarray, "c w"]:
+    """How many of GRID chances lead from each context to each token."""
+    rng = stream(LANGUAGE, config.seed)
+    likely = rng.dirichlet(
+        np.full(config.symbols, config.concentration), size=config.symbols**config.order
+    )
+    return 1 + rng.multinomial(GRID - config.symbols, likely)
+
 
 class _Markov(Generated):
     def __init__(self, config: Markov):
         super().__init__(config, period=1)
         self.v, self.order = v, k = config.symbols, config.order
         self.contexts = n = v**k  # the last k tokens as a number, the oldest its first digit
-        rng = stream(LANGUAGE, config.seed)
-        likely = rng.dirichlet(np.full(v, config.concentration), size=n)
-        counts = 1 + rng.multinomial(GRID - v, likely)
+        counts = _counts(config)
         after = np.arange(n)[:, None] * v % n + np.arange(v)  # the context that a token leads to
         self.next = np.repeat(after.ravel(), counts.ravel())  # GRID equally likely ones for each
         balance = -np.eye(n)

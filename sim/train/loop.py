@@ -327,7 +327,7 @@ def _metrics(job: Job, split: Split, judged: Judged, i: int) -> dict[str, Metric
     if not np.isfinite(loss).all():
         return {}
     found = measured(loss, nats, correct, batch.weights, source.bytes_per_token)
-    return {f"{split.name}.{name}" if split.name else name: found[name] for name in found}
+    return {split.metric(name): value for name, value in found.items()}
 
 
 def _finish(job: Job, branch: Trunk, runs: Sequence[Run]) -> Iterator[tuple[Record, Weights]]:

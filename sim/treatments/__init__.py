@@ -8,13 +8,16 @@ from isoflop.sim.treatments.base import AnyTreatment, Ledger, Subject, Treatment
 from isoflop.sim.treatments.prune import Prune
 from isoflop.sim.treatments.quantise import Activations, States, Weights
 from isoflop.sim.treatments.remove import Remove
+from isoflop.sim.treatments.retrain import Distil, Retrain
 
 __all__ = [
     "Activations",
     "AnyTreatment",
+    "Distil",
     "Ledger",
     "Prune",
     "Remove",
+    "Retrain",
     "States",
     "Subject",
     "Treated",

@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from isoflop.models.base import Config
 from isoflop.models.errors import UserError
 from isoflop.sim.cost.flops import param_counts
-from isoflop.sim.data.source import judged_on
 from isoflop.sim.durable import unwritable, write
 from isoflop.sim.evaluate.checkpoint import Checkpoint
 from isoflop.sim.records.metrics import Metric, measured
@@ -27,18 +26,25 @@ FOLDER = "treated"
 
 
 class Treated(Config):
-    """A treated run: what it predicts on the run's own held-out tokens, and what it costs."""
+    """A treated run: what it predicts on the held-out tokens that the run was judged on, its own
+    data's and those of its further evaluation sets, and what it costs.
+    """
 
     key: str
     run: str  # the key of the run that was treated
     treatments: tuple[AnyTreatment, ...]
     metrics: dict[str, Metric]  # of the treated model (sim/records/metrics.py)
     plain: dict[str, Metric]  # of the run as it was, on the same tokens
-    change: Metric  # treated loss − plain loss, token by token: its error is the difference's own
+    changes: dict[str, Metric]  # loss, NAME.loss: treated − plain, token by token, with the
+    # difference's own standard error
     params: dict[str, int]  # of the treated model, by PARAMETERS
     ledger: Ledger
     plain_ledger: Ledger
-    labels: dict[str, str | int | float] = Field(default_factory=dict)
+
+    @property
+    def change(self) -> Metric:
+        """Of the loss on the run's own data."""
+        return self.changes["loss"]
 
 
 def apply(run: str | Path, treatments: Sequence[Treatment], runs: Path = Path("runs")) -> Treated:
@@ -54,37 +60,42 @@ def apply(run: str | Path, treatments: Sequence[Treatment], runs: Path = Path("r
     subject = plain
     for one in treatments:
         subject = one.apply(subject)
-    source, budget = plain.run.data.open(), plain.run.budget
-    batch = judged_on(source, budget.eval_tokens, budget.seq_len)
-    weights = batch.weights
-    before, after = judge(plain, batch.tokens), judge(subject, batch.tokens)
-    if not np.isfinite(after[0]).all():
-        raise UserError(
-            f"the treated model's loss is not a finite number; {_told(treatments)} is too much for "
-            f"run {plain.run.key}"
-        )
-    shares = np.ones_like(before[0]) if weights is None else weights
-    metrics, reference = (
-        measured((shares * nats).mean(-1), nats, correct, weights, source.bytes_per_token)
-        for nats, correct in (after, before)
-    )
-    found = Treated(
+    metrics: dict[str, Metric] = {}
+    reference: dict[str, Metric] = {}
+    changes: dict[str, Metric] = {}
+    for split in plain.run.splits:
+        source = split.data.open()
+        batch = split.draw(source)
+        before, after = judge(plain, batch), judge(subject, batch)
+        if not np.isfinite(after[0]).all():
+            raise UserError(
+                f"the treated model's loss is not a finite number; {_told(treatments)} is too much "
+                f"for run {plain.run.key}"
+            )
+        weights = np.ones_like(before[0]) if batch.weights is None else batch.weights
+        for into, (nats, correct) in ((reference, before), (metrics, after)):
+            found = measured(
+                (weights * nats).mean(-1), nats, correct, batch.weights, source.bytes_per_token
+            )
+            into |= {split.metric(name): value for name, value in found.items()}
+        changes[split.metric("loss")] = _change(after[0], before[0], weights)
+    treated = Treated(
         key=name,
         run=plain.run.key,
         treatments=tuple(treatments),
         metrics=metrics,
         plain=reference,
-        change=_change(after[0], before[0], shares),
+        changes=changes,
         params=param_counts(subject.model),
         ledger=subject.ledger,
         plain_ledger=plain.ledger,
     )
     try:
         path.parent.mkdir(exist_ok=True)
-        write(path, found.model_dump_json().encode())
+        write(path, treated.model_dump_json().encode())
     except OSError as error:
         raise unwritable(path, error) from error
-    return found
+    return treated
 
 
 def of_runs(keys: Sequence[str], runs: Path) -> list[Treated]:

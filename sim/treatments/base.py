@@ -26,6 +26,7 @@ from isoflop.models.base import Config, Embedding, Matrix, Tagged, resolve
 from isoflop.models.errors import UserError
 from isoflop.models.lm import ModelConfig
 from isoflop.sim.cost.flops import training_flops
+from isoflop.sim.data import Batch
 from isoflop.sim.evaluate.checkpoint import Checkpoint
 from isoflop.sim.spec import Run, canonical, essential
 from isoflop.sim.train.program import cross_entropy, likeliest
@@ -41,6 +42,7 @@ class Ledger(Config):
     """
 
     train_flops: int  # of all training that it took, teachers' and retraining included
+    teacher_flops: int = 0  # the part of them that is the teacher's: its training, its predictions
     step_flops: int  # of one decoded token
     read_bytes: float  # weights and state that one decoded token reads
     resident_bytes: float  # weights and state
@@ -84,7 +86,7 @@ class Subject:
     kept: Mapping[str, int] = field(default_factory=dict)  # path → weights that a mask leaves
     state_bits: float = 32.0  # of an element of the decoding state, scales included
     train_flops: int = 0
-    extra: Mapping[str, float] = field(default_factory=dict)  # store_bytes and large_calls
+    extra: Mapping[str, float] = field(default_factory=dict)  # further fields of the ledger
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Subject:
@@ -179,28 +181,35 @@ def parallel(model: ModelConfig, params: Params, tokens: Int[Array, "b t"]) -> A
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _judge(logits: Logits, model: ModelConfig, params: Params, tokens: Any) -> tuple[Any, Any]:
-    found = logits(model, params, tokens[:, :-1])
-    return cross_entropy(found, tokens[:, 1:]), likeliest(found, tokens[:, 1:])
+def _judge(logits: Logits, model: ModelConfig, params: Params, batch: Batch) -> tuple[Any, Any]:
+    found = logits(model, params, batch.tokens[:, :-1])
+    return cross_entropy(found, batch.targets), likeliest(found, batch.targets)
 
 
 def judge(
-    subject: Subject, tokens: Int[np.ndarray, "n s"]
+    subject: Subject, batch: Batch
 ) -> tuple[Float[np.ndarray, "n t"], Bool[np.ndarray, "n t"]]:
     """−log p of every target in nats, and whether it was the likeliest token; as many sequences at
     once as a training batch has tokens.
     """
-    budget = subject.run.budget
-    rows = max(1, budget.batch_tokens // (tokens.shape[1] - 1))
-    padded = np.pad(tokens, [(0, -len(tokens) % rows), (0, 0)])
+    count, length = batch.tokens.shape
+    rows = max(1, subject.run.budget.batch_tokens // (length - 1))
+
+    def part(start: int) -> Batch:
+        def rows_of(x: Any) -> Any:
+            some = x[start : start + rows]
+            return jnp.asarray(np.pad(some, [(0, rows - len(some)), (0, 0)]))
+
+        return jax.tree.map(rows_of, batch)
+
     parts = [
-        _judge(subject.logits, subject.model, subject.params, jnp.asarray(part))
-        for part in padded.reshape(-1, rows, tokens.shape[1])
+        _judge(subject.logits, subject.model, subject.params, part(start))
+        for start in range(0, count, rows)
     ]
     nats, correct = (
-        np.concatenate([np.asarray(x) for x in each]) for each in zip(*parts, strict=True)
+        np.concatenate([np.asarray(x) for x in each])[:count] for each in zip(*parts, strict=True)
     )
-    return nats[: len(tokens)], correct[: len(tokens)]
+    return nats, correct
 
 
 def _leaf(path: Any, variable: nnx.Variable) -> Leaf:

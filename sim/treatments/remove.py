@@ -25,6 +25,7 @@ from isoflop.models.lm import Block, ModelConfig
 from isoflop.models.mixers.attention import Attention
 from isoflop.models.mixers.mlp import Gelu, SwiGLU
 from isoflop.models.mixers.moe import Moe
+from isoflop.sim.data import Batch
 from isoflop.sim.treatments.base import Subject, Treatment, judge
 from isoflop.sim.treatments.matmuls import Matmul, visiting
 
@@ -83,7 +84,7 @@ class Remove(Treatment, Sizes):
                 smaller = _without(model, arrays, [j for j in left if j != i])
                 if smaller is not None:
                     params = interop.from_names(*smaller)
-                    nats, _ = judge(subject.to(model=smaller[0], params=params), tokens)
+                    nats, _ = judge(subject.to(model=smaller[0], params=params), Batch(tokens))
                     tried.append((float(nats.mean()), i, smaller))
             if not tried:
                 raise UserError(
