@@ -21,6 +21,7 @@ TEXTS = {
     name: (ROOT / name).read_text(encoding="utf-8")
     for name in (*DOCUMENTS, "CHANGELOG.md", "CONTRIBUTING.md")
 }
+LAUNCH = ROOT / "experiments" / "launch"
 ROOMS = ("models", "sim", "figures", "experiments", "tests")
 GUIDES = [name for name in TEXTS if name not in ("LOG.md", "CHANGELOG.md")]  # not history
 FILES = {path.name for room in ROOMS for path in (ROOT / room).rglob("*.*")}

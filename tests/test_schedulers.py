@@ -1,36 +1,25 @@
 """Ray and Slurm without either: what is refused, what is asked of them, how they are read."""
 
 import base64
-import importlib.util
 import os
 import pickle
 import socket
 
 import pytest
 
-from isoflop.experiments.cli.main import main
 from isoflop.models.errors import UserError
 from isoflop.sim.grid.executors import base, ray, slurm
 from isoflop.sim.grid.executors.base import WorkerDied
 
 
-@pytest.fixture
-def installed(monkeypatch):
-    """As if the extras were there."""
-    monkeypatch.setattr(base.importlib.util, "find_spec", lambda name: object())
-
-
-@pytest.mark.parametrize(("name", "module"), [("ray", "ray"), ("slurm", "submitit")])
-def test_a_missing_extra_is_one_line_that_names_it(name, module, monkeypatch, tmp_path, capsys):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        base.importlib.util, "find_spec", lambda what: None if what == module else find(what)
-    )
-    monkeypatch.chdir(tmp_path)
-    assert main(["run", "quickstart", "--executor", name, "--dry-run"]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert f"{name} needs the package {module}; pip install 'isoflop[{name}]'" in error
+@pytest.mark.parametrize(
+    ("executor", "module"), [(ray.Ray(), "ray"), (slurm.Slurm(), "submitit")], ids=str
+)
+def test_a_missing_extra_is_one_line_that_names_it(executor, module, monkeypatch):
+    monkeypatch.setattr(base.importlib.util, "find_spec", lambda what: None)
+    told = rf"needs the package {module}; pip install 'isoflop\[(ray|slurm)\]'"
+    with pytest.raises(UserError, match=told):
+        executor.run(["job"], print, print)
 
 
 def test_a_cluster_that_does_not_answer_is_told_at_once():
@@ -44,7 +33,7 @@ def test_a_cluster_that_does_not_answer_is_told_at_once():
     ray._reach("auto")
 
 
-def test_resources_of_a_job_are_asked_for_by_rays_names(installed):
+def test_resources_of_a_job_are_asked_for_by_rays_names():
     asked = ray.Ray(cpus=2, gpus=0.25, memory=1.5)
     assert asked._resources() == {"CPU": 2.0, "GPU": 0.25, "memory": 1.5 * 2**30}
     assert ray.Ray()._resources() == {"CPU": 1.0}
@@ -52,7 +41,7 @@ def test_resources_of_a_job_are_asked_for_by_rays_names(installed):
         ray.Ray(cpus=0)
 
 
-def test_a_job_has_as_many_threads_as_cores_and_the_settings_of_its_parent(installed, monkeypatch):
+def test_a_job_has_as_many_threads_as_cores_and_the_settings_of_its_parent(monkeypatch):
     monkeypatch.setenv("ISOFLOP_CACHE", "/somewhere")
     told = ray.Ray(cpus=3, gpus=0.5)._environment()
     assert told["PJRT_NPROC"] == "3"
@@ -129,7 +118,7 @@ def cluster(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(os.name != "posix", reason="runs shell scripts")
 def test_a_task_that_slurm_ends_or_forgets_has_died_and_one_in_the_queue_has_not(
-    cluster, installed, monkeypatch
+    cluster, monkeypatch
 ):
     tasks = [slurm._Task(f"12_{i}", i, cluster / str(i), cluster / f"{i}.err") for i in range(4)]
     monkeypatch.setattr(slurm.Slurm, "_submit", lambda self, jobs, work: tasks)
@@ -152,7 +141,7 @@ def test_a_task_that_slurm_ends_or_forgets_has_died_and_one_in_the_queue_has_not
 
 
 @pytest.mark.skipif(os.name != "posix", reason="runs shell scripts")
-def test_tasks_of_a_grid_that_ends_early_are_cancelled(cluster, installed, monkeypatch):
+def test_tasks_of_a_grid_that_ends_early_are_cancelled(cluster, monkeypatch):
     tasks = [slurm._Task(f"12_{i}", i, cluster / str(i), cluster / "err") for i in range(2)]
     monkeypatch.setattr(slurm.Slurm, "_submit", lambda self, jobs, work: tasks)
 

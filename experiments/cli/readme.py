@@ -199,6 +199,7 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {  # file → its generated
         "gains": gains_table,
         "verdicts": partial(verdicts_table, LITERATURE, ("claim", "source", "verdict", "result")),
     },
+    "experiments/launch/README.md": {},
     "models/README.md": {
         "mixers": catalogue.mixers,
         "families": catalogue.zoo_families,

@@ -36,6 +36,10 @@ from isoflop.sim.spec import Run
 VERSION = 1  # of the tables below; raised with them
 BATCH = 2000  # records read between two writes
 COLUMNS = ("key", "trunk", "status", "reason", "loss", "seconds", "recorded_ns")  # most asked for
+NOT_ITS_FAULT = {  # errors of SQLite that a new file would have as well
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL),
+    *(sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM),
+}
 TABLES = """
 CREATE TABLE runs(
     key TEXT PRIMARY KEY, time_ns INTEGER, size INTEGER, problem TEXT,
@@ -186,10 +190,7 @@ def _fresh(root: Path, file: Path, note: Callable[[str], None]) -> Index:
             return index
         except (sqlite3.DatabaseError, ValueError) as error:
             database.close()
-            other = isinstance(
-                error, sqlite3.OperationalError
-            )  # a full disk, a lock: not its fault
-            if last or (other and error.sqlite_errorcode != sqlite3.SQLITE_ERROR):
+            if last or getattr(error, "sqlite_errorcode", None) in NOT_ITS_FAULT:
                 raise
             note(f"the index {file} was of no use ({error}) and is made afresh from the records")
             for end in ("", "-wal", "-shm"):

@@ -44,7 +44,6 @@ class Ray:
     """How often a job is begun again whose node or process was lost."""
 
     def __post_init__(self) -> None:
-        need("ray", "ray")
         if self.cpus < 1 or min(self.gpus, self.memory, self.retries) < 0:
             raise UserError(
                 f"cpus={self.cpus} must be at least 1, and gpus={self.gpus:g}, "
@@ -105,6 +104,7 @@ class Ray:
 
     def _connected(self) -> Any:
         """Ray itself, once this process is one of a cluster's. UserError if it cannot be."""
+        need("ray", "ray")
         import ray
         import ray.util.scheduling_strategies
 

@@ -112,9 +112,6 @@ class Slurm:
 
     slurm: Options = field(default_factory=Options)
 
-    def __post_init__(self) -> None:
-        need("submitit", "slurm")
-
     @property
     def workers(self) -> int:
         """Jobs that the queue may run at once."""
@@ -148,6 +145,7 @@ class Slurm:
 
     def _submit(self, jobs: Sequence[Any], work: Work) -> list[_Task]:
         """In as many arrays as the cluster's limit on their size asks for."""
+        need("submitit", "slurm")
         os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")  # in the tasks, too
         import submitit
 
