@@ -4,6 +4,7 @@ is said of data is written: in characters that show, and not at any length.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Collection
 from typing import Any
 
@@ -43,3 +44,9 @@ def listed(names: Collection[str], most: int = 20) -> str:
     """Names, quoted, the first of them where there are many."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(quoted(name) for name in list(names)[:most]) + more
+
+
+def need(module: str, extra: str) -> None:
+    """UserError, naming the extra that brings it, where a module is not installed."""
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"{extra} needs the package {module}; pip install 'isoflop[{extra}]'")

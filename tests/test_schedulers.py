@@ -7,8 +7,9 @@ import socket
 
 import pytest
 
+from isoflop.models import errors
 from isoflop.models.errors import UserError
-from isoflop.sim.grid.executors import base, ray, slurm
+from isoflop.sim.grid.executors import ray, slurm
 from isoflop.sim.grid.executors.base import WorkerDied
 
 
@@ -16,7 +17,7 @@ from isoflop.sim.grid.executors.base import WorkerDied
     ("executor", "module"), [(ray.Ray(), "ray"), (slurm.Slurm(), "submitit")], ids=str
 )
 def test_a_missing_extra_is_one_line_that_names_it(executor, module, monkeypatch):
-    monkeypatch.setattr(base.importlib.util, "find_spec", lambda what: None)
+    monkeypatch.setattr(errors.importlib.util, "find_spec", lambda what: None)
     told = rf"needs the package {module}; pip install 'isoflop\[(ray|slurm)\]'"
     with pytest.raises(UserError, match=told):
         executor.run(["job"], print, print)

@@ -51,6 +51,8 @@ class RunFlags:
     time_limit: float | None = None
     """Seconds of training that a run may take; beyond them it is a failed run, from whose state a
     larger limit goes on."""
+    tracker: tuple[str, ...] = ()
+    """Show the records in tensorboard, wandb, mlflow or trackio, too: in runs/trackers."""
     retrain_changed: bool = False
     """Train again what other code than today's has trained; without it that is a warning."""
     dry_run: bool = False

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from isoflop.experiments import pick
 from isoflop.experiments.cli import interrupts
 from isoflop.experiments.cli.flags import (
     RunFlags,
@@ -90,9 +91,10 @@ def train(
     runs that failed so often as `tries` are left as they are.
     """
     from isoflop.sim.grid.estimate import asked_of, plan
-    from isoflop.sim.grid.grid import execute
+    from isoflop.sim.grid.grid import Recorded, execute
     from isoflop.sim.records import grids
-    from isoflop.sim.records.store import Store
+    from isoflop.sim.records.store import Row, Store
+    from isoflop.sim.records.trackers.base import mirrors, names
 
     part, workers = shard(flags.shard), where.workers
     if not cells:
@@ -101,6 +103,8 @@ def train(
         raise Usage(f"--time-limit {flags.time_limit:g} must be above 0 seconds")
     if flags.hosts and not flags.dry_run:
         _join(flags, workers)
+    for name in flags.tracker:
+        pick(name, names(), "tracker")
     asked = _laid_out(flags, workers, cells)
     store = Store(flags.runs)
     budget = plan(cells, store, workers=workers, shard=part, retrain_changed=flags.retrain_changed)
@@ -125,6 +129,11 @@ def train(
             return 0
         trainer = hosts.leading(trainer)
     store.check(budget.peak_bytes)
+    shown = mirrors(
+        store.root, flags.tracker, lambda text: print(f"warning: {text}", file=sys.stderr)
+    )
+    shown.catch_up(store.rows(cells) if flags.tracker else ())
+    labels = {cell.run.key: cell.labels for cell in cells}
     grids.save(store.root, grids.Grid(experiment.name, asked_for, asked_of(cells)))
     with (
         interrupts.raised_until_caught() as check,
@@ -135,6 +144,8 @@ def train(
         def on_event(event: Any) -> None:
             check(event)
             progress.on_event(event)
+            if isinstance(event, Recorded):
+                shown.show(Row(labels=labels[event.record.key], record=event.record))
 
         outcome = execute(
             cells,

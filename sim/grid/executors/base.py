@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import importlib.util
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
-
-from isoflop.models.errors import UserError
 
 GROUP = "isoflop.executors"
 
@@ -69,12 +66,6 @@ def find(name: str) -> Callable[..., Executor]:
     if name in _files():
         return getattr(importlib.import_module(f"{__package__}.{name}"), name.title())
     return _installed()[name].load()
-
-
-def need(module: str, extra: str) -> None:
-    """UserError, naming the extra that brings it, where a module is not installed."""
-    if importlib.util.find_spec(module) is None:
-        raise UserError(f"{extra} needs the package {module}; pip install 'isoflop[{extra}]'")
 
 
 def _files() -> list[str]:

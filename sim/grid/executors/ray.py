@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isoflop.models.errors import UserError
-from isoflop.sim.grid.executors.base import OnEvent, Queued, Work, WorkerDied, need
+from isoflop.models.errors import UserError, need
+from isoflop.sim.grid.executors.base import OnEvent, Queued, Work, WorkerDied
 from isoflop.sim.train.preemption import Preempted
 
 CONNECT_SECONDS = 10.0

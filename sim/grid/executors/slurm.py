@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from isoflop.models.errors import UserError, quoted
-from isoflop.sim.grid.executors.base import OnEvent, Queued, Work, WorkerDied, need
+from isoflop.models.errors import UserError, need, quoted
+from isoflop.sim.grid.executors.base import OnEvent, Queued, Work, WorkerDied
 from isoflop.sim.train.preemption import Preempted
 
 POST_SECONDS = 1.0  # between looks at what the tasks emit
