@@ -4,8 +4,9 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PARITY := .venv-parity
 PARITY_STAMP := $(PARITY)/.installed
+EXTRAS := .venv-extras
 
-.PHONY: demo test test-slow faults parity wheel results gpu-check lint format lock clean
+.PHONY: demo test test-ray test-slurm test-trackers slurm test-slow faults parity wheel results gpu-check lint format lock clean
 
 demo: $(STAMP)
 	$(BIN)/isoflop run quickstart --workers 2
@@ -22,6 +23,26 @@ test-slow: $(STAMP)
 # sixty kills of workers, parents and hosts in every phase of a grid, and what they lost: nothing
 faults: $(STAMP)
 	$(BIN)/python -m pytest -n 0 -s -m slow tests/test_faults.py
+
+# on Ray, Slurm and the trackers themselves, each in an environment of its own
+test-ray: $(EXTRAS)-ray/.installed
+	$(EXTRAS)-ray/bin/python -m pytest -n 0 -m ray
+
+test-slurm: $(EXTRAS)-slurm/.installed slurm
+	SLURM_CONF=$$(.ci/slurm where) $(EXTRAS)-slurm/bin/python -m pytest -n 0 -m slurm; \
+		code=$$?; .ci/slurm stop; exit $$code
+
+test-trackers: $(EXTRAS)-tensorboard,wandb,mlflow,trackio/.installed
+	"$(dir $<)bin/python" -m pytest -n 0 -m trackers
+
+# a Slurm of one node, this machine: needs root and Debian's packages
+slurm:
+	.ci/slurm start
+
+$(EXTRAS)-%/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -r requirements.lock -e '.[$*]'
+	touch $@
 
 # needs torch and transformers; where pip finds torch's CPU build, that is enough
 parity: $(PARITY_STAMP)
@@ -81,4 +102,4 @@ $(PARITY_STAMP): requirements.lock pyproject.toml tests/references.txt
 	touch $@
 
 clean:
-	rm -rf .venv $(PARITY) build *.egg-info
+	rm -rf .venv $(PARITY) $(EXTRAS)-* build *.egg-info
