@@ -1,8 +1,10 @@
 """How long does it take to list, choose and index as many records as a large study has?
 
-Command: isoflop run listing_records. Duration: 3 minutes on 2 idle cores, most of it writing the
-records. Expected: a listing takes less than 3 s from the index, and the index is made in less than
-60 s. The records are copies of one of a small dense model, each with its own key, seed and loss.
+Command: isoflop run listing_records
+Duration: 3 minutes on 2 idle cores, most of it writing the records
+Expected: a listing takes less than 3 s from the index, and the index is made in less than 60 s.
+
+The records are copies of one of a small dense model, each with its own key, seed and loss.
 """
 
 import tempfile
