@@ -104,6 +104,11 @@ VERBS = {
         *("plan", "plan"),
         "Choose sizes and amounts of data for a compute budget, before training.",
     ),
+    "serve": Verb(
+        *("serve", "verb"),
+        "Tell what a model on chips gives its users, and what that costs.",
+        raw=True,
+    ),
     "verdicts": Verb(
         *("verdicts", "verdicts"),
         "Judge published claims by committed records: the rule, the result, the verdict.",

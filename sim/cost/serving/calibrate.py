@@ -1,10 +1,11 @@
 """Fit the clock's coefficients to measured serving points, and find out how far off it is.
 
-Coefficients are not negative and minimise Σ ρ(log predicted − log measured), ρ quadratic to .15 and
-linear beyond, over TTFT and TPOT together; how many sequences run follows from the times (Little's
-law), by turns. Their intervals are refits to deployments drawn with replacement. Errors are those
-of deployments that a fit has not seen: whole ones (model × chip × engine) by folds, then whole
-chips and whole models.
+No chip beats its roofline: coefficients of bytes and FLOPs are at least 1, all others at least 0.
+They minimise Σ ρ(log predicted − log measured), ρ quadratic to .15 and linear beyond, over TTFT and
+TPOT together, engines being alike as far as nothing speaks against it; how many sequences run
+follows from the times (Little's law), by turns. Intervals are refits to deployments drawn with
+replacement. Errors are those of deployments that a fit has not seen: whole ones (model × chip ×
+engine) by folds, then whole chips and whole models.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from scipy.optimize import least_squares
 from isoflop.models.errors import UserError
 from isoflop.sim.cost.serving.calibration import UNSEEN, Calibration, Spread, class_of
 from isoflop.sim.cost.serving.clock import (
+    COUNTED,
     ENGINE,
+    PARTS,
     SHARED,
     TURNS,
     Load,
@@ -36,6 +39,7 @@ from isoflop.sim.cost.serving.work import Replica
 Floats = NDArray[np.float64]
 
 KNEE = 0.15  # log error from which a point pulls no stronger
+ALIKE = 0.5  # log error that an engine's coefficient costs by START of it off all engines' mean
 FOLDS = 5
 REFITS = 40
 WITHIN = 1.645  # standard deviations that hold 90 %
@@ -122,8 +126,14 @@ class Fit:
 def fit(table: Sequence[Measured], start: Fit | None = None) -> Fit:
     """The coefficients of a table."""
     engines = tuple(sorted({m.on.engine for m in table}))
-    scale = np.array([START[name.split(".")[-1]] for name in Fit(engines, np.empty(0)).names])
-    found = Fit(engines, scale) if start is None or start.engines != engines else start
+    names = Fit(engines, np.empty(0)).names
+    scale = np.array([START[name.split(".")[-1]] for name in names])
+    least = np.array([float(n in PARTS and n not in COUNTED) for n in names])  # the roofline's own
+    found = (
+        Fit(engines, np.maximum(scale, least))
+        if start is None or start.engines != engines
+        else start
+    )
     whose = np.repeat([engines.index(m.on.engine) for m in table], [len(m.ttft) for m in table])
     seen = np.log(
         [
@@ -142,12 +152,15 @@ def fit(table: Sequence[Measured], start: Fit | None = None) -> Fit:
 
         def wrong(values: Floats, stacked: Any = stacked, running: Floats = running) -> Floats:
             one = Fit(engines, values)
-            engine = dict(zip(ENGINE, one.by_engine()[whose].T, strict=True))
+            own = one.by_engine()
+            engine = dict(zip(ENGINE, own[whose].T, strict=True))
             made = closed(stacked, load, running, one.shared, engine)
-            return (np.log(np.array(made)) - seen).ravel()
+            apart = ALIKE * (own - own.mean(0)) / scale[-len(ENGINE) :]
+            return np.concatenate([(np.log(np.array(made)) - seen).ravel(), apart.ravel()])
 
         values = least_squares(
-            wrong, np.maximum(found.values, 1e-6 * scale), bounds=(0, np.inf), loss="soft_l1",
+            wrong, np.maximum(found.values, least + 1e-6 * scale), bounds=(least, np.inf),
+            loss="soft_l1",
             f_scale=KNEE, x_scale=scale,
         ).x  # fmt: skip
         found = Fit(engines, values)

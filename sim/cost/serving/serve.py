@@ -61,7 +61,8 @@ class Serving:
     """Seconds, tokens and queries per second of a replica, dollars, joules and grams of CO2.
 
     What is per second, per query or per token is at the workload's load. Joules are those of the
-    chips, None where the maker states no power; grams are with the data centre's overhead.
+    chips, None where the maker states no power; grams are with the data centre's overhead. Dollars
+    are None where neither the deployment nor the chip has a price.
     """
 
     deployment: Deployment
@@ -73,8 +74,8 @@ class Serving:
     throughput: Estimate  # tokens of answers a second
     queries: Estimate  # a second
     capacity: Estimate  # queries a second with as many users as memory and the P95 target allow
-    per_query: Estimate  # dollars
-    per_million: Estimate  # dollars per million tokens of answers
+    per_query: Estimate | None  # dollars
+    per_million: Estimate | None  # dollars per million tokens of answers
     joules: Estimate | None  # a token of answers
     joules_per_query: Estimate | None
     grams: Estimate | None  # of CO2, a query
@@ -131,21 +132,24 @@ def serve(
     full = _fullest(timed, workload, spread["p95"], most)
     late, slow = timed(max(full, 1.0))
     words, errors = found.spread(deployment)
-    rent = checked(deployment.price or deployment.device.price, "rent of a chip")
+    rent = deployment.price or deployment.device.listed
+    if rent is not None:
+        checked(rent, "rent of a chip")
     watts, more = deployment.device.watts, workload.answer - 1
 
     def quantities(ttft: Any, tpot: Any, late: Any, slow: Any, hourly: Any, power: Any, grams: Any):
         """Everything, by name."""
         whole = ttft + more * tpot
         queries = users / whole if workload.rate is None else workload.rate + 0 * whole
-        dollars = deployment.count * hourly / SECONDS_PER_HOUR / queries
         made = {
             "ttft": ttft, "tpot": tpot,
             **{name: whole * ratio for name, ratio in spread.items()},
             "throughput": queries * workload.answer, "queries": queries,
             "capacity": full / (late + more * slow),
-            "per_query": dollars, "per_million": MILLION * dollars / workload.answer,
         }  # fmt: skip
+        if rent is not None:
+            dollars = deployment.count * hourly / SECONDS_PER_HOUR / queries
+            made |= {"per_query": dollars, "per_million": MILLION * dollars / workload.answer}
         if watts is None:
             return made
         joules = deployment.count * watts * power / queries
@@ -157,15 +161,17 @@ def serve(
     rng = np.random.default_rng(seed)
     wrong = np.exp(rng.multivariate_normal([0, 0], errors.covariance, DRAWS)).T
     middle = math.sqrt(OVERHEAD[0] * OVERHEAD[1])
-    values = quantities(ttft, tpot, late, slow, rent.median, POWER[1], middle * grid[1])
+    values = quantities(
+        ttft, tpot, late, slow, rent.median if rent else 0.0, POWER[1], middle * grid[1]
+    )
     draws = quantities(
         ttft * wrong[0], tpot * wrong[1], late * wrong[0], slow * wrong[1],
-        _triangle(rng, rent.low, rent.median, rent.high), _triangle(rng, *POWER),
+        _triangle(rng, rent.low, rent.median, rent.high) if rent else 0.0, _triangle(rng, *POWER),
         rng.uniform(*OVERHEAD, DRAWS) * _triangle(rng, *grid),
     )  # fmt: skip
     told = {name: _estimate(values[name], draws[name]) for name in values}
     kept = memory(replica, workload, running)
-    absent = dict.fromkeys(("joules", "joules_per_query", "grams"))
+    absent = dict.fromkeys(("per_query", "per_million", "joules", "joules_per_query", "grams"))
     latency = {name: told.pop(name) for name in spread}
     every: dict[str, Any] = absent | told
     return Serving(
