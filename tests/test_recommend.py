@@ -19,7 +19,7 @@ from isoflop.sim.compare.recommend import Owner, Recommendation, pays_words, rec
 from isoflop.sim.compare.served import Place, Traffic, assumed
 from isoflop.sim.cost.hardware import device, flat
 from isoflop.sim.cost.prices import api
-from isoflop.sim.cost.training import training
+from isoflop.sim.cost.training import training, tuning_flops
 from isoflop.sim.laws.published import PUBLISHED
 
 H100 = device("H100")
@@ -198,6 +198,24 @@ def test_tuning_is_paid_once_and_breaks_even_at_a_volume():
     assert pays_words(result.pays["own", "gpt-5-mini"], 6.0).startswith("from ")
 
 
+def test_a_cascade_pays_the_cheapest_for_all_and_the_chosen_for_a_share(table):
+    columns = [line.split(",") for line in MEASURED.splitlines()]
+    rows = dict(zip(columns[0], zip(*columns[1:], strict=True), strict=True))
+    options, _ = candidates.rows(rows, "score")
+    result = recommend(options, [Place(H100, 1, "bf16")], TRAFFIC, {}, owner=Owner(cascade=0.05))
+    queries = 10.0 * 730 * 3600
+    assert result.monthly["small, 5% to large"]["serving"] == pytest.approx(
+        (0.0004 + 0.05 * 0.02) * queries
+    )
+
+
+def test_distilling_pays_the_teachers_pass_too():
+    assert tuning_flops(1e9, 1e10) == 6e19
+    assert tuning_flops(1e9, 1e10, teacher=7e10) == 6e19 + 2 * 7e10 * 1e10
+    with pytest.raises(UserError, match="teacher=-1 must be 0 or more"):
+        tuning_flops(1e9, 1e10, -1)
+
+
 def test_the_json_has_sources_dates_and_every_share(found):
     told = json.loads(json.dumps(found.json()))
     assert {c["name"]: c["source"] for c in told["candidates"]}["twin"] == "here"
@@ -241,6 +259,9 @@ def test_the_command_prints_decision_measurements_prices_and_writes_all(table, t
         (["--rate", "1", "--volume", "1e9"], "--rate and --volume say the same"),
         (["--memory", "lots"], "--memory must be a number of bytes as in 24GB"),
         (["--price", "-2"], "rent of H100 (--price) must be 0 or more dollars"),
+        (["--own", "--chip", "v5e"], "there is no price of a bought v5e"),
+        (["--own", "--price", "2"], "--own and --price both say"),
+        (["--cascade", "1.5"], "the share handed on must be a share in [0, 1]"),
         (["--api", "gpt-99"], "there is no listed price of 'gpt-99'"),
         (["--chip", "H9"], "there is no device 'H9'"),
         (["--busy", "2"], "--busy must be a share in (0, 1]"),

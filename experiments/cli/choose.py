@@ -32,7 +32,7 @@ from isoflop.sim.compare.recommend import (
 from isoflop.sim.compare.served import Place, Traffic
 from isoflop.sim.cost import prices
 from isoflop.sim.cost.choose import METRICS, QUALITY
-from isoflop.sim.cost.hardware import device, flat
+from isoflop.sim.cost.hardware import Price, device, flat
 from isoflop.sim.records.readers import read
 from isoflop.sim.records.store import read_rows
 from isoflop.sim.records.tables import Columns, describe
@@ -75,7 +75,10 @@ def choose(
     price: float | None = None,
     months: float = 12.0,
     utilisation: float = 0.4,
+    own: bool = False,
     tune_tokens: float = 0.0,
+    teacher: float = 0.0,
+    cascade: float | None = None,
     busy: float = 1.0,
     seed: int = 0,
     out: Path | None = None,
@@ -121,6 +124,10 @@ def choose(
         months: the horizon of training or tuning and of break-even volumes.
         utilisation: share of the chips' peak that training reaches.
         tune_tokens: tokens that every model of a file or benchmark is tuned on first.
+        own: chips are bought and written off over three years, racked and powered, not rented.
+        teacher: parameters of a model from which those tokens are distilled: its pass is paid too.
+        cascade: the share that the cheapest candidate hands on to the chosen one, as a way to
+            have answers of its own; its quality is not in the choice.
         busy: the mean rate over its peak: replicas are there for the peak.
         seed: of the draws.
         out: write a page there that draws the choice again as limits move, with its figure.
@@ -134,6 +141,8 @@ def choose(
         rent = prices.checked(
             flat(price, f"{date.today():%Y-%m}", "--price"), f"rent of {chip} (--price)"
         )
+    if own:
+        rent = _owned(chip, price)
     options, told, label = _options(
         file, quality, benchmark, law, sizes, tokens, carry, gain, records, only
     )
@@ -141,7 +150,7 @@ def choose(
     result = recommend(
         options, places, traffic, {k: v for k, v in limits.items() if v is not None},
         quality=label, aim=aim, vendors=[prices.api(name) for name in api],
-        owner=Owner(months, utilisation, tune_tokens), seed=seed,
+        owner=Owner(months, utilisation, tune_tokens, teacher, cascade), seed=seed,
     )  # fmt: skip
     _show(result, told)
     if json_out is not None:
@@ -157,6 +166,15 @@ def choose(
         written = [page.build(result, out, told), *drawn.draw(result, out.with_suffix(".png"))]
         console().print("written: " + ", ".join(map(str, written)))
     return result
+
+
+def _owned(chip: str, price: float | None) -> Price:
+    if price is not None:
+        raise UserError("--own and --price both say what a chip-hour costs: give one of them")
+    watts = device(chip).watts
+    if chip not in prices.PURCHASE or watts is None:
+        raise UserError(f"there is no price of a bought {chip}; it is of {listed(prices.PURCHASE)}")
+    return prices.owned(prices.PURCHASE[chip], watts)
 
 
 def _options(

@@ -25,11 +25,12 @@ from isoflop.sim.cost.training import (
     Three,
     Way,
     break_even,
+    cascade,
     from_list,
     hosted,
     training,
+    tuning_flops,
 )
-from isoflop.sim.laws.law import FLOPS_PER_ND
 
 SECONDS = HOURS * 3600  # of a month
 LISTED = 8  # shapes of a note
@@ -43,6 +44,8 @@ class Owner:
     months: float = 12.0
     utilisation: float = 0.4
     tune_tokens: float = 0.0  # of fine-tuning, for models that are there
+    teacher: float = 0.0  # parameters of a model that these tokens are distilled from
+    cascade: float | None = None  # share that the cheapest candidate hands on to the chosen one
 
 
 @dataclass(frozen=True)
@@ -149,9 +152,13 @@ def recommend(
             way = way.costing(bill)
         mine.append(way)
         monthly[way.name] = parts
+    if owner.cascade is not None:
+        way = _cascade(choice, own, owner.cascade)
+        mine.append(way)
+        monthly[way.name] = {"serving": float(way.total(volume, 1)[1, 0])}
     theirs = [from_list(v, traffic.prompt, traffic.answer, traffic.cached) for v in vendors]
     monthly |= {way.name: {"price list": float(way.total(volume, 1)[1, 0])} for way in theirs}
-    few = mine[: len(choice.contenders)]
+    few = [*mine[: len(choice.contenders)], *(mine[-1:] if owner.cascade is not None else ())]
     pays = {(a.name, b.name): break_even(a, b, owner.months) for a in few for b in theirs}
     prices: dict[str, Price | TokenPrice] = {}
     if served or any(_training(o, owner, places) for o in given):
@@ -196,6 +203,16 @@ def pays_words(volumes: tuple[BreakEven, BreakEven, BreakEven], months: float) -
     )
 
 
+def _cascade(choice: Choice, own: Mapping[str, tuple[Candidate, Way]], share: float) -> Way:
+    """All through the cheapest candidate that meets the limits, a share on to the chosen one."""
+    large = choice.winner
+    meets = [s for s in choice.standings if s.meets >= 0.5 and s.candidate.of != large.candidate.of]
+    if not meets:
+        raise UserError("a cascade needs a second model that meets the limits; leave it out")
+    small = min(meets, key=lambda s: s.costs["per_query"][1])
+    return cascade(own[small.candidate.name][1], own[large.candidate.name][1], share)
+
+
 def _as_given(option: Option, traffic: Traffic) -> Way:
     """The user's own price per query, whatever the volume."""
     rate = option.costs["per_query"] / traffic.tokens
@@ -212,7 +229,9 @@ def _as_served(item: Served, traffic: Traffic, owner: Owner) -> Way:
 
 def _training(option: Option, owner: Owner, places: Sequence[Place]) -> Three | None:
     """What has to be paid once, on chips of the first place."""
-    flops = option.train_flops or FLOPS_PER_ND * (option.params or 0.0) * owner.tune_tokens
+    flops = option.train_flops
+    if not flops and owner.tune_tokens:
+        flops = tuning_flops(option.params or 0.0, owner.tune_tokens, owner.teacher)
     if not flops or not places:
         return None
     return training(flops, places[0].device, 1, owner.utilisation, places[0].rent).dollars

@@ -93,6 +93,16 @@ def training(
     )
 
 
+def tuning_flops(params: float, tokens: float, teacher: float = 0.0) -> float:
+    """FLOPs of training `params` on so many tokens; distilled, the `teacher`'s forward pass over
+    them is paid for too (Busbridge et al. 2025, 2502.08606, §5): 6·N·D + 2·N_T·D.
+    """
+    for name, value in (("params", params), ("tokens", tokens), ("teacher", teacher)):
+        if not 0 <= value < 1e20:
+            raise UserError(f"{name}={value:g} must be 0 or more; correct it")
+    return tokens * (6.0 * params + 2.0 * teacher)
+
+
 def _share(value: float, name: str, zero: bool = False) -> float:
     if not (0 < value <= 1 or (zero and value == 0)):
         raise UserError(f"{name} must be a share in {'[' if zero else '('}0, 1], and is {value:g}")
