@@ -1,5 +1,7 @@
 """A choice says how sure it is, and is right that often; ties are not resolved."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -131,6 +133,16 @@ def test_a_world_has_one_winner_or_none():
     wins = winners(rng.standard_normal((50, 4)), {}, meets, "quality")
     assert (wins.sum(axis=1) == meets.any(axis=1)).all()
     assert not wins[~meets].any()
+
+
+def test_of_one_model_served_in_two_ways_the_cheaper_that_meets_the_limits_is_taken():
+    ways = [replace(candidate("slow", 0.7, p95=0.9, per_query=0.001), model="it"),
+            replace(candidate("fast", 0.7, p95=0.2, per_query=0.002), model="it")]  # fmt: skip
+    assert choose(ways).winner.candidate.name == "slow"
+    choice = choose(ways, {"p95": 0.5})
+    assert choice.winner.candidate.name == "fast"
+    assert choice.models == {"it": 1.0}
+    assert choice.words().startswith("it is the choice in 100% of 1000 worlds, best as fast")
 
 
 def test_noise_is_shrunk_and_differences_beyond_it_are_kept():

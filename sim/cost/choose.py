@@ -212,7 +212,7 @@ def _checked(candidates: Sequence[Candidate], limits: Mapping[str, float], aim: 
     if aim != QUALITY and aim not in costs:
         raise UserError(f"the aim must be one of {', '.join((QUALITY, *costs))}, and is {aim}")
     level = {float(v) for c in candidates for v in (c.quality.min(), c.quality.max())}
-    if len(level) == 1 and aim == QUALITY:
+    if len(level) == 1 and aim == QUALITY and len({c.of for c in candidates}) > 1:
         raise UserError(
             f"all {len(names)} candidates have one quality, {level.pop():g}, without an error, so "
             "nothing tells them apart; name another column, or aim at a cost"
