@@ -9,10 +9,9 @@ import scipy.stats
 import synthetic
 
 from isoflop.experiments import recall
-from isoflop.experiments.claims import context
 from isoflop.models.errors import UserError
 from isoflop.sim.compare.rankings import rank_correlation
-from isoflop.sim.compare.trials import Threshold, chosen, threshold
+from isoflop.sim.compare.trials import Threshold, chosen, steps_to, threshold
 from isoflop.sim.records.metrics import Metric
 from isoflop.sim.records.store import Record, Row
 
@@ -122,7 +121,7 @@ def test_steps_to_an_accuracy_are_those_from_which_on_all_runs_have_it():
     def budget(steps):
         return base().run.budget.model_copy(update={"steps": steps})
 
-    assert context.steps_to(runs(s100=0.5, s200=0.96, s400=0.99), "dense") == {8: 200}
-    assert context.steps_to(runs(s100=0.96, s200=0.5, s400=0.99), "dense") == {8: 400}
-    assert context.steps_to(runs(s100=0.5, s200=0.5), "dense") == {8: math.inf}
-    assert context.steps_to(runs(s100=0.5), "mamba") == {}
+    assert steps_to(runs(s100=0.5, s200=0.96, s400=0.99), "dense") == {8: 200}
+    assert steps_to(runs(s100=0.96, s200=0.5, s400=0.99), "dense") == {8: 400}
+    assert steps_to(runs(s100=0.5, s200=0.5), "dense") == {8: math.inf}
+    assert steps_to(runs(s100=0.5), "mamba") == {}

@@ -6,12 +6,11 @@ import math
 from statistics import fmean
 from typing import Any
 
-from isoflop.sim.compare.family_fits import surface
-from isoflop.sim.compare.points import points
+from isoflop.sim.compare.contexts import Contexts
 from isoflop.sim.compare.rankings import rank_correlation
 from isoflop.sim.compare.slopes import slopes
 from isoflop.sim.compare.study import Study
-from isoflop.sim.compare.trials import Trial, chosen, threshold
+from isoflop.sim.compare.trials import Trial, chosen, steps_to, task_scores, threshold
 from isoflop.sim.compare.verdicts import Finding, above, all_of, claim, told
 from isoflop.sim.records.store import Row
 
@@ -214,19 +213,10 @@ def optimum_falls_with_context(rows: list[Row]) -> Finding:
     Reproduced if dense's 90 % interval at the longest context lies wholly below that at the
     shortest and Mamba's does not; not reproduced if dense's lies wholly above; else not resolved.
     """
-    found: dict[str, dict[int, tuple[float, float, float]]] = {}
-    for family in ("dense", "mamba"):
-        own = [row for row in rows if row.labels["family"] == family]
-        contexts = sorted({int(row.labels["context"]) for row in own})
-        groups = {n: [row for row in own if row.labels["context"] == n] for n in contexts}
-        if len(groups) < 2:
-            return Finding(None, f"{family} was trained at fewer than two contexts")
-        budget = shared_budget(groups)
-        for n, group in groups.items():
-            optimum = _optimum(group, budget)
-            if optimum is None:
-                return Finding(None, f"N* of {family} at {n} tokens is not identifiable")
-            found.setdefault(family, {})[n] = optimum
+    contexts = Contexts(rows, draws=DRAWS)
+    found = {family: contexts.optimum(family) for family in ("dense", "mamba")}
+    if any(len(by_context) < len(contexts.cells) for by_context in found.values()):
+        return Finding(None, "N* is not identifiable at every context")
     short, long = min(found["dense"]), max(found["dense"])
     (_, low, high), (_, *first) = found["dense"][long], found["dense"][short]
     rises = above(low, high, (first[0], first[1]))
@@ -238,19 +228,6 @@ def optimum_falls_with_context(rows: list[Row]) -> Finding:
         for family, values in found.items()
     )
     return Finding(holds, said, found)
-
-
-def _optimum(rows: list[Row], budget: float) -> tuple[float, float, float] | None:
-    """N* at `budget` with its interval; None where the fit says no."""
-    fit = surface(points(rows), draws=DRAWS, asymptote=False, budgets=[budget])
-    name = f"N*({budget:.3g})"
-    return (fit.estimate[name], *fit.interval[name]) if fit.ok else None
-
-
-def shared_budget(groups: dict[int, list[Row]]) -> float:
-    """The geometric middle of the executed FLOPs that all groups of runs span."""
-    spans = [[p.flops["executed"] for p in points(group)] for group in groups.values()]
-    return (max(map(min, spans)) * min(map(max, spans))) ** 0.5
 
 
 def _count(value: float, low: float, high: float) -> str:
@@ -283,26 +260,6 @@ def attention_copies_sooner(rows: list[Row]) -> Finding:
     return Finding(holds, f"steps to 95 %, at most: {said} letters")
 
 
-def steps_to(rows: list[Row], family: str, accuracy: float = 0.95) -> dict[int, float]:
-    """By string length: the fewest steps from which on every run's mean over seeds reaches the
-    accuracy; infinite where none does.
-    """
-    found: dict[int, dict[int, list[float]]] = {}
-    for row in rows:
-        if row.labels["family"] == family:
-            length, steps = int(row.labels["length"]), row.record.run.budget.steps
-            value = row.record.value("accuracy")
-            found.setdefault(length, {}).setdefault(steps, []).append(value or 0.0)
-    least = {}
-    for length, runs in sorted(found.items()):
-        least[length] = math.inf
-        for steps in sorted(runs, reverse=True):
-            if fmean(runs[steps]) < accuracy:
-                break
-            least[length] = steps
-    return least
-
-
 def _steps(count: float) -> str:
     return "never" if count == math.inf else f"{count:g}"
 
@@ -319,7 +276,7 @@ def mad_ranks_as_loss_does(rows: list[Row], ladder: list[Row]) -> Finding:
     Reproduced if it is above 0 and its permutation p, two-sided, below .05; not reproduced if it is
     below 0 and p below .05; else not resolved.
     """
-    scores = mad_scores(rows)
+    scores = task_scores(rows)
     losses = {family: point.loss for family, point in Study(ladder).best.items()}
     shared = [family for family in scores if family in losses]
     if len(shared) < 4:
@@ -330,17 +287,3 @@ def mad_ranks_as_loss_does(rows: list[Row], ladder: list[Row]) -> Finding:
     holds = None if p >= 0.05 else rho > 0
     said = ", ".join(f"{f} {fmean(scores[f].values()):.2f}" for f in shared)
     return Finding(holds, f"rank correlation {rho:.2f}, p = {p:.2f}; mean accuracies: {said}")
-
-
-def mad_scores(rows: list[Row]) -> dict[str, dict[str, float]]:
-    """Mean accuracy over seeds by family and task; families that lack a task are left out."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        tasks = found.setdefault(str(row.labels["family"]), {})
-        tasks.setdefault(str(row.labels["task"]), []).append(row.record.value("accuracy") or 0.0)
-    every = {task for tasks in found.values() for task in tasks}
-    return {
-        family: {task: fmean(values) for task, values in tasks.items()}
-        for family, tasks in found.items()
-        if tasks.keys() == every
-    }

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import fmean
 
 from isoflop.sim.compare.rankings import Interval
 from isoflop.sim.records.store import Row
@@ -105,6 +106,40 @@ def threshold(trials: Sequence[Trial], metric: str, accuracy: float = 0.9) -> Th
     low = known[first - 1][0].state_bytes if first else None
     high = known[first][0].state_bytes if passing else None
     return Threshold(low, high, any(trial.edge for trial, _ in known[:first]))
+
+
+def steps_to(rows: list[Row], family: str, accuracy: float = 0.95) -> dict[int, float]:
+    """By string length: the fewest steps from which on every run's mean over seeds reaches the
+    accuracy; infinite where none does.
+    """
+    found: dict[int, dict[int, list[float]]] = {}
+    for row in rows:
+        if row.labels["family"] == family:
+            length, steps = int(row.labels["length"]), row.record.run.budget.steps
+            value = row.record.value("accuracy")
+            found.setdefault(length, {}).setdefault(steps, []).append(value or 0.0)
+    least = {}
+    for length, runs in sorted(found.items()):
+        least[length] = math.inf
+        for steps in sorted(runs, reverse=True):
+            if fmean(runs[steps]) < accuracy:
+                break
+            least[length] = steps
+    return least
+
+
+def task_scores(rows: list[Row]) -> dict[str, dict[str, float]]:
+    """Mean accuracy over seeds by family and task; families that lack a task are left out."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        tasks = found.setdefault(str(row.labels["family"]), {})
+        tasks.setdefault(str(row.labels["task"]), []).append(row.record.value("accuracy") or 0.0)
+    every = {task for tasks in found.values() for task in tasks}
+    return {
+        family: {task: fmean(values) for task, values in tasks.items()}
+        for family, tasks in found.items()
+        if tasks.keys() == every
+    }
 
 
 def _bytes(count: int | None) -> str:

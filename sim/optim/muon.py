@@ -24,6 +24,7 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from isoflop.models.base import Init, Matrix
+from isoflop.models.kernels.platforms import full_precision
 from isoflop.models.lm import ModelConfig
 from isoflop.sim.optim.base import Optim, Params, adam, by_parameter, inside_block
 
@@ -59,12 +60,13 @@ class Muon(Optim):
     def own_direction(self, model: ModelConfig, params: Params) -> optax.GradientTransformation:
         where = partial(by_parameter, params=params)
         hidden = where(_is_hidden_matrix)
+        muon = scale_by_muon(
+            ns_steps=self.newton_schulz_steps,
+            beta=self.momentum,
+            weight_dimension_numbers=lambda tree: jax.tree.map(lambda _: LAST_TWO, tree),
+        )
         orthogonal = optax.chain(
-            scale_by_muon(
-                ns_steps=self.newton_schulz_steps,
-                beta=self.momentum,
-                weight_dimension_numbers=lambda tree: jax.tree.map(lambda _: LAST_TWO, tree),
-            ),
+            optax.GradientTransformation(muon.init, full_precision(muon.update)),
             optax.stateless(lambda updates, _: jax.tree.map(_by_shape, updates)),
         )
         return optax.chain(

@@ -1,0 +1,95 @@
+"""What a longer training context buys: loss at equal tokens and by position, gains and N*."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from isoflop.figures import style
+from isoflop.sim.compare.contexts import Contexts
+from isoflop.sim.records.store import Row
+
+
+def draw(rows: list[Row], out: Path) -> list[Path]:
+    """One picture of four panels; none without two contexts."""
+    found = Contexts(rows)
+    if len(found.cells) < 2:
+        return []
+    numbers = _numbers(found)
+    looks = style.styles(numbers)
+    with style.sheet(2, 2, 5.2, 3.7) as (figure, panels):
+        for family, look in looks.items():
+            told, line = numbers[family], f"{look.marker}-"
+            tokens, position = told["loss"], told["by_position"]
+            panels[0].plot(list(tokens), list(tokens.values()), line, color=look.colour)
+            panels[1].plot([max(n, 0.5) for n in position], list(position.values()), line,
+                           color=look.colour, markersize=4)  # fmt: skip
+            for axes, name in ((panels[2], "gain"), (panels[3], "optimum")):
+                _bars(axes, told[name], look)
+            panels[0].plot([], [], line, color=look.colour, label=style.label(family))
+        _finish(panels, found)
+        style.key_above(figure)
+        style.title(figure, finding(numbers))
+        style.note(
+            figure,
+            "above: the largest model with most tokens, means over seeds; below: 90 % intervals, "
+            f"N* at {style.scientific(found.budget)} executed FLOPs",
+        )
+    return style.save(figure, numbers, out, "context_training")
+
+
+def _bars(axes: Axes, values: dict[int, Any], look: style.Style) -> None:
+    if not values:
+        return
+    x, y = list(values), [value for value, _, _ in values.values()]
+    spread = [[y - low for y, low, _ in values.values()], [h - y for y, _, h in values.values()]]
+    axes.errorbar(x, y, yerr=spread, color=look.colour, marker=look.marker, capsize=2, linewidth=1)
+
+
+def _finish(panels: list[Axes], found: Contexts) -> None:
+    lengths, longest = list(found.cells), max(found.cells)
+    for axes in (panels[0], panels[2], panels[3]):
+        axes.set(xscale="log", xlabel="training context T (tokens)")
+        axes.set_xticks(lengths, [style.tokens(n) for n in lengths])
+        axes.minorticks_off()
+    panels[0].set(title="Loss at equal tokens", ylabel="held-out loss (nats per token)")
+    panels[1].set(xscale="log", title=f"Loss by position, T = {style.tokens(longest)}")
+    panels[1].set(xlabel="position (first of its bucket)", ylabel="held-out loss (nats per token)")
+    panels[2].set(yscale="log", title="Gain over dense, executed FLOPs", ylabel="gain")
+    panels[2].axhline(1, color="#5c6370", linewidth=0.8)
+    panels[3].set(yscale="log", title="Compute-optimal size", ylabel="N* (parameters)")
+    for axes in panels[2:]:
+        low, high = axes.get_ylim()
+        style.log_axis(axes.yaxis, low, high)
+
+
+def finding(numbers: dict[str, Any]) -> str:
+    """How much of its loss each family loses from the shortest context to the longest."""
+    drops = {f: told["loss"] for f, told in numbers.items() if len(told["loss"]) > 1}
+    if not drops:
+        return "Loss against the training context"
+    falls = {f: loss[min(loss)] - loss[max(loss)] for f, loss in drops.items()}
+    most, least = max(falls, key=lambda f: falls[f]), min(falls, key=lambda f: falls[f])
+    short, long = (style.tokens(end(drops[most])) for end in (min, max))
+    return (
+        f"From {short} to {long} tokens of context the loss at equal tokens falls by "
+        f"{falls[most]:.2f} nats ({most}) to {falls[least]:.2f} ({least})"
+    )
+
+
+def _numbers(found: Contexts) -> dict[str, Any]:
+    names = {name: None for by_family in found.cells.values() for name in by_family}
+    longest = max(found.cells)
+    return {
+        name: {
+            "loss": {n: point.loss for n, point in found.at_equal_tokens(name).items()},
+            "by_position": found.by_position(name, longest),
+            "gain": {n: (g.value, g.low, g.high) for n, g in found.gains(name).items()}
+            if name != found.baseline
+            else {},
+            "optimum": found.optimum(name),
+        }
+        for name in names
+    }

@@ -1,0 +1,129 @@
+"""One study for each training context: what it costs and buys, family by family.
+
+Rows carry the label `context`, the training length in tokens. Gains over the baseline and N* are
+told at one compute that all contexts share, the geometric middle of their windows, so that they
+differ by the context alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from isoflop.models.errors import UserError
+from isoflop.sim.compare.family_fits import surface
+from isoflop.sim.compare.gains import Gain, arms, gain
+from isoflop.sim.compare.points import Point, columns, families, points
+from isoflop.sim.compare.study import BASELINE
+from isoflop.sim.laws.fit import Fit
+from isoflop.sim.records.store import Row
+
+Estimate = tuple[float, float, float]  # value, low, high
+
+
+@dataclass(frozen=True, eq=False)
+class Contexts:
+    """What rows of several contexts say; each part is computed when it is first asked for."""
+
+    rows: Sequence[Row]
+    draws: int = 400
+    baseline: str = BASELINE
+
+    @cached_property
+    def cells(self) -> dict[int, dict[str, list[Point]]]:
+        """By context, then family."""
+        found = sorted({int(row.labels["context"]) for row in self.rows})
+        return {
+            n: families(points([row for row in self.rows if row.labels["context"] == n]))
+            for n in found
+        }
+
+    @cached_property
+    def budget(self) -> float:
+        """Executed FLOPs in the middle of what every family spans at every context. UserError where
+        there is none.
+        """
+        spans = [
+            [point.flops["executed"] for point in group]
+            for by_family in self.cells.values()
+            for group in by_family.values()
+        ]
+        low, high = max(map(min, spans)), min(map(max, spans))
+        if low >= high:
+            raise UserError(
+                "the contexts share no executed FLOPs; train more sizes or lengths at each"
+            )
+        return (low * high) ** 0.5
+
+    @cached_property
+    def fits(self) -> dict[int, dict[str, Fit]]:
+        """The law without E of each family at each context."""
+        return {
+            n: {
+                name: surface(group, draws=self.draws, asymptote=False, budgets=[self.budget])
+                for name, group in by_family.items()
+            }
+            for n, by_family in self.cells.items()
+        }
+
+    def optimum(self, family: str) -> dict[int, Estimate]:
+        """N* at the shared budget by context, where the fit says something."""
+        name = f"N*({self.budget:.3g})"
+        return {
+            n: (fit.estimate[name], *fit.interval[name])
+            for n, by_family in self.fits.items()
+            if (fit := by_family.get(family)) is not None and fit.ok and name in fit.interval
+        }
+
+    def gains(self, family: str) -> dict[int, Gain]:
+        """The compute-equivalent gain over the baseline at the middle of the window by context."""
+        found = {}
+        for n, by_family in self.cells.items():
+            if family not in by_family or self.baseline not in by_family:
+                continue
+            table = columns([*by_family[self.baseline], *by_family[family]])
+            try:
+                pair, _ = arms(table, n="N", d="D", draws=self.draws, asymptote=False)
+                ceg = gain(pair[family], pair[self.baseline], "executed").ceg
+            except UserError:  # a fit that says nothing
+                continue
+            if ceg:
+                found[n] = ceg[len(ceg) // 2]
+        return found
+
+    def at_equal_tokens(self, family: str) -> dict[int, Point]:
+        """The largest model with most tokens, by context."""
+        return {
+            n: max(group, key=lambda point: (point.params["total"], point.tokens))
+            for n, by_family in self.cells.items()
+            for name, group in by_family.items()
+            if name == family
+        }
+
+    def by_position(self, family: str, context: int) -> dict[int, float]:
+        """Mean loss over seeds of the largest model with most tokens, by the first place of each
+        bucket of positions (sim/records/metrics.py).
+        """
+        point = self.at_equal_tokens(family).get(context)
+        if point is None:
+            return {}
+        rows = [
+            row
+            for row in self.rows
+            if row.labels["family"] == family
+            and row.labels["context"] == context
+            and row.labels["width"] == point.width
+            and row.record.tokens == point.tokens
+        ]
+        return means(rows)
+
+
+def means(rows: Sequence[Row]) -> Mapping[int, float]:
+    """Mean over runs of loss_at_0, loss_at_1, loss_at_2, …, by the number in the name."""
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        for name, metric in row.record.metrics.items():
+            if name.startswith("loss_at_"):
+                found.setdefault(int(name.removeprefix("loss_at_")), []).append(metric.value)
+    return {first: sum(values) / len(values) for first, values in sorted(found.items())}
