@@ -67,8 +67,8 @@ def transformers_gain_on_lstms(rows: list[Row]) -> Finding:
 @claim(
     "on facts of a Zipf law the excess loss falls as D to the −α/(1 + α)",
     source="Hutter 2021, 2102.04074; Michaud et al. 2023, 2303.13506",
-    setting="32 facts, each seen hundreds of times, α = .5, entropy known; one dense model of width "
-    "64, 100k to 870k tokens, three seeds",
+    setting="32 facts, each seen hundreds of times, α = .5, entropy known; one dense model of "
+    "width 64, 100k to 870k tokens, three seeds",
     records=("ruler",),
 )
 def excess_falls_by_theory(rows: list[Row]) -> Finding:
