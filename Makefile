@@ -56,12 +56,12 @@ wheel:
 RECORDS := experiments/results
 results: $(STAMP)
 	$(BIN)/python -m isoflop.experiments.cli.readme
-	for name in quickstart context bench peers lr_transfer ladder; do \
+	for name in quickstart context bench peers lr_transfer ladder recall; do \
 		$(BIN)/isoflop figures $$name --records $(RECORDS)/$$name.jsonl --out figures/out || exit 1; done
 	for name in lr_transfer ladder; do \
 		$(BIN)/isoflop figures $$name --records $(RECORDS)/$${name}_gpu.jsonl --out figures/out/gpu \
 		|| exit 1; done
-	for rule in muon depth; do \
+	for rule in muon depth zoo; do \
 		$(BIN)/isoflop figures lr_transfer --records $(RECORDS)/lr_transfer_$$rule.jsonl \
 		--out figures/out/$$rule || exit 1; done
 	$(BIN)/python -m isoflop.experiments.cli.readme

@@ -19,9 +19,9 @@ from isoflop.sim.records.store import read_rows
 from isoflop.sim.spec import Budget, Cell, Run
 
 RESULTS = Path(__file__).parent / "results"
-RATES = {  # optimiser → the sweep that its rates are tuned by
-    "adamw": RESULTS / "lr_transfer.jsonl",
-    "muon": RESULTS / "lr_transfer_muon.jsonl",
+RATES = {  # optimiser → the sweeps that its rates are tuned by
+    "adamw": (RESULTS / "lr_transfer.jsonl", RESULTS / "lr_transfer_zoo.jsonl"),
+    "muon": (RESULTS / "lr_transfer_muon.jsonl",),
 }
 OPTIMISERS: dict[str, type[AdamW] | type[Muon]] = {"adamw": AdamW, "muon": Muon}
 SEEDS_MAX = 1000  # of a cell
@@ -44,11 +44,11 @@ def named(family: str, optim: str = "adamw", depth_rule: str = "") -> str:
 
 @cache
 def tuned(optim: str = "adamw") -> dict[str, Any]:
-    """What `rates.tuned` finds in the committed sweep: `rates`, `moved`, each family's losses."""
-    path = RATES[optim]
-    if not path.exists():
-        raise UserError(f"{path.name} is missing from experiments/results; reinstall isoflop")
-    return rates.tuned(read_rows(path))
+    """What `rates.tuned` finds in the committed sweeps: `rates`, `moved`, each family's losses."""
+    for path in RATES[optim]:
+        if not path.exists():
+            raise UserError(f"{path.name} is missing from experiments/results; reinstall isoflop")
+    return rates.tuned([row for path in RATES[optim] for row in read_rows(path)])
 
 
 def optim(family: str, width: int, warmup_steps: int, kind: str = "adamw") -> Optim:

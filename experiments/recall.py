@@ -8,8 +8,8 @@ in bytes is what the width and the mixer make it. Hybrids have 0 (`mamba`), 1 (`
 seed chooses, the other two report (sim/compare/trials.py).
 
 Command:   isoflop run recall --workers 14 && isoflop figures recall
-Duration:  about 8 minutes on an H100 with 16 cores; on 2 CPU cores --widths 24 32 --families of
-           two or three families fit an hour
+Duration:  10 minutes on an H100 with 16 cores without gla and rwkv7; on 2 CPU cores --widths 24 32
+           --families of two or three families fit an hour
 Expected:  dense .99 or more at every number of pairs; of the others, those with a state of fixed
            size reach 90 % only from a number of bytes on that grows with the pairs; the first
            attention layer of the hybrid restores .99
@@ -30,9 +30,19 @@ from isoflop.sim.spec import Budget, Cell, Eval
 
 DEPTH = 2
 NARROWEST = {"rwkv7": 32}  # below it the mixer leaves no parameters for an MLP
-WINDOW = 16  # tokens that `window` looks back, its own among them
+WINDOW = 16  # tokens that `sliding_window` looks back, its own among them
 FAMILIES = (
-    *("dense", "window", "linear", "gla", "mamba", "mamba2", "gated_deltanet", "rwkv7", "lstm"),
+    *(
+        "dense",
+        "sliding_window",
+        "linear",
+        "gla",
+        "mamba",
+        "mamba2",
+        "gated_deltanet",
+        "rwkv7",
+        "lstm",
+    ),
     "hybrid",
 )
 
@@ -51,7 +61,8 @@ def cells(
     """The grid.
 
     Args:
-        families: names of the zoo's families, and window: attention to the last 16 tokens.
+        families: names of the zoo's families, and sliding_window: attention to the last
+            16 tokens.
         widths: of the two-layer models, which set the size of the state; of rwkv7 from 32 on.
         pairs: numbers of pairs that are mixed in training and judged apart.
         rates: learning rates that are tried, of matrices at width 64.
@@ -77,7 +88,7 @@ def cells(
 
 
 def _model(family: str, width: int, vocab: int) -> ModelConfig:
-    if family != "window":
+    if family != "sliding_window":
         return model(family, width, DEPTH, vocab)
     local = Attention(n_heads=heads(width), window=WINDOW)
     return uniform(width, DEPTH, vocab, with_mlp(width, local))

@@ -44,8 +44,14 @@ RUNS = (  # committed records of runs
     *(
         ROOT / "experiments" / "results" / f"{name}.jsonl"
         for name in (
-            *("quickstart", "ruler", "ladder_muon"),
-            *("lr_transfer", "lr_transfer_gpu", "lr_transfer_muon", "lr_transfer_depth"),
+            *("quickstart", "ruler", "ladder_muon", "recall"),
+            *(
+                "lr_transfer",
+                "lr_transfer_zoo",
+                "lr_transfer_gpu",
+                "lr_transfer_muon",
+                "lr_transfer_depth",
+            ),
         )
     ),
 )
