@@ -280,6 +280,14 @@ MISTAKES = {
     "gives every device to one job; leave out --workers 2": [
         *("run", "toy", "--layout", "fsdp=2", "--workers", "2")
     ],
+    "--hosts gives every host to one job at a time; leave out --workers": [
+        *("run", "toy", "--hosts", "env", "--layout", "data=2", "--workers", "2")
+    ],
+    "--hosts needs the --layout of a job on all hosts": ["run", "toy", "--hosts", "env"],
+    "--hosts mpi must be one of env, slurm": [
+        *("run", "toy", "--hosts", "mpi", "--layout", "data=2")
+    ],
+    "--time-limit 0 must be above 0 seconds": ["run", "toy", "--time-limit", "0"],
     "gauge measures on one device": ["run", "gauge", "--layout", "fsdp=2"],
     "lr=-1.0: Input should be greater than 0": ["run", "toy", "--lr", "-1"],
     "lr=nan: Input should be a finite number": ["run", "toy", "--lr", "nan"],

@@ -403,6 +403,17 @@ def test_a_signal_lets_every_worker_save_and_gives_the_leases_back(tmp_path, wor
     assert not list(tmp_path.glob("*/result.json"))
 
 
+def test_a_signal_at_the_very_end_of_a_job_ends_the_grid_after_it(tmp_path):
+    def late(runs, work, emit, wanted):
+        yield from fakes.train(runs, work, emit, wanted)
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(preemption.Preempted):
+        execute(fakes.cells(), tmp_path, late)
+    assert len(list(tmp_path.glob("*/result.json"))) == 4  # of the first job of two
+    assert not list(tmp_path.glob("leases/*"))
+
+
 def test_runs_whose_folder_is_deleted_under_them_are_trained_all_the_same(tmp_path, impatient):
     grid, root = fakes.cells(), tmp_path / "runs"
     once = []

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from isoflop.experiments.cli import interrupts
+from isoflop.experiments.cli import interrupts, main
+from isoflop.sim.train import preemption
+from isoflop.sim.train.preemption import Preempted
 
 ROOT = Path(__file__).parent.parent
 
@@ -69,3 +71,30 @@ def test_an_interrupt_swallowed_at_the_very_end_is_raised_there():
     with pytest.raises(KeyboardInterrupt):
         grid()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGUSR1", 138)])
+def test_a_command_that_a_signal_ended_says_so_and_what_to_do(monkeypatch, capsys, name, code):
+    def stopped(*_):
+        raise Preempted(getattr(signal, name))
+
+    monkeypatch.setattr(main.VERBS["list"].__class__, "__call__", stopped)
+    assert main.main(["list"]) == code
+    told = capsys.readouterr().err
+    assert told == f"stopped by {name}; the same command goes on from what is finished\n"
+
+
+def test_signals_have_the_effect_they_had_once_nothing_trains(monkeypatch):
+    before = [signal.getsignal(number) for number in preemption.SIGNALS]
+    with preemption.raised(), pytest.raises(Preempted), preemption.raised():
+        signal.raise_signal(signal.SIGTERM)
+
+    def struck():
+        with preemption.watched():
+            signal.raise_signal(signal.SIGTERM)
+            assert preemption.asked() == signal.SIGTERM
+
+    with pytest.raises(Preempted):
+        struck()
+    assert not preemption.asked()
+    assert [signal.getsignal(number) for number in preemption.SIGNALS] == before

@@ -192,7 +192,7 @@ def test_a_signal_saves_the_state_and_ends_the_job_which_goes_on_with_the_same_b
         if event.step == 19:
             signal.raise_signal(signal.SIGUSR1)
 
-    with preemption.watched(), pytest.raises(Preempted) as ended:
+    with pytest.raises(Preempted) as ended, preemption.watched():
         found.update((r.key, (r, weights)) for r, weights in train(runs, tmp_path, strike))
     assert ended.value.signal == signal.SIGUSR1
     assert "stopped by SIGUSR1" in str(ended.value)

@@ -74,8 +74,8 @@ def main(root: Path, family: str, number: int = 0) -> int:
             hosts.follow(trainer)
             return 0
         grid = cells(family)
-        execute(grid, root, hosts.leading(trainer))
-        hosts.dismiss()
+        with hosts.together():
+            execute(grid, root, hosts.leading(trainer))
     except Preempted as error:
         return 128 + error.signal
     found = (Store(root).load(cell.run.key) for cell in grid)

@@ -147,19 +147,18 @@ def train(
             if isinstance(event, Recorded):
                 shown.show(Row(labels=labels[event.record.key], record=event.record))
 
-        outcome = execute(
-            cells,
-            flags.runs,
-            trainer,
-            executor=where,
-            shard=part,
-            on_event=on_event,
-            need_bytes=budget.peak_bytes,
-            retrain_changed=flags.retrain_changed,
-            tries=tries,
-        )
-    if flags.hosts:
-        hosts.dismiss()
+        with hosts.together():
+            outcome = execute(
+                cells,
+                flags.runs,
+                trainer,
+                executor=where,
+                shard=part,
+                on_event=on_event,
+                need_bytes=budget.peak_bytes,
+                retrain_changed=flags.retrain_changed,
+                tries=tries,
+            )
     rows = store.rows(cells)
     if flags.json:
         print_json([_result(row) for row in rows])

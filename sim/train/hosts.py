@@ -15,9 +15,11 @@ again. Nothing here needs JAX while there is one process.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Collection, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,9 +109,46 @@ def leading(trainer: Trainer) -> Trainer:
         texts = ",".join(canonical(run) for run in runs)
         order = {"runs": f"[{texts}]", "work": str(work), "wanted": sorted(wanted)}
         decided(lambda: order)
-        yield from trainer(runs, work, emit, wanted)
+
+        def told(event: Any) -> None:
+            try:
+                emit(event)
+            except Exception as error:  # which the others cannot know of: they are in its step
+                raise Apart(error) from error
+
+        yield from trainer(runs, work, told, wanted)
 
     return train
+
+
+class Apart(BaseException):
+    """The first process ends by itself, and with it the others."""
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Around all that the first process leads: then those who follow are told that there is no
+    more. Where it ends by itself they wait for it in a step that does not come, so it ends at once,
+    in one line, and they when they miss it; otherwise each would wait for the other.
+    """
+    try:
+        yield
+    except preemption.Preempted:  # all of them have it
+        raise
+    except BaseException as error:
+        if not several():
+            raise
+        cause = error.__cause__ if isinstance(error, Apart) and error.__cause__ else error
+        said = " ".join(f"{type(cause).__name__}: {cause}".split())
+        print(
+            f"error: the first of {_joined[1]} processes ended, and the others with it ({said}); "
+            "start all of them again: they go on from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(130 if isinstance(cause, KeyboardInterrupt) else 1)
+    if several():
+        decided(lambda: {})
 
 
 def follow(trainer: Trainer) -> None:
@@ -128,11 +167,6 @@ def follow(trainer: Trainer) -> None:
             raise
         except Exception:  # the first has it too, and says so in its record
             continue
-
-
-def dismiss() -> None:
-    """Tell those who follow that there is no more."""
-    decided(lambda: {})
 
 
 def anywhere(*facts: bool) -> list[bool]:

@@ -33,10 +33,14 @@ def asked() -> int:
 
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
-    """Signals that come during the body are kept for `asked`, and have no other effect."""
+    """Signals that come during the body are kept for `asked`. One that came too late for that
+    raises Preempted when the body has ended.
+    """
     with _handled(lambda number, frame: _asked.append(number)):
         try:
             yield
+            if number := asked():
+                raise Preempted(number)
         finally:
             _asked.clear()
 
@@ -62,4 +66,4 @@ def _handled(handler) -> Iterator[None]:
         yield
     finally:
         for number, old in before.items():
-            signal.signal(number, old)
+            signal.signal(number, signal.SIG_DFL if old is None else old)
