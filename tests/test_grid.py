@@ -279,7 +279,7 @@ def test_two_parents_and_four_workers_share_a_grid_and_nothing_is_done_twice_or_
         subprocess.Popen([sys.executable, script], env=env, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    told = [parent.communicate(timeout=120)[0] for parent in parents]
+    told = [parent.communicate(timeout=400)[0] for parent in parents]
     assert [parent.returncode for parent in parents] == [0, 0]
     counts = [tuple(map(int, text.split())) for text in told]
     assert sum(trained for trained, *_ in counts) == 12
