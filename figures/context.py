@@ -68,6 +68,8 @@ def draw(measured: list[dict], out: Path) -> list[Path]:
         style.title(figure, finding(fitted))
         some = any(s and s.half is not None for lines in fitted.values() for s in lines.values())
         told = "; ±: 90 % t interval of the log-log line" if some else ""
+        if any("predicted" in m for m in measured):
+            told += "; dotted: what the exact cost takes at least, at the rates measured beside it"
         style.note(figure, f"{measured_on(measured)}; bars: range of the repeats{told}")
     numbers = {
         "window": window(fitted),
@@ -112,8 +114,12 @@ def _panel(
             elinewidth=1,
             label=style.label(told),
         )
+        least = [(m["seq_len"], m["predicted"]) for m in line if "predicted" in m]
+        if least and quantity != "state_bytes":  # whose bytes are exact
+            axes.plot(*zip(*least, strict=True), color=look.colour, linestyle=":", linewidth=1)
     lengths = sorted({m["seq_len"] for line in lines.values() for m in line})
-    values = [m["value"] for line in lines.values() for m in line]
+    ends = ("value", "predicted")
+    values = [m[name] for line in lines.values() for m in line for name in ends if name in m]
     axes.set(xscale="log", yscale="log", ylim=style.margins(values, 0.1))
     axes.set_xticks(lengths, [style.tokens(t) for t in lengths])
     axes.minorticks_off()

@@ -112,3 +112,12 @@ def kinds(names: Iterable[str]) -> dict[str, Style]:
         name: Style(f"#{grey:02x}{grey:02x}{min(255, grey + 12):02x}", KINDS[i % len(KINDS)])
         for i, (name, grey) in enumerate(zip(present, greys, strict=True))
     }
+
+
+def apart(names: Iterable[str], first: int = 0) -> dict[str, Style]:
+    """Of a few names that are no families (models, ways to read one): as unlike as can be, by their
+    order, from the colour and mark number `first` on.
+    """
+    marks = list(PATHS)
+    places = enumerate(dict.fromkeys(names), first)
+    return {name: Style(PETROFF10[i % len(PETROFF10)], marks[i % len(marks)]) for i, name in places}

@@ -222,3 +222,14 @@ def test_a_mistake_is_one_line_and_nothing_is_compiled(words, folders, capsys, m
     told = capsys.readouterr().err
     assert words in told
     assert told.count("\n") == 1
+
+
+def test_models_and_ways_to_read_them_look_different(found):
+    study, text, _ = found
+    names = [*study.models, "as trained", "yarn", "window"]
+    drawn = [
+        re.search(rf'id="mark-{i}"[^>]*><path d="([^"]+)"', text)[1] for i in range(len(names))
+    ]
+    colours = re.findall(r"--family-\d+: (#\w+);", text)[: len(names)]
+    assert len(set(zip(drawn, colours, strict=True))) == len(names)
+    assert len(set(colours[: len(study.models)])) == len(study.models)

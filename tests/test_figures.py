@@ -294,6 +294,17 @@ def test_a_context_figure_says_size_machine_and_units_and_a_half_width_only_wher
     assert "±" not in short
 
 
+def test_what_a_cost_takes_at_least_is_drawn_beside_the_measurement(tmp_path: Path):
+    measured = [m | {"predicted": m["value"] / 3} for m in synthetic.context(("dense", "mamba"))]
+    context.draw(measured, tmp_path / "with")
+    context.draw(synthetic.context(("dense", "mamba")), tmp_path / "without")
+    told, silent = (words(tmp_path / n / "context_scaling.svg") for n in ("with", "without"))
+    assert "dotted: what the exact cost takes at least" in told
+    assert "dotted" not in silent
+    drawn = (tmp_path / "with" / "context_scaling.svg").read_text(encoding="utf-8")
+    assert drawn.count("stroke-dasharray: 1,1.65") == 3 * 2  # seconds, of two families
+
+
 def test_a_missing_quantity_is_a_missing_panel(tmp_path: Path):
     measured = [m for m in synthetic.context() if m["quantity"] == "state_bytes"]
     *_, numbers = context.draw(measured, tmp_path)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from isoflop.figures import charts, style
+from isoflop.figures import charts, palette, style
 from isoflop.figures import context as figure
 from isoflop.figures.report import context_charts as marks
 from isoflop.figures.report import vega
@@ -34,7 +34,8 @@ def build(found: ContextStudy, page: Path) -> Path:
     if found.throughput:
         specs["throughput"] = marks.throughput(_named(found.throughput), names)
     variants = dict.fromkeys(row["family"] for rows in beyond.values() for row in rows)
-    styles, fitted = style.styles([*names, *variants]), found.slopes
+    styles = palette.apart(names) | palette.apart(variants, len(palette.PETROFF10) // 2)
+    fitted = found.slopes
     values = {
         "title": "What does context buy, and what does it cost?",
         "specs": specs,
