@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from isoflop.experiments.cli.flags import Usage
+from isoflop.experiments.cli.listing import on_this_machine
 from isoflop.experiments.cli.text import print_json, si, table
 
 
@@ -18,8 +18,7 @@ def gc(runs: Path = Path("runs"), delete: bool = False, json: bool = False) -> N
         delete: remove what is named; without it nothing is.
         json: print JSON instead of a table.
     """
-    if not runs.is_dir():
-        raise Usage(f"there is no runs directory {runs}; name another with --runs")
+    on_this_machine(runs)
     from isoflop.sim.grid.garbage import find, remove
 
     found = find(runs, lambda text: print(f"warning: {text}", file=sys.stderr))

@@ -72,6 +72,17 @@ def named(
     return experiments.find(args[0]), args[1:]
 
 
+def on_this_machine(runs: Path) -> Path:
+    """A runs directory that an index can be made of. Usage if there is none."""
+    from isoflop.sim.durable import place, remote
+
+    if remote(place(runs)):
+        raise Usage(f"{runs} is an object store's; copy its records to a folder and name that")
+    if not runs.is_dir():
+        raise Usage(f"there is no runs directory {runs}; name another with --runs")
+    return runs
+
+
 def measured(runs: Path, name: str) -> Path:
     """Where the table that an experiment measures is kept."""
     return runs / "measured" / f"{name}.jsonl"

@@ -21,7 +21,7 @@ from isoflop.experiments.cli.flags import (
     once,
     parse,
 )
-from isoflop.experiments.cli.listing import measured, named
+from isoflop.experiments.cli.listing import measured, named, on_this_machine
 from isoflop.experiments.cli.text import labelled, print_json, table
 from isoflop.models.errors import shortened
 
@@ -150,8 +150,7 @@ def _every(flags: RecordFlags) -> int:
 
     if flags.records:
         raise Usage("--records is read for one experiment; name it: isoflop records NAME")
-    if not flags.runs.is_dir():
-        raise Usage(f"there is no runs directory {flags.runs}; name another with --runs")
+    on_this_machine(flags.runs)
 
     def note(text: str) -> None:
         print(f"warning: {text}", file=sys.stderr)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isoflop.experiments.cli.flags import HELP, Usage, deferred, once, parse
-from isoflop.experiments.cli.listing import named
+from isoflop.experiments.cli.listing import named, on_this_machine
 from isoflop.experiments.cli.text import console, duration, labelled, print_json, si, table
 from isoflop.models.errors import printable, shortened
 
@@ -57,8 +57,7 @@ def status(args: Sequence[str]) -> int:
 
         one: Grids = {experiment.word: asked_of(cells())}
         asked = functools.partial(dict, one)
-    if not flags.runs.is_dir():
-        raise Usage(f"there is no runs directory {flags.runs}; name another with --runs")
+    on_this_machine(flags.runs)
     if not flags.every > 0:
         raise Usage(f"--every {flags.every:g} must be above 0 seconds")
     from isoflop.sim.records.index import opened
