@@ -4,7 +4,8 @@ Command: isoflop run listing_records
 Duration: 3 minutes on 2 idle cores, most of it writing the records
 Expected: a listing takes less than 3 s from the index, and the index is made in less than 60 s.
 
-`cpu_seconds` are those of this process, whatever else the machine does. The records are copies of one of a small dense model, each with its own key, seed and loss.
+`cpu_seconds` are those of this process, whatever else the machine does. The records are copies of
+one of a small dense model, each with its own key, seed and loss.
 """
 
 import tempfile
