@@ -251,8 +251,10 @@ def break_even_context(
 
 
 def joules(on: Device, seconds: Number, chips: Number = 1) -> float:
-    """Energy at the boards' power limit: an upper bound for the chips, without hosts, network and
-    cooling. Raises UserError for a device without a published power.
+    """Energy of the chips at their boards' power limit, without hosts, network and cooling: a bound
+    where `seconds` were measured, and none where they are a roofline's, which real steps exceed
+    (LOG.md: up to 8 times). `serving.serve` has a
+    range. Raises UserError for a device without a published power.
     """
     if on.watts is None:
         raise UserError(f"{on.name} has no published power; pass a Device with watts")

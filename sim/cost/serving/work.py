@@ -39,7 +39,7 @@ class Step:
     state_bytes: Any
     link_bytes: Any
     messages: Any  # sums over chips, one after the other
-    sequences: Any  # that get a token, over the replica
+    sequences: Any  # of a data group that get a token
 
 
 class Replica:
@@ -77,7 +77,7 @@ class Replica:
         if spoken is not None and spoken.draft is not None:
             own = replace(on, model=spoken.draft, speculation=None, extra_params=0)
             self.draft = Replica(own, longest)
-        self.touching = np.unique(np.append(np.arange(513.0), np.geomspace(512, 1e7, 200).round()))
+        self.touching = np.unique(np.append(np.arange(65.0), np.geomspace(64, 1e7, 120).round()))
         self.touches = np.array([self._touched(int(t)) for t in self.touching])
 
     def _mixer(self, mixer: MixerConfig) -> tuple[float, Floats, Floats, float]:
@@ -131,7 +131,7 @@ class Replica:
             state_bytes=states,
             link_bytes=links * d * SUMMED_BYTES,
             messages=messages + 0 * every,
-            sequences=batch + prompts,
+            sequences=(batch + prompts) / on.data,
         )
 
     def _sum(self, tokens: Any) -> Any:
