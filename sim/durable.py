@@ -18,7 +18,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from isoflop.models.errors import UserError, quoted
 
@@ -45,7 +45,7 @@ def place(name: str | Place) -> Place:
 
         # what other machines write is to be seen at once
         url = f"{found[1]}://{str(name)[found.end() :]}"
-        return UPath(url, use_listings_cache=False)
+        return cast("Place", UPath(url, use_listings_cache=False))
     except (ImportError, ValueError) as error:
         raise UserError(
             f"{quoted(str(name))} cannot be reached ({error}); pip install 'isoflop[cloud]', or "
