@@ -40,7 +40,9 @@ def world(rng, k, spread, noise):
     return found, int(np.argmax(np.where(meets, truth, -np.inf))) if meets.any() else None
 
 
-@pytest.mark.parametrize(("spread", "noise"), [(1.0, 1.0), (1.0, 0.3)])
+@pytest.mark.parametrize(
+    ("spread", "noise"), [(1.0, 1.0), pytest.param(1.0, 0.3, marks=pytest.mark.slow)]
+)
 def test_of_choices_called_80_to_100_percent_80_to_100_percent_are_right(spread, noise):
     """300 worlds of five candidates, a limit on P95, and truths that only the test knows."""
     rng = np.random.default_rng(4)

@@ -35,7 +35,10 @@ def square(k, seeds):
     return Design(sizes, tuple(float(v) for v in np.geomspace(10, 320, k)), seeds)
 
 
-@pytest.mark.parametrize(("k", "seeds", "noise"), [(4, 1, 0.01), (5, 2, 0.005), (6, 3, 0.005)])
+@pytest.mark.parametrize(
+    ("k", "seeds", "noise"),
+    [(4, 1, 0.01), *(pytest.param(k, k - 3, 0.005, marks=pytest.mark.slow) for k in (5, 6))],
+)
 def test_delta_method_and_simulation_agree(k, seeds, noise):
     design = square(k, seeds)
     budgets = [design.largest, 10 * design.largest]
@@ -264,7 +267,7 @@ def test_a_refusal_asks_for_more_only_where_the_budget_is_spent():
         assert f"lower the noise to {lower:.2g}, or ask" in plan.reason
 
 
-@pytest.mark.parametrize("target", [1e10, 3e12, 1e13])
+@pytest.mark.parametrize("target", [1e10, pytest.param(3e12, marks=pytest.mark.slow), 1e13])
 def test_a_target_stays_where_it_was_asked_for(target):
     found = propose(1e15, families=2, noise=0.005, target=target, repeats=0)
     assert found.target == target

@@ -29,12 +29,17 @@ from isoflop.sim.records.store import Store, brief
 from isoflop.sim.spec import Cell, Run
 from isoflop.sim.train import loop
 
-SPECS = 1200
+SPECS = 1200, 300  # in all, and of them by default; `make test-slow` takes the others
 LANGUAGES = (
     ZipfFacts(facts=100, symbols=16, alpha=0.5),
     HierarchyGrammar(symbols=6, rules=3, branching=2, depth=4),
     Markov(symbols=5, order=2),
 )
+
+
+def seeds_of(total: int, default: int):
+    others = pytest.param(range(default, total), marks=pytest.mark.slow)
+    return pytest.mark.parametrize("seeds", [range(default), others], ids=["first", "others"])
 
 
 def capped() -> ModelConfig:
@@ -80,10 +85,11 @@ def one_line(found: str, told: str) -> str:
     return found
 
 
-def test_a_spec_with_something_wrong_is_a_run_or_refused_in_one_line(specs, tmp_path):
+@seeds_of(*SPECS)
+def test_a_spec_with_something_wrong_is_a_run_or_refused_in_one_line(seeds, specs, tmp_path):
     """Nothing is compiled, and nothing takes seconds."""
     found = []
-    for seed in range(SPECS):
+    for seed in seeds:
         chance = random.Random(seed)
         spec = fuzz.mutated(chance.choice(specs), chance)
         try:
@@ -91,8 +97,8 @@ def test_a_spec_with_something_wrong_is_a_run_or_refused_in_one_line(specs, tmp_
                 found.append(outcome(spec, Store(tmp_path)))
         except Exception as error:
             raise AssertionError(f"seed {seed}: {spec!r:.2000}") from error
-    assert found.count("refused") > SPECS / 3  # the generator is neither harmless
-    assert found.count("planned") > SPECS / 20  # nor all nonsense
+    assert found.count("refused") > len(seeds) / 3  # the generator is neither harmless
+    assert found.count("planned") > len(seeds) / 20  # nor all nonsense
 
 
 MIXER, CHANNEL = ("model", "blocks", 0, "mixer"), ("model", "blocks", 0, "channel")
@@ -157,11 +163,12 @@ def test_what_the_fuzz_found_is_refused_in_time(args, told, capsys):
     assert told in capsys.readouterr().err
 
 
-COMMANDS = 300
+COMMANDS = 300, 90
 
 
+@seeds_of(*COMMANDS)
 def test_a_command_line_with_something_wrong_is_told_in_one_line(
-    tmp_path, own_cache, monkeypatch, capsys
+    seeds, tmp_path, own_cache, monkeypatch, capsys
 ):
     """By the entry function itself, in this process; nothing is trained or measured."""
     monkeypatch.chdir(tmp_path)
@@ -172,7 +179,7 @@ def test_a_command_line_with_something_wrong_is_told_in_one_line(
     Path("small.csv").write_text("N,D,loss\n1,2,3\n")
     Path("records.jsonl").write_text("{}\n")
     codes = []
-    for seed in range(COMMANDS):
+    for seed in seeds:
         args = fuzz.command(random.Random(seed))
         try:
             with fuzz.seconds(20):
@@ -186,4 +193,4 @@ def test_a_command_line_with_something_wrong_is_told_in_one_line(
             assert (told.count("\n"), told[:7]) == (1, "error: "), (seed, args, told[:500])
         assert len(told) < 2100
     assert set(codes) == {0, 2}
-    assert codes.count(0) > COMMANDS / 30
+    assert codes.count(0) > len(seeds) / 30

@@ -104,6 +104,10 @@ VARIANTS = {
 RESTART_ALIKE = VARIANTS | {"attention", "mamba2-groups", "linear-scalar", "gated-deltanet", "kda"}
 
 
+def slowly(value):
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 def table(rows: dict[str, MixerConfig], slow: set[str] = VARIANTS):
     marks = {True: [pytest.mark.slow], False: []}
     return pytest.mark.parametrize(
@@ -157,7 +161,7 @@ def test_every_mixer_has_a_row():
 
 
 @every_size
-@pytest.mark.parametrize("length", [1, 64, 81, 200])
+@pytest.mark.parametrize("length", [1, slowly(64), 81, slowly(200)])
 def test_cost_is_what_the_jaxpr_executes(config, length):
     params, apply = build(config)
     x = jax.ShapeDtypeStruct((1, length, D_MODEL), jnp.float32)
@@ -167,7 +171,7 @@ def test_cost_is_what_the_jaxpr_executes(config, length):
 
 
 @every_size
-@pytest.mark.parametrize("context", [1, 7, 50])
+@pytest.mark.parametrize("context", [1, slowly(7), 50])
 def test_step_cost_is_what_the_jaxpr_executes(config, context):
     params, apply = build(config)
     state = apply(params).init_state(1, context)
@@ -521,7 +525,7 @@ def test_rows_of_a_batch_are_independent(config):
 
 
 @every_chunked
-@pytest.mark.parametrize("chunk", [1, pytest.param(8, marks=pytest.mark.slow), LENGTH])
+@pytest.mark.parametrize("chunk", [1, slowly(8), LENGTH])
 def test_chunk_size_is_invisible(config, chunk):
     params, _ = build(config)
     x = tokens()
