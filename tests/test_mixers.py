@@ -102,6 +102,8 @@ VARIANTS = {
 }
 # These restart as another row does, most by a log-gate as gla: slow for the claim of packing.
 RESTART_ALIKE = VARIANTS | {"attention", "mamba2-groups", "linear-scalar", "gated-deltanet", "kda"}
+# These have much of a kernel in common with another row: slow where gradients are compiled.
+KERNELS_ALIKE = VARIANTS | {"attention", "retention", "kda"}
 
 
 def slowly(value):
@@ -190,7 +192,7 @@ def test_params_and_state_are_the_sizes_of_the_leaves(config):
         assert config.state_size(D_MODEL, context) == count(apply(params).init_state(1, context))
 
 
-@every_mixer
+@table(MIXERS, KERNELS_ALIKE)
 def test_step_matches_parallel_in_outputs_and_gradients(config):
     params, apply = build(config)
     x, weight = tokens(), tokens(seed=2)
@@ -409,8 +411,6 @@ def packed():
 
 
 ONE_FORM = {"lstm", "rwkv7-channel"}  # for all platforms
-# These have much of a kernel in common with another row; `make test-slow` takes them.
-KERNELS_ALIKE = VARIANTS | {"attention", "retention", "kda"}
 
 
 @table(MIXERS, KERNELS_ALIKE)

@@ -231,7 +231,8 @@ def test_shares_of_the_best_matmuls():
     assert shares == pytest.approx(written, abs=0.03)
 
 
-def test_muon_beside_adamw():
+@pytest.mark.slow  # a thousand fits of two arms
+def test_gains_of_muon_over_adamw():
     adam = [r for r in read_rows(RESULTS / "ladder.jsonl") if r.labels["family"] == "dense"]
     muon = read_rows(RESULTS / "ladder_muon.jsonl")
     rows = [*adam, *muon]
@@ -254,7 +255,10 @@ def test_muon_beside_adamw():
         told("and N# [N#, N#], not told from 1, at its end"), [three.value, three.low, three.high]
     )
     assert three.low < 1 < two.low
-    runs = [row.record.run for row in muon]
+
+
+def test_the_cost_of_muon_s_update():
+    runs = [row.record.run for row in read_rows(RESULTS / "ladder_muon.jsonl")]
     updates = [run.optim.matmul_flops(run.model) * run.budget.steps for run in runs]
     shares = [u / (training_flops(r)["executed"] - u) for u, r in zip(updates, runs, strict=True)]
     agree(told("matmuls are N# to N# of a training step"), [min(shares), max(shares)])
