@@ -33,6 +33,15 @@ class Recorder:
         self.calls.append((self.path, args, fields))
         return Recorder(self.calls, self.path, fields | dict(enumerate(args)))
 
+    def __getitem__(self, name):
+        self.calls.append((name, (), {}))
+        return self
+
+    def __setattr__(self, name, value):
+        if "fields" in self.__dict__:
+            self.calls.append((name, (value,), {}))
+        super().__setattr__(name, value)
+
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
@@ -50,7 +59,10 @@ MODULES = {
 def calls(monkeypatch):
     """What is called of all four packages."""
     called = []
-    monkeypatch.setattr(errors.importlib.util, "find_spec", lambda name: object())
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        errors.importlib.util, "find_spec", lambda name: name in MODULES or real(name)
+    )
     for package, inside in MODULES.items():
         for path in ["", *inside]:
             name = f"{package}.{path}".rstrip(".")
@@ -173,6 +185,7 @@ def _tensorboard(folder, one):
     events = EventAccumulator(str(folder / one.key))
     events.Reload()
     assert events.Scalars("result/loss")[0].value == 2.5
+    assert "_hparams_/session_start_info" in events.PluginTagToContent("hparams")
     return [(event.step, event.value) for event in events.Scalars("train/loss")]
 
 
