@@ -1,0 +1,115 @@
+"""Studies on tasks and contexts: from rows of their grids to figures and verdicts."""
+
+import json
+from functools import cache
+
+import pytest
+import synthetic
+
+from isoflop.experiments import claims, copying, mad, state_tracking
+from isoflop.figures import copying as copying_figure
+from isoflop.figures import mad as mad_figure
+from isoflop.figures import recall as recall_figure
+from isoflop.figures import state_tracking as state_figure
+from isoflop.sim.compare.contexts import means
+from isoflop.sim.records.metrics import Metric
+from isoflop.sim.records.store import Row, read_rows
+
+JUDGES = {one.name: one.judge for one in claims.claims("context")}
+
+
+@cache
+def base():
+    return synthetic.grid(families=("dense",))[0].record
+
+
+def rows(cells, value):
+    """The grid's rows: `value(labels, run)` is every accuracy, the loss falls with it."""
+    found = []
+    for cell in cells:
+        accuracy = value(cell.labels, cell.run)
+        names = ["accuracy", *(f"{one.name}.accuracy" for one in cell.run.evals)]
+        metrics = {name: Metric(value=accuracy, se=0.01) for name in names}
+        metrics["loss"] = Metric(value=2.0 - accuracy, se=0.01)
+        record = base().model_copy(update={"run": cell.run, "metrics": metrics})
+        found.append(Row(labels=cell.labels, record=record))
+    return found
+
+
+def title(paths):
+    (svg,) = [path for path in paths if path.suffix == ".svg"]
+    return svg.read_text(encoding="utf-8")
+
+
+def test_parity_is_judged_and_drawn_by_the_seeds_that_did_not_choose(tmp_path):
+    solved = {"gated_deltanet_negative": 1.0, "lstm": 0.995}
+    cells = state_tracking.cells(tasks=("parity",), rates=(0.005, 0.01, 0.02), seeds=3)
+    best = rows(
+        cells,
+        lambda of, run: solved.get(of["family"], 0.5) - (0.01 if of["lr"] != 0.01 else 0.0),
+    )
+    found = JUDGES["parity_needs_negative_eigenvalues"](best)
+    assert found.holds is True
+    assert "gated_deltanet_negative 1.00" in found.result
+    said = title(state_figure.draw(best, tmp_path))
+    assert "At 240 bits, trained on at most 40," in said
+    chance = rows(cells, lambda of, run: 0.5)
+    assert JUDGES["parity_needs_negative_eigenvalues"](chance).holds is None  # at a sweep's edge
+    assert JUDGES["words_need_depth"](best).holds is None
+
+
+def test_words_are_judged_by_the_least_depth(tmp_path):
+    least = {"dense": (1, 2), "mamba": (2, 4), "lstm": (1, 1)}
+    cells = state_tracking.cells(
+        tasks=("S3", "A5"), families=tuple(least), rates=(0.005, 0.01, 0.02), seeds=2
+    )
+
+    def value(of, run):
+        return 0.95 if of["depth"] >= least[of["family"]][of["task"] == "A5"] else 0.3
+
+    found = JUDGES["words_need_depth"](rows(cells, value))
+    assert found.holds is True
+    assert found.result.startswith("dense: S3 from 1 layers on, A5 from 2 layers on; mamba:")
+    assert state_figure.draw(rows(cells, value), tmp_path)
+
+
+def test_copying_is_judged_and_drawn_by_the_steps_it_takes(tmp_path):
+    takes = {"dense": 500, "mamba": 1000}
+    cells = copying.cells(families=tuple(takes), lengths=(8, 16), seeds=2)
+    found = rows(cells, lambda of, run: float(run.budget.steps >= takes[of["family"]]))
+    verdict = JUDGES["attention_copies_sooner"](found)
+    assert verdict.holds is True
+    assert "dense: 500 at 8, 500 at 16; mamba: 1000 at 8" in verdict.result
+    said = title(copying_figure.draw(found, tmp_path))
+    assert "2 of 2 families copy 16 letters, dense in 500 steps" in said
+
+
+def test_mad_scores_are_ranked_beside_the_ladder(tmp_path):
+    ladder = read_rows(claims.RESULTS / "ladder.jsonl")
+    order = ("hybrid", "mamba", "mamba2", "lstm", "gated_deltanet", "moe", "linear", "dense")
+    cells = mad.cells(seeds=1)
+    found = rows(cells, lambda of, run: 0.9 - 0.1 * order.index(of["family"]))
+    verdict = JUDGES["mad_ranks_as_loss_does"](found, ladder)
+    assert verdict.holds is True
+    assert verdict.result.startswith("rank correlation 1.00, p = 0.00")
+    paths = mad_figure.draw(found, tmp_path)
+    assert "hybrid has the highest mean accuracy, 0.90, and leads on 6 of 6 tasks" in title(paths)
+    some = [row for row in found if row.labels["task"] != "compression" or
+            row.labels["family"] != "dense"]  # fmt: skip
+    (numbers,) = [path for path in mad_figure.draw(some, tmp_path) if path.suffix == ".json"]
+    assert "dense" not in json.loads(numbers.read_text())
+
+
+def test_the_committed_recall_is_drawn_with_who_reaches_and_who_does_not(tmp_path):
+    committed = read_rows(claims.RESULTS / "recall.jsonl")
+    said = title(recall_figure.draw(committed, tmp_path))
+    assert "At 16 pairs 5 of 8 families reach 90 %, gated_deltanet with the least state" in said
+    assert JUDGES["attention_recalls"](committed).holds is True
+
+
+def test_losses_by_position_are_means_over_runs():
+    found = [
+        Row(record=base().model_copy(update={"metrics": {"loss_at_0": Metric(value=value)}}))
+        for value in (2.0, 3.0)
+    ]
+    assert means(found) == {0: pytest.approx(2.5)}
