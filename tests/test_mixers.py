@@ -101,9 +101,11 @@ VARIANTS = {
     "delta-grouped",
 }
 # These restart as another row does, most by a log-gate as gla: slow for the claim of packing.
-RESTART_ALIKE = VARIANTS | {"attention", "mamba2-groups", "linear-scalar", "gated-deltanet", "kda"}
+RESTART_ALIKE = VARIANTS | {
+    *("attention", "mla", "mamba2-groups", "linear-scalar", "gated-deltanet", "kda"),
+}
 # These have much of a kernel in common with another row: slow where gradients are compiled.
-KERNELS_ALIKE = VARIANTS | {"attention", "retention", "kda"}
+KERNELS_ALIKE = VARIANTS | {"attention", "mla", "retention", "kda"}
 
 
 def slowly(value):
