@@ -198,7 +198,7 @@ def _wandb(folder, one):
 def _mlflow(folder, one):
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(tracking_uri=folder.as_uri())
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("isoflop").experiment_id])
     assert run.data.metrics["result/loss"] == 2.5
     assert run.data.params["family"] == "dense"

@@ -1,4 +1,4 @@
-"""MLflow, in a file store beside the runs unless MLFLOW_TRACKING_URI names a server."""
+"""MLflow, in a SQLite file beside the runs unless MLFLOW_TRACKING_URI names a server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ class Mirror:
         from mlflow.tracking import MlflowClient
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        where = os.environ.get("MLFLOW_TRACKING_URI") or self.folder.absolute().as_uri()
+        where = (
+            os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.folder.absolute()}/mlflow.db"
+        )
         client = MlflowClient(tracking_uri=where)
         found = client.get_experiment_by_name(PROJECT)
         experiment = found.experiment_id if found else client.create_experiment(PROJECT)
