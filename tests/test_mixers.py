@@ -380,7 +380,7 @@ def test_a_state_goes_on_rightly_or_says_nan_never_silently_wrong(config):
 
 def test_a_window_longer_than_the_context_is_bounded_and_a_ring_of_it_takes_any_number():
     bounded = {name for name, m in MIXERS.items() if m.max_tokens(30) is not None}
-    assert bounded == {"attention", "mqa-nope", "attention-options"}
+    assert bounded == {"attention", "mqa-nope", "attention-options", "mla", "mla-options"}
     window = MIXERS["gqa-window-qk-norm"]
     assert [window.max_tokens(n) for n in (19, 20, 21)] == [19, None, None]
     assert window.state_size(D_MODEL, 20) == window.state_size(D_MODEL, 10**9)
