@@ -51,7 +51,7 @@ def join(way: str) -> None:
     do not come.
     """
     if way not in WAYS:
-        raise UserError(f"--hosts {way} must be one of {', '.join(WAYS)}")
+        raise UserError(f"--hosts {way} must be one of {', '.join(WAYS)}; none is one host")
     options = _explicit() if way == "env" else _slurm()
     import jax
 
