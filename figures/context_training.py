@@ -56,6 +56,7 @@ def _finish(panels: list[Axes], found: Contexts) -> None:
         axes.minorticks_off()
     panels[0].set(title="Loss at equal tokens", ylabel="held-out loss (nats per token)")
     panels[1].set(xscale="log", title=f"Loss by position, T = {style.tokens(longest)}")
+    style.log_axis(panels[1].xaxis, *panels[1].get_xlim())
     panels[1].set(xlabel="position (first of its bucket)", ylabel="held-out loss (nats per token)")
     panels[2].set(yscale="log", title="Gain over dense, executed FLOPs", ylabel="gain")
     panels[2].axhline(1, color="#5c6370", linewidth=0.8)
@@ -66,7 +67,7 @@ def _finish(panels: list[Axes], found: Contexts) -> None:
 
 
 def finding(numbers: dict[str, Any]) -> str:
-    """How much of its loss each family loses from the shortest context to the longest."""
+    """How each family's loss changes from the shortest context to the longest."""
     drops = {f: told["loss"] for f, told in numbers.items() if len(told["loss"]) > 1}
     if not drops:
         return "Loss against the training context"
@@ -74,9 +75,13 @@ def finding(numbers: dict[str, Any]) -> str:
     most, least = max(falls, key=lambda f: falls[f]), min(falls, key=lambda f: falls[f])
     short, long = (style.tokens(end(drops[most])) for end in (min, max))
     return (
-        f"From {short} to {long} tokens of context the loss at equal tokens falls by "
-        f"{falls[most]:.2f} nats ({most}) to {falls[least]:.2f} ({least})"
+        f"From {short} to {long} tokens of context the loss at equal tokens changes by "
+        f"{_signed(-falls[most])} nats ({most}) to {_signed(-falls[least])} ({least})"
     )
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
 
 
 def _numbers(found: Contexts) -> dict[str, Any]:

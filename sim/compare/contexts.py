@@ -7,14 +7,14 @@ differ by the context alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from isoflop.models.errors import UserError
 from isoflop.sim.compare.family_fits import surface
 from isoflop.sim.compare.gains import Gain, arms, gain
-from isoflop.sim.compare.points import Point, columns, families, points
+from isoflop.sim.compare.points import COUNT, Point, columns, families, points
 from isoflop.sim.compare.study import BASELINE
 from isoflop.sim.laws.fit import Fit
 from isoflop.sim.records.store import Row
@@ -68,13 +68,18 @@ class Contexts:
         }
 
     def optimum(self, family: str) -> dict[int, Estimate]:
-        """N* at the shared budget by context, where the fit says something."""
-        name = f"N*({self.budget:.3g})"
-        return {
-            n: (fit.estimate[name], *fit.interval[name])
-            for n, by_family in self.fits.items()
-            if (fit := by_family.get(family)) is not None and fit.ok and name in fit.interval
-        }
+        """N* at the shared budget by context, where the fit says something and sizes were trained
+        on both sides of it.
+        """
+        name, found = f"N*({self.budget:.3g})", {}
+        for n, by_family in self.fits.items():
+            fit = by_family.get(family)
+            if fit is None or not fit.ok or name not in fit.interval:
+                continue
+            sizes = [point.params[COUNT] for point in self.cells[n][family]]
+            if min(sizes) <= fit.estimate[name] <= max(sizes):
+                found[n] = (fit.estimate[name], *fit.interval[name])
+        return found
 
     def gains(self, family: str) -> dict[int, Gain]:
         """The compute-equivalent gain over the baseline at the middle of the window by context."""
@@ -119,7 +124,7 @@ class Contexts:
         return means(rows)
 
 
-def means(rows: Sequence[Row]) -> Mapping[int, float]:
+def means(rows: Sequence[Row]) -> dict[int, float]:
     """Mean over runs of loss_at_0, loss_at_1, loss_at_2, …, by the number in the name."""
     found: dict[int, list[float]] = {}
     for row in rows:
