@@ -40,12 +40,17 @@ def check(folder, kind, kills, whole, monkeypatch):
             assert any(path == item or item in path.parents for item in found), orphan
 
 
-def test_kills_in_three_phases_leave_a_grid_as_an_undisturbed_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "phases",
+    [("step",), pytest.param(("lease", "step", "record"), marks=pytest.mark.slow)],
+    ids=["one", "three"],
+)
+def test_a_kill_in_each_phase_leaves_a_grid_as_an_undisturbed_one(tmp_path, monkeypatch, phases):
     """Of workers, parents and hosts, while they pretend to train."""
     whole = undisturbed(tmp_path, "pretended")
-    kills = faults.harness(tmp_path, "pretended", 3, 3, ("lease", "step", "record"), ["host-a"])
+    kills = faults.harness(tmp_path, "pretended", 3, len(phases), phases, ["host-a"])
     show(kills, whole)
-    assert len(kills) >= 3
+    assert len(kills) >= len(phases)
     check(tmp_path, "pretended", kills, whole, monkeypatch)
 
 

@@ -103,7 +103,9 @@ class Killed(BaseException):
     """As kill -9: nothing of the trainer's runs after it."""
 
 
-@pytest.mark.parametrize("after", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize(
+    "after", [1, 3, 6, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4, 5))]
+)
 def test_a_run_killed_at_any_step_goes_on_from_there_with_the_same_bits(
     together, tmp_path, monkeypatch, after
 ):
