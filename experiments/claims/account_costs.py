@@ -166,6 +166,7 @@ def a_worked_choice() -> Finding:
             alone = _served(name, chips, 500, 50)
             count, one = replicas_of(alone.deployment, Traffic(500, 50, 10_000 / 60, p95=0.5))
             late, price = one.latency["p95"], one.per_query
+            assert price is not None  # CHIP has a rent
             if not name.endswith("1b"):
                 low = late.low <= 0.5 and price.low <= 0.01
                 answers.append(
