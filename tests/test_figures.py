@@ -351,7 +351,8 @@ def drawn(tmp_path: Path, rows: list, measured: list[dict]) -> dict[str, str]:
     ]
     lr_transfer.draw(swept, tmp_path)
     for name, module in (("bench", bench), ("peers", peers)):
-        module.draw([speed(family) for family in {row.labels["family"] for row in rows}], tmp_path)
+        families = dict.fromkeys(row.labels["family"] for row in rows)
+        module.draw([speed(family) for family in families], tmp_path)
         assert (tmp_path / f"{name}.svg").exists()
     return {path.stem: words(path) for path in tmp_path.glob("*.svg")}
 

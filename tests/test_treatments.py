@@ -193,9 +193,9 @@ def test_decoding_with_an_untouched_state_is_the_parallel_form(runs):
 
 @pytest.mark.parametrize(
     "name",
-    ["moe", "lstm", "mamba", *(
+    ["moe", "lstm", *(
         pytest.param(name, marks=pytest.mark.slow)
-        for name in zoo.FAMILIES if name not in ("moe", "lstm", "mamba")
+        for name in zoo.FAMILIES if name not in ("moe", "lstm")
     )],
 )  # fmt: skip
 def test_every_matrix_is_found_in_the_jaxpr_and_the_outputs_stay(name):
@@ -208,8 +208,10 @@ def test_every_matrix_is_found_in_the_jaxpr_and_the_outputs_stay(name):
         seen.add(matmul.leaf)
         return matmul.x
 
-    found = visiting(lambda p, t: parallel(config, p, t), see)(params, tokens)
-    assert np.allclose(found, parallel(config, params, tokens), atol=1e-5)
+    found = jax.jit(visiting(lambda p, t: parallel(config, p, t), see))(params, tokens)
+    assert np.allclose(
+        found, jax.jit(parallel, static_argnums=0)(config, params, tokens), atol=1e-5
+    )
     variables = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, nnx.Variable))
     matrices = {i for i, v in enumerate(variables) if isinstance(v, Matrix)}
     assert matrices <= seen

@@ -8,10 +8,12 @@ form, in which every expert's matmul has its own weights as an operand.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxtyping import Array, Float
@@ -34,6 +36,7 @@ class Matmul(NamedTuple):
     weight: Float[Array, "..."]
     weight_axes: tuple[int, ...]  # of the weight as it lies there
     batch_axes: tuple[tuple[int, ...], tuple[int, ...]]  # of both
+    looped: bool = False  # whether it stands in a loop over time, of which one turn is traced
 
 
 Visit = Callable[[Matmul], Any]  # returns the activations to go on with
@@ -126,8 +129,11 @@ def _scan(params: Any, args: list[Any], leaf: list[Any], visit: Visit) -> Sequen
     consts = args[:first]
     within = [*leaf[:first], *[None] * (len(args) - first)]
 
+    def looped(matmul: Matmul) -> Any:
+        return visit(matmul._replace(looped=True))
+
     def turn(carry: Any, row: Any) -> tuple[Any, Any]:
-        outs = _run(body.jaxpr, body.consts, [*consts, *carry, *row], within, visit)
+        outs = _run(body.jaxpr, body.consts, [*consts, *carry, *row], within, looped)
         return tuple(outs[:carried]), tuple(outs[carried:])
 
     carry, rows = jax.lax.scan(
@@ -144,19 +150,24 @@ def second_moments(
     expert, else one. A leaf in several matmuls has their mean; one inside a loop over time has
     none, since it is traced once.
     """
-    found: dict[int, list[Any]] = {}
 
-    def see(matmul: Matmul) -> Any:
-        if isinstance(matmul.x, jax.core.Tracer):
+    def moments(params: Any, *args: Any) -> dict[int, Any]:
+        found: dict[int, list[Any]] = {}
+
+        def see(matmul: Matmul) -> Any:
+            if not matmul.looped:
+                found.setdefault(matmul.leaf, []).append(_second_moment(matmul))
             return matmul.x
-        batch = matmul.batch_axes[0]
-        rest = [i for i in range(matmul.x.ndim) if i not in (*batch, *matmul.axes)]
-        x = np.transpose(np.asarray(matmul.x, np.float64), [*batch, *rest, *matmul.axes])
-        parts = int(np.prod([matmul.x.shape[i] for i in batch], initial=1))
-        width = int(np.prod([matmul.x.shape[i] for i in matmul.axes], initial=1))
-        x = x.reshape(parts, -1, width)
-        found.setdefault(matmul.leaf, []).append(np.einsum("eni,enj->eij", x, x) / x.shape[1])
-        return matmul.x
 
-    visiting(function, see)(params, *args)
-    return {leaf: np.mean(each, axis=0) for leaf, each in found.items()}
+        visiting(function, see)(params, *args)
+        return {leaf: sum(each) / len(each) for leaf, each in found.items()}
+
+    return {leaf: np.asarray(each) for leaf, each in jax.jit(moments)(params, *args).items()}
+
+
+def _second_moment(matmul: Matmul) -> Float[Array, "e i i"]:
+    batch, x = matmul.batch_axes[0], matmul.x.astype(jnp.float32)
+    rest = [i for i in range(x.ndim) if i not in (*batch, *matmul.axes)]
+    experts, width = (math.prod(x.shape[i] for i in axes) for axes in (batch, matmul.axes))
+    rows = jnp.transpose(x, [*batch, *rest, *matmul.axes]).reshape(experts, -1, width)
+    return jnp.einsum("eni,enj->eij", rows, rows, precision="highest") / rows.shape[1]

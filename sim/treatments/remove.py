@@ -178,18 +178,22 @@ def _without(
 def _expert_usage(subject: Subject, sequences: int) -> dict[str, np.ndarray]:
     """Mean softmax probability of each expert on training text, by the router's name."""
     paths = [leaf.path for leaf in subject.leaves]
-    found: dict[str, np.ndarray] = {}
 
-    def see(matmul: Matmul) -> Any:
-        if paths[matmul.leaf].endswith("router.kernel"):
-            logits = matmul.x @ matmul.weight
-            odds = jax.nn.softmax(logits.astype(jnp.float32), -1)
-            found[paths[matmul.leaf]] = np.asarray(odds.reshape(-1, odds.shape[-1]).mean(0))
-        return matmul.x
+    def usage(params: Any, tokens: Any) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+
+        def see(matmul: Matmul) -> Any:
+            if paths[matmul.leaf].endswith("router.kernel"):
+                odds = jax.nn.softmax((matmul.x @ matmul.weight).astype(jnp.float32), -1)
+                found[paths[matmul.leaf]] = odds.reshape(-1, odds.shape[-1]).mean(0)
+            return matmul.x
+
+        visiting(partial(subject.logits, subject.model), see)(params, tokens)
+        return found
 
     tokens = jnp.asarray(_calibration(subject, sequences)[:, :-1])
-    visiting(partial(subject.logits, subject.model), see)(subject.params, tokens)
-    return found
+    found = jax.jit(usage)(subject.params, tokens)
+    return {path: np.asarray(odds) for path, odds in found.items()}
 
 
 def _calibration(subject: Subject, sequences: int) -> np.ndarray:
