@@ -271,6 +271,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow  # `isoflop work` in one process and the killed worker are default tests
 def test_two_parents_and_four_workers_share_a_grid_and_nothing_is_done_twice_or_missing(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(PARENT.format(root=tmp_path / "runs"))

@@ -415,7 +415,7 @@ def packed():
 ONE_FORM = {"lstm", "rwkv7-channel"}  # for all platforms
 
 
-@table(MIXERS, KERNELS_ALIKE)
+@table(MIXERS, KERNELS_ALIKE | {"linear-scalar", "mamba2-groups"})
 def test_the_fast_forms_equal_the_reference_in_outputs_and_gradients(config):
     """And execute the same matmuls forward, whatever the platform, whose own program is one of
     them: which, test_kernels.py says.

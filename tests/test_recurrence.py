@@ -123,7 +123,9 @@ def test_a_cpu_takes_many_sequences_chunk_by_chunk_and_an_accelerator_all_at_onc
 
 
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16], ids=["fp32", "bf16"])
-@scalar_or_channel
+@pytest.mark.parametrize(
+    "gates", [pytest.param(1, marks=pytest.mark.slow), D_K], ids=["scalar", "channel"]
+)
 def test_ten_thousand_extreme_gates_change_nothing(gates, dtype):
     """Two heads of 1250 sequences a case: beside the oracle, and finite gradients."""
     x = inputs(1250, gates, extreme, dtype=dtype)

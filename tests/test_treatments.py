@@ -265,6 +265,7 @@ def test_what_was_applied_once_is_read_and_not_computed(runs, monkeypatch):
     assert apply(run.key, (Weights(format="int3", group=4),), root) == first
 
 
+@pytest.mark.slow
 def test_no_steps_of_retraining_are_the_parent_and_low_rank_changes_begin_there(runs):
     root, run = runs
     assert apply(run.key, (Retrain(steps=0),), root).change.value == 0.0

@@ -280,7 +280,10 @@ BAD_CELLS = {
 }
 
 
-@pytest.mark.parametrize("name", BAD_CELLS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (i > 1)) for i, n in enumerate(BAD_CELLS)],
+)
 def test_selftest_drops_what_compare_drops_and_skips_what_has_one_seed(
     name, seeded, tmp_path, capsys
 ):
