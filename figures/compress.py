@@ -74,7 +74,7 @@ def _sizes(
         of = {row["treatment"]: row for row in shown if row["family"] == family}
         known = [(y, of[name]) for y, name in enumerate(treatments)
                  if name in of and not of[name].get("reason")]  # fmt: skip
-        shift = 0.7 * (i / max(1, len(families) - 1) - 0.5)
+        shift = 0.7 * ((i + 0.5) / len(families) - 0.5)
         x = [row["ratio"] for _, row in known]
         ends = [
             [row["ratio"] - row["low"] for _, row in known],
