@@ -8,8 +8,7 @@ equal tokens, loss by position, and the compute-optimal N against T (xLSTM's sca
 are the ladder's question beside its contexts of 128.
 
 Command:   isoflop run context_training --workers 14 && isoflop figures context_training
-Duration:  about 5 minutes on an H100 with 16 cores; on 2 CPU cores --families dense mamba
-           --lengths 128 512 --sizes 2 fits an hour
+Duration:  not timed whole; on 2 CPU cores take --families dense mamba --lengths 128 512 --sizes 2
 Expected:  every family's loss at equal tokens falls with T, mostly before 512; dense's falls most,
            so that recurrences' gains over it fall with T at equal tokens and, its attention being
            charged, less at equal FLOPs

@@ -7,8 +7,7 @@ accuracy over tasks and seeds; the rank correlation with its loss in the ladder 
 permutation p.
 
 Command:   isoflop run mad --workers 14 && isoflop figures mad
-Duration:  about 4 minutes on an H100 with 16 cores; --tasks in_context_recall memorisation fit half
-           an hour of 2 CPU cores
+Duration:  not timed whole; --tasks in_context_recall memorisation take less
 Expected:  a rank correlation of .5 or more between score and negative loss, as MAD finds
 Rule:      Spearman's correlation of the scores with the ladder's least losses, negated; resolved
            where the permutation p is below .05, on either side

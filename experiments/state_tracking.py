@@ -10,7 +10,7 @@ chooses, the others report (sim/compare/trials.py).
 
 Command:   isoflop run state_tracking --workers 14 && isoflop figures state_tracking
            (--tasks parity alone is the first half)
-Duration:  about 5 minutes on an H100 with 16 cores; --tasks parity about 40 minutes on 2 CPU cores
+Duration:  not timed whole; --tasks parity is the shorter half
 Expected:  parity at 240 bits: [0, 1] and attention at chance, [−1, 1] and the LSTM at 1; A5 needs
            more layers than S3 of attention and of Mamba, not of the LSTM
 Rule:      at chance is an interval over seeds that holds or lies below .55 of the answers, solved a

@@ -5,8 +5,9 @@
 with S the family's own surface of loss over size and data at the run's D tokens. The run's own
 residual from S is the treated model's too, so it divides out: what counts is the change of the loss
 on the same held-out tokens, and the seed's noise with it. Near the run this is ln N_eff/N ≈
-ln(L_treated/L_run) / (∂ln S/∂ln N). Outside the sizes that the surface was fitted to it is refused,
-and told on which side; an end of the interval that lies outside is 0 or infinite.
+ln(L_treated/L_run) / (∂ln S/∂ln N). It is refused where
+the whole interval lies outside the sizes that the surface was fitted to, and told on which side; an
+end that lies outside is 0 or infinite, and an estimate the size at that edge.
 
 The 90 % interval has two sources: the surface's bootstrap draws, and the change of the loss: with
 two seeds or more their spread (a t distribution over seeds), which holds the evaluation's error
@@ -33,6 +34,7 @@ from isoflop.sim.treatments.apply import Treated
 from isoflop.sim.treatments.base import Treatment
 
 SPAN = (0.05, 0.95)
+REACH = 30.0  # of |ln N_eff/N| that is looked through
 CELLS_MIN = 5  # of a line over tokens and size
 
 
@@ -89,49 +91,38 @@ def effective(
     first = changes[0]
     logs = np.array([math.log1p(one.change / one.loss) for one in changes])
     middle = float(logs.mean())
-    ratio, side = _inverted(law, first, middle, sizes)
-    if side:
-        return Effective(reason=_outside(side, sizes, first))
-    if middle == 0.0 and not any(one.error for one in changes) and not np.ptp(logs):
-        return Effective(1.0, 1.0, 1.0)  # nothing was done
+    ratio = low = high = _inverted(law, first, middle)
+    if draws is not None:
+        rng = np.random.default_rng(seed)
+        count = len(np.atleast_1d(next(iter(draws.params_raw().values()))))
+        if len(logs) > 1:
+            scale = float(logs.std(ddof=1)) / math.sqrt(len(logs))
+            moved = middle + scale * rng.standard_t(len(logs) - 1, count)
+        else:
+            moved = middle + first.error / first.loss * rng.standard_normal(count)
+        found = [_inverted(draws.at(i), first, float(m)) for i, m in enumerate(moved)]
+        low, high = (float(x) for x in np.quantile(found, SPAN, method="closest_observation"))
+    least, most = (size / first.n for size in sizes)
+    if high < least or low > most:
+        return Effective(reason=_outside("below" if high < least else "above", sizes, first))
     if draws is None:
         return Effective(ratio=ratio, reason="the surface has no interval, so neither has this")
-    rng = np.random.default_rng(seed)
-    count = len(np.atleast_1d(next(iter(draws.params_raw().values()))))
-    if len(logs) > 1:
-        scale = float(logs.std(ddof=1)) / math.sqrt(len(logs))
-        moved = middle + scale * rng.standard_t(len(logs) - 1, count)
-    else:
-        moved = middle + first.error / first.loss * rng.standard_normal(count)
-    found = [_inverted(draws.at(i), first, float(m), None)[0] for i, m in enumerate(moved)]
-    low, high = (float(end) for end in np.quantile(found, SPAN, method="closest_observation"))
-    low = low if first.n * low >= sizes[0] else 0.0
-    high = high if first.n * high <= sizes[1] else math.inf
-    return Effective(ratio, low, high)
+    inside = min(max(ratio, least), most)
+    return Effective(inside, low if low >= least else 0.0, high if high <= most else math.inf)
 
 
-def _inverted(
-    law: Law, run: Change, moved: float, sizes: tuple[float, float] | None
-) -> tuple[float, str]:
-    """N_eff/N where log S has moved by so much, and the side on which that is out of the window."""
+def _inverted(law: Law, run: Change, moved: float) -> float:
+    """N_eff/N where log S has moved by so much: 0 or infinite where no size has that."""
+    if moved == 0.0:
+        return 1.0
     goal = math.log(float(law(run.n, run.d))) + moved
 
     def gap(log_ratio: float) -> float:
         return math.log(float(law(run.n * math.exp(log_ratio), run.d))) - goal
 
-    if sizes is not None:
-        bottom, top = (math.log(size / run.n) for size in sizes)
-        if moved and gap(bottom) < 0:
-            return math.nan, "below"
-        if moved and gap(top) > 0:
-            return math.nan, "above"
-    else:
-        bottom, top = -30.0, 30.0
-        if gap(bottom) <= 0:
-            return 0.0, ""
-        if gap(top) >= 0:
-            return math.inf, ""
-    return (math.exp(brentq(gap, bottom, top)) if moved else 1.0), ""
+    if gap(-REACH) <= 0:
+        return 0.0
+    return math.inf if gap(REACH) >= 0 else math.exp(brentq(gap, -REACH, REACH))
 
 
 def _outside(side: str, sizes: tuple[float, float], run: Change) -> str:
