@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 from isoflop.models.errors import UserError
 from isoflop.sim.compare.points import COUNT, family, label
@@ -95,11 +95,12 @@ def effective(
     if draws is not None:
         rng = np.random.default_rng(seed)
         count = len(np.atleast_1d(next(iter(draws.params_raw().values()))))
+        even = (rng.permutation(count) + 0.5) / count  # quantiles, in an order of their own
         if len(logs) > 1:
             scale = float(logs.std(ddof=1)) / math.sqrt(len(logs))
-            moved = middle + scale * rng.standard_t(len(logs) - 1, count)
+            moved = middle + scale * stdtrit(len(logs) - 1, even)
         else:
-            moved = middle + first.error / first.loss * rng.standard_normal(count)
+            moved = middle + first.error / first.loss * ndtri(even)
         found = [_inverted(draws.at(i), first, float(m)) for i, m in enumerate(moved)]
         low, high = (float(x) for x in np.quantile(found, SPAN, method="closest_observation"))
     least, most = (size / first.n for size in sizes)
