@@ -14,16 +14,21 @@ def json_object(line: str, place: str) -> dict[str, Any]:
     """The object that a line of JSON holds. UserError, naming its place, if it holds anything else,
     names a key twice or is nested too deeply.
     """
-    try:
-        pairs = functools.partial(once, place=place)
-        value = json.loads(line, object_pairs_hook=pairs, parse_int=_integer)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{place} must be a JSON object: {error}; correct it") from None
-    except RecursionError:
-        raise too_deep(place) from None
+    value = json_value(line, place)
     if not isinstance(value, dict):
         raise UserError(f"{place} must be a JSON object, and is {quoted(line)}; correct it")
     return value
+
+
+def json_value(text: str, place: str, what: str = "a JSON object") -> Any:
+    """Any value of JSON, by the same rules; `what` is what it should have been."""
+    try:
+        pairs = functools.partial(once, place=place)
+        return json.loads(text, object_pairs_hook=pairs, parse_int=_integer)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place} must be {what}: {error}; correct it") from None
+    except RecursionError:
+        raise too_deep(place) from None
 
 
 def too_deep(place: str) -> UserError:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("models", "sim", "figures", "experiments")
 SIM = (  # each may import those before it
     *("durable", "jsonlines", "userfile", "optim", "data", "spec", "records", "cost", "train"),
-    *("evaluate", "treatments", "grid", "laws", "compare"),
+    *("evaluate", "treatments", "grid", "laws", "compare", "classroom"),
 )
 MODELS = (
     "errors",

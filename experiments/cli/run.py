@@ -58,14 +58,19 @@ def run(args: Sequence[str]) -> int:
 
 
 def loaded(experiment: Experiment) -> ModuleType:
-    """Its module, and JAX with it, which reads its settings as it is imported."""
+    """Its module, and JAX with it."""
+    set_up(experiment.trains)
+    return experiment.load()
+
+
+def set_up(trains: bool) -> None:
+    """What JAX reads as it is imported, here and in workers."""
     from isoflop.sim.data import cache
 
     # measurements of speed compile afresh
-    settings = cache.FAST_COMPILING | (cache.compilation() if experiment.trains else {})
+    settings = cache.FAST_COMPILING | (cache.compilation() if trains else {})
     for name, value in settings.items():
-        os.environ.setdefault(name, value)  # here and in workers
-    return experiment.load()
+        os.environ.setdefault(name, value)
 
 
 def bench(args: Sequence[str]) -> int:

@@ -117,6 +117,11 @@ VERBS = {
         *("choose", "choose"),
         "Choose a model by quality, latency, price, memory and energy, and say how surely.",
     ),
+    "class": Verb(
+        *("classroom", "class_"),
+        "Give a class a budget: students buy runs, predict a larger one, and are scored.",
+        raw=True,
+    ),
     "import": Verb(
         *("checkpoints", "import_"),
         "Describe a trained model, a run's or Hugging Face's, and measure its loss on a text.",

@@ -52,15 +52,21 @@ def build(
 
 def render(template: str, values: dict[str, Any]) -> str:
     """A whole page with the charts' script inside it, under the name `script`."""
-    environment = jinja2.Environment(
+    return environment().get_template(template).render(values, script=_script())
+
+
+@cache
+def environment() -> jinja2.Environment:
+    """Of every template: what is put into one is escaped, and nothing is left out unseen."""
+    found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    return environment.get_template(template).render(values, script=_script())
+    found.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    return found
 
 
 @cache

@@ -1,9 +1,10 @@
-"""Files of anybody's runs into columns: CSV, JSON lines and Parquet become the same thing.
+"""Files of anybody's runs into columns: CSV, JSON, JSON lines and Parquet become the same thing.
 
 A table is a dict of equally long columns, cells as they stand. Nested JSON objects flatten with
-dots (`flops.executed`); JSON lines of isoflop's own records become the columns of their CSV. A file
-that cannot be read, or that says two things under one name, is a `UserError`; what its cells say is
-for `sim.records.tables` to judge.
+dots (`flops.executed`); JSON lines of isoflop's own records become the columns of their CSV, and
+lists of runs as CS336 has them (cs336.py) get the columns that a fit asks for. A file that cannot
+be read, or that says two things under one name, is a `UserError`; what its cells say is for
+`sim.records.tables` to judge.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.models.errors import UserError, quoted
-from isoflop.sim.jsonlines import json_object, once, too_deep
+from isoflop.sim.jsonlines import json_object, json_value, once, too_deep
+from isoflop.sim.records import cs336
 from isoflop.sim.records.tables import MISFIT
 
 FORMULA = re.compile(r"'*[=+\-@\t\r]")  # how a cell begins that a spreadsheet would compute
 
 
 def read(path: Path) -> dict[str, list[Any]]:
-    """The columns of a .csv, .jsonl or .parquet file, cells as they stand."""
+    """The columns of a .csv, .json, .jsonl or .parquet file, cells as they stand."""
     path = Path(path)
-    readers = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
+    readers = {".csv": _csv, ".json": _json, ".jsonl": _jsonl, ".parquet": _parquet}
     if path.suffix.lower() not in readers:
         raise UserError(
             f"{path.name} has the suffix {path.suffix or '(none)'!r}, and runs are read from "
@@ -98,6 +100,18 @@ def _jsonl(path: Path) -> list[dict[str, Any]]:
 
         return [dict(flatten(row)) for row in read_rows(path)]
     return rows
+
+
+def _json(path: Path) -> list[dict[str, Any]]:
+    """A list of objects, one a run."""
+    value = json_value(path.read_text(encoding="utf-8-sig"), path.name, "JSON")
+    if (known := cs336.cells(value)) is not None:
+        return known
+    if not isinstance(value, list) or not all(isinstance(run, dict) for run in value):
+        raise UserError(
+            f"{path.name} must be a list of objects, one a run, or one of CS336's lists; rewrite it"
+        )
+    return [once(dotted(run), f"{path.name} run {i}") for i, run in enumerate(value, 1)]
 
 
 def dotted(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

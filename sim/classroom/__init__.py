@@ -1,0 +1,1 @@
+"""A class budget: students buy runs, predict a larger one, and are scored."""
