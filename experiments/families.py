@@ -13,7 +13,9 @@ from isoflop.models.errors import UserError
 from isoflop.models.families import zoo
 from isoflop.models.lm import ModelConfig
 from isoflop.sim.compare import rates
-from isoflop.sim.data import AnyData
+from isoflop.sim.cost.flops import step_flops
+from isoflop.sim.data import AnyData, Corpus, File
+from isoflop.sim.data.corpora import PACKAGES
 from isoflop.sim.optim import AdamW, Muon, Optim
 from isoflop.sim.records.store import read_rows
 from isoflop.sim.spec import Budget, Cell, Run
@@ -25,6 +27,7 @@ RATES = {  # optimiser → the sweeps that its rates are tuned by
 }
 OPTIMISERS: dict[str, type[AdamW] | type[Muon]] = {"adamw": AdamW, "muon": Muon}
 SEEDS_MAX = 1000  # of a cell
+WARMUP, FEWEST_STEPS = 50, 63  # steps; a run's last fifth is its cooldown
 BASE_WIDTH, BASE_DEPTH = 64, 2
 STUDIED = ("dense", "moe", "mamba", "mamba2", "linear", "gated_deltanet", "hybrid", "lstm")
 
@@ -72,6 +75,20 @@ def optim(family: str, width: int, warmup_steps: int, kind: str = "adamw") -> Op
     return OPTIMISERS[kind](lr=rate, base_width=BASE_WIDTH, warmup_steps=warmup_steps)
 
 
+def corpus_of(name: str) -> AnyData:
+    """An embedded corpus by its name, or the bytes of a file of text: .txt, .jsonl or .parquet.
+
+    Raises UserError for a word that is neither.
+    """
+    if name in PACKAGES:
+        return Corpus.model_validate({"name": name})
+    if not Path(name).suffix:
+        raise UserError(
+            f"corpus={name!r} must be {', '.join(PACKAGES)} or a file of text, as book.txt"
+        )
+    return File(path=name)
+
+
 def seeds_of(count: int) -> range:
     """0, 1, … Raises UserError for more than anybody trains."""
     if count > SEEDS_MAX:
@@ -99,8 +116,8 @@ def grid(
             data,
             Budget(steps=length, batch=batch, seq_len=seq_len, eval_tokens=eval_tokens),
             seed,
-            warmup=50,
-            kind=kind,
+            WARMUP,
+            kind,
         )
         for family in families
         for width, depth in shapes
@@ -122,3 +139,18 @@ def cell(
         seed=seed,
     )
     return Cell(labels={"family": named(family, kind), "width": width, "depth": depth}, run=run)
+
+
+def for_budget(family: str, width: int, depth: int, data: AnyData, flops: float, seed: int) -> Cell:
+    """The run that `flops` executed FLOPs pay for, to half a step of 512 tokens. Raises UserError
+    where they pay for too few steps.
+    """
+    batch, seq_len = 4, 128
+    step = step_flops(model(family, width, depth, data.vocab_size), seq_len, batch)["executed"]
+    if (steps := round(flops / step)) < FEWEST_STEPS:
+        raise UserError(
+            f"a budget must pay for {FEWEST_STEPS} steps, a warm-up and a cooldown, and {flops:.3g}"
+            f" FLOPs pay for {steps} of {family} of width {width}; raise it, or take smaller widths"
+        )
+    budget = Budget(steps=steps, batch=batch, seq_len=seq_len, eval_tokens=65_536)
+    return cell(family, width, depth, data, budget, seed, WARMUP)

@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from isoflop.experiments.families import STUDIED, grid
+from isoflop.experiments.families import STUDIED, corpus_of, grid
 from isoflop.models.errors import UserError
-from isoflop.sim.data import Corpus
 from isoflop.sim.spec import Cell
 
 
@@ -53,12 +52,13 @@ def cells(
         sizes: how many of the scale's sizes, the smallest first; all by default.
         steps: training lengths, instead of the scale's.
         seeds: runs of each cell, trained together; the same data order for every family.
-        corpus: sympy (Python code, 15.8 MB to train on) or kjv (English, 4.0 MB).
+        corpus: sympy (Python code, 15.8 MB to train on), kjv (English, 4.0 MB), or a file of your
+            own: book.txt.
         optim: whose tuned rates the families train with.
     """
     shapes, lengths, batch, seq_len = SCALES[scale]
     if sizes is not None and not 1 <= sizes <= len(shapes):
         raise UserError(f"sizes={sizes} must be between 1 and {len(shapes)}, the sizes there are")
-    data = Corpus(name=corpus)
+    data = corpus_of(corpus)
     lengths = steps or lengths
     return grid(families, shapes[:sizes], lengths, seeds, data, 131_072, batch, seq_len, kind=optim)

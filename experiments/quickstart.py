@@ -13,8 +13,7 @@ Expected:  every family's loss falls with FLOPs; at 1.9 × 10¹¹ of them Mamba'
 
 from __future__ import annotations
 
-from isoflop.experiments.families import grid
-from isoflop.sim.data import Corpus
+from isoflop.experiments.families import corpus_of, grid
 from isoflop.sim.spec import Cell
 
 SHAPES = ((32, 1), (32, 2), (48, 2), (64, 2))  # (width, depth)
@@ -32,6 +31,6 @@ def cells(
         families: names of the zoo's families.
         steps: training lengths, of 1024 tokens a step.
         seeds: runs of each cell, trained together; an interval needs two or more.
-        corpus: kjv (English) or sympy (Python code).
+        corpus: kjv (English), sympy (Python code), or a file of your own: book.txt.
     """
-    return grid(families, SHAPES, steps, seeds, Corpus(name=corpus), eval_tokens=32_768)
+    return grid(families, SHAPES, steps, seeds, corpus_of(corpus), eval_tokens=32_768)

@@ -17,6 +17,7 @@ from isoflop.sim.compare.points import COUNT, Point, columns
 from isoflop.sim.cost.names import named
 from isoflop.sim.laws.fit import Fit
 from isoflop.sim.laws.forms import Chinchilla, PowerLaw
+from isoflop.sim.laws.isoflop import Allocation, isoflop
 
 FORMULA = {
     Chinchilla: "L = E + A/Nᵅ + B/Dᵝ",
@@ -93,3 +94,14 @@ def line(edge: Sequence[Point], convention: str, draws: int) -> Fit:
     }
     stated = {"which FLOPs": named(convention)}
     return PowerLaw.fit(found, draws=draws, asymptote=False, stated=stated)
+
+
+def valleys(
+    group: Sequence[Point], budgets: Sequence[float] | None = None, convention: str = "executed"
+) -> Allocation:
+    """N*(C) of one family by IsoFLOP valleys, over every seed; `budgets` are found without them.
+
+    Raises UserError where fewer than three budgets have their minimum inside the sizes.
+    """
+    runs = columns(group)
+    return isoflop(runs[convention], runs["N"], runs["loss"], budgets=budgets)

@@ -46,6 +46,10 @@ class CostModel:
         log_n, log_d = np.log(np.asarray(N, dtype=float)), np.log(np.asarray(D, dtype=float))
         return np.exp(self.tokens * log_d + self.size(log_n)[0])
 
+    def log_tokens(self, log_c: Any, log_n: Any) -> Any:
+        """log of the D for which C pays at size N."""
+        return (log_c - self.size(log_n)[0]) / self.tokens
+
     def size(self, log_n: Any) -> tuple[Any, Any, Any]:
         """log of the part of the cost that N decides, and its two derivatives in log N."""
         u = [c - p * log_n for c, p in zip(self.logs, self.powers, strict=True)]

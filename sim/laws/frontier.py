@@ -58,7 +58,7 @@ class Frontier:
         with np.errstate(all="ignore"):  # α, β or B of a draw may be zero: its optimum is nan
             n = _root(gap, target / 2.0)
             # D from the cost itself, so that the point is at C to rounding
-            return np.exp(n), np.exp((target - self.cost.size(n)[0]) / self.cost.tokens)
+            return np.exp(n), np.exp(self.cost.log_tokens(target, n))
 
     def inverse(self, loss: Any) -> Any:
         """The cost at which the loss is reached; infinite at or below the asymptote."""
