@@ -69,12 +69,21 @@ def families(task: str, span: float = 1.0, least: float = 0.0) -> dict[str, list
     }
 
 
-def routing() -> dict[tuple[bool, bool], int]:
-    """(small right, large right) → questions of GSM8K."""
-    return {
-        (row["small_correct"] == "1", row["large_correct"] == "1"): int(row["questions"])
-        for row in _rows("routing_gsm8k.csv")
-    }
+def routing(task: str = "gsm8k") -> dict[tuple[bool, bool], int]:
+    """(small right, large right) → questions of a task, gsm8k or mmlu."""
+    found: dict[tuple[bool, bool], int] = {}
+    for small, large, count, _ in routed(task):
+        found[small, large] = found.get((small, large), 0) + count
+    return found
+
+
+def routed(task: str) -> list[tuple[bool, bool, int, int]]:
+    """(small right, large right, questions, rank of their length: longer ones have a higher)."""
+    return [
+        (row["small_correct"] == "1", row["large_correct"] == "1", int(row["questions"]),
+         int(row["length"]))
+        for row in _rows(f"routing_{task}.csv")
+    ]  # fmt: skip
 
 
 def _rows(name: str) -> Iterator[dict[str, str]]:

@@ -22,13 +22,22 @@ def apply(
     pattern: Literal["free", "2:4"] = "free",
     remove: Literal["layers", "channels", "experts", "heads"] | None = None,
     share: float = 0.25,
+    neighbours: int | None = None,
+    passages: int | None = None,
+    after: int = 0,
+    cascade: str | None = None,
+    ask: float = 0.05,
+    unit: Literal["tokens", "sequences"] = "tokens",
+    draft: str | None = None,
+    gamma: int = 4,
     runs: Path = Path("runs"),
     json: bool = False,
 ) -> None:
     """Treat trained runs, and measure their loss on their own held-out tokens.
 
-    Several treatments are applied in this order: remove, state, prune, weights, activations. What
-    was applied once is kept in the run's folder and not computed again.
+    Several treatments are applied in this order: remove, state, prune, weights, activations,
+    neighbours, passages, cascade, draft. What was applied once is kept in the run's folder and not
+    computed again.
 
     Args:
         run: runs, each a folder or the beginning of a key in --runs.
@@ -42,6 +51,16 @@ def apply(
         pattern: 2:4 keeps two of every four neighbours.
         remove: parts to take out whole, in proportion --share.
         share: of the layers, or of each layer's channels, experts or heads.
+        neighbours: tokens in a store of training text, from whose nearest neighbours next tokens
+            are read (kNN-LM).
+        passages: passages in a store of training text, of which the most similar one is put into
+            the context.
+        after: training batch from which on the text of either store is read.
+        cascade: a larger run in the same runs directory, which is asked where a run is least sure.
+        ask: share of tokens, or of sequences, at which it is asked.
+        unit: whether single tokens are asked for, or whole sequences after a prompt.
+        draft: a smaller run in the same runs directory, which drafts tokens (speculative decoding).
+        gamma: tokens that are drafted at once.
         runs: the runs directory.
         json: print JSON instead of a table.
     """
@@ -59,6 +78,14 @@ def apply(
         chosen.append(t.Weights(format=weights, group=group, method=method))
     if activations is not None:
         chosen.append(t.Activations(format=activations, group=group))
+    if neighbours is not None:
+        chosen.append(t.Neighbours(store=neighbours, first=after))
+    if passages is not None:
+        chosen.append(t.Passages(store=passages, first=after))
+    if cascade is not None:
+        chosen.append(t.Cascade(large=_key(cascade, runs), share=ask, unit=unit))
+    if draft is not None:
+        chosen.append(t.Speculate(draft=_key(draft, runs), gamma=gamma))
     if not run or not chosen:
         raise Usage("give at least one run and one treatment, as in RUN --weights int4; see --help")
     found = [t.apply(one, chosen, runs) for one in run]
@@ -68,9 +95,16 @@ def apply(
     print(table([_told(one) for one in found], left=("run",)))
 
 
+def _key(run: str, runs: Path) -> str:
+    """The whole key of a run beside those that are treated."""
+    from isoflop.sim.evaluate.checkpoint import Checkpoint
+
+    return Checkpoint.load(run, runs).folder.name
+
+
 def _told(one: Any) -> dict[str, str]:
     now, plain = one.ledger, one.plain_ledger
-    return {
+    told = {
         "run": one.run,
         "loss": f"{one.plain['loss'].value:.4f}",
         "treated": f"{one.metrics['loss'].value:.4f}",
@@ -79,7 +113,13 @@ def _told(one: Any) -> dict[str, str]:
         "resident bytes": f"{now.resident_bytes:,.0f} "
         f"({now.resident_bytes / plain.resident_bytes:.2f} ×)",
         "parameters": f"{one.params['total']:,}",
+        "FLOPs a token": f"{now.step_flops / plain.step_flops:.2f} ×",
     }
+    if now.store_bytes:
+        told["store bytes"] = f"{now.store_bytes:,.0f}"
+    if now.large_calls:
+        told["asked"] = f"{now.large_calls:.3f}"
+    return told | {name: f"{value:.4g}" for name, value in one.chosen.items()}
 
 
 def effective(

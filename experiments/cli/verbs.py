@@ -132,7 +132,7 @@ VERBS = {
     ),
     "apply": Verb(
         *("treat", "apply"),
-        "Quantise, prune or cut down trained runs, and measure what that does to their loss.",
+        "Quantise, prune, let retrieve or cascade trained runs, and measure their loss and cost.",
     ),
     "effective": Verb(
         *("treat", "effective"),

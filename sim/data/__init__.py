@@ -1,9 +1,10 @@
 """Seeded, stateless token streams: everything that a run can be trained on, under one name.
 
 Stored text: `Corpus`, `File`, `HuggingFace`. Generated, with known entropy: `ZipfFacts`,
-`ContextFacts`, `HierarchyGrammar`, `Markov`, `HiddenMarkov`. Tasks with right and wrong answers are
-in the files of `sim.data.tasks`, and `Mixture` joins sources. `compressed_bits_per_byte` is a
-baseline for a model's loss. The contract is `sim.data.source`.
+`ContextFacts`, `HierarchyGrammar`, `Markov`, `HiddenMarkov`; `FactTable` writes `ZipfFacts` down
+for a store. Tasks with right and wrong answers are in the files of `sim.data.tasks`, and `Mixture`
+joins sources. `compressed_bits_per_byte` is a baseline for a model's loss. The contract is
+`sim.data.source`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import isoflop.sim.data.tasks  # noqa: F401 (so that their kinds are known)
 from isoflop.sim.data.compressors import compressed_bits_per_byte
 from isoflop.sim.data.corpora import Corpus
+from isoflop.sim.data.fact_table import FactTable
 from isoflop.sim.data.files import File
 from isoflop.sim.data.hidden_markov import HiddenMarkov
 from isoflop.sim.data.huggingface import HuggingFace
@@ -24,6 +26,7 @@ __all__ = [
     "ContextFacts",
     "Corpus",
     "DataConfig",
+    "FactTable",
     "File",
     "HiddenMarkov",
     "HierarchyGrammar",

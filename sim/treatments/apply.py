@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from isoflop.models.base import Config
 from isoflop.models.errors import UserError
@@ -38,6 +38,7 @@ class Treated(Config):
     changes: dict[str, Metric]  # loss, NAME.loss: treated − plain, token by token, with the
     # difference's own standard error
     params: dict[str, int]  # of the treated model, by PARAMETERS
+    chosen: dict[str, float] = Field(default_factory=dict)  # what a treatment chose by itself
     ledger: Ledger
     plain_ledger: Ledger
 
@@ -87,6 +88,7 @@ def apply(run: str | Path, treatments: Sequence[Treatment], runs: Path = Path("r
         plain=reference,
         changes=changes,
         params=param_counts(subject.model),
+        chosen=dict(subject.chosen),
         ledger=subject.ledger,
         plain_ledger=plain.ledger,
     )

@@ -12,7 +12,8 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, reduce
+from pathlib import Path
 from typing import Annotated, Any
 
 import jax
@@ -33,7 +34,8 @@ from isoflop.sim.train.program import cross_entropy, likeliest
 from isoflop.sim.treatments.formats import Format, stored_bits
 
 Params = Any  # nnx.State
-Logits = Callable[[ModelConfig, Params, Int[Array, "b t"]], Float[Array, "b t w"]]
+Reads = Any  # the parameters; or (what is read without a treatment, the arrays that it adds)
+Logits = Callable[[ModelConfig, Reads, Int[Array, "b t"]], Float[Array, "b t w"]]
 
 
 class Ledger(Config):
@@ -44,7 +46,7 @@ class Ledger(Config):
     train_flops: int  # of all training that it took, teachers' and retraining included
     teacher_flops: int = 0  # the part of them that is the teacher's: its training, its predictions
     step_flops: int  # of one decoded token
-    read_bytes: float  # weights and state that one decoded token reads
+    read_bytes: float  # weights, state and store that one decoded token reads
     resident_bytes: float  # weights and state
     store_bytes: float = 0.0  # of what it looks things up in
     large_calls: float = 0.0  # tokens of a large model that it asks for, per token of its own
@@ -86,7 +88,10 @@ class Subject:
     kept: Mapping[str, int] = field(default_factory=dict)  # path → weights that a mask leaves
     state_bits: float = 32.0  # of an element of the decoding state, scales included
     train_flops: int = 0
-    extra: Mapping[str, float] = field(default_factory=dict)  # further fields of the ledger
+    extra: Mapping[str, float] = field(default_factory=dict)  # what the ledger's fields have more
+    memory: tuple[Any, ...] = ()  # arrays that `logits` reads beside the parameters
+    chosen: Mapping[str, float] = field(default_factory=dict)  # what treatments chose, by name
+    runs: Path | None = None  # the directory of the run, where a treatment finds others
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Subject:
@@ -99,10 +104,32 @@ class Subject:
             )
         flops = training_flops(run)["executed"]
         params = jax.tree.map(jnp.asarray, checkpoint.params)
-        return cls(run, checkpoint.model, params, parallel, train_flops=flops)
+        runs = checkpoint.folder.parent
+        return cls(run, checkpoint.model, params, parallel, train_flops=flops, runs=runs)
 
     def to(self, **changes: Any) -> Subject:
+        """With these fields. Raises UserError where weights change that a memory was made with."""
+        if self.memory and "params" in changes:
+            raise UserError(
+                "weights are treated before what reads with them: give neighbours, passages and "
+                "cascade last"
+            )
         return replace(self, **changes)
+
+    def reading(self, logits: Logits, memory: Any, **changes: Any) -> Subject:
+        """That predicts by `logits`, which reads (what it read until now, `memory`)."""
+        return self.to(logits=logits, memory=(*self.memory, memory), **changes)
+
+    def costing(self, **more: float) -> dict[str, float]:
+        """`extra` with so much more of each field."""
+        return {
+            name: self.extra.get(name, 0) + more.get(name, 0) for name in {**self.extra, **more}
+        }
+
+    @property
+    def reads(self) -> Reads:
+        """The second argument of `logits`."""
+        return reduce(lambda read, more: (read, more), self.memory, self.params)
 
     def rewrite(self, change: Callable[[Leaf], Any]) -> Subject:
         """With every leaf's array replaced by `change(leaf)`."""
@@ -147,13 +174,15 @@ class Subject:
 
         touched = sum(read(leaf) * bits for leaf, bits in zip(leaves, each, strict=True))
         state = self.state_bits * model.state_size(context)
-        return Ledger(
-            train_flops=self.train_flops,
-            step_flops=model.step_cost(context).flops,
-            read_bytes=(touched + state) / 8,
-            resident_bytes=(sum(each) + state) / 8,
-            **self.extra,
-        )
+        own = {
+            "train_flops": self.train_flops,
+            "step_flops": model.step_cost(context).flops,
+            "read_bytes": (touched + state) / 8,
+            "resident_bytes": (sum(each) + state) / 8,
+        }
+        return Ledger(**own | {
+            name: own.get(name, 0) + more for name, more in self.extra.items()
+        })  # fmt: skip
 
 
 class Treatment(Tagged, ABC):
@@ -181,19 +210,26 @@ def parallel(model: ModelConfig, params: Params, tokens: Int[Array, "b t"]) -> A
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _judge(logits: Logits, model: ModelConfig, params: Params, batch: Batch) -> tuple[Any, Any]:
-    found = logits(model, params, batch.tokens[:, :-1])
+def _judge(logits: Logits, model: ModelConfig, reads: Reads, batch: Batch) -> tuple[Any, Any]:
+    found = logits(model, reads, batch.tokens[:, :-1])
     return cross_entropy(found, batch.targets), likeliest(found, batch.targets)
 
 
 def judge(
     subject: Subject, batch: Batch
 ) -> tuple[Float[np.ndarray, "n t"], Bool[np.ndarray, "n t"]]:
-    """−log p of every target in nats, and whether it was the likeliest token; as many sequences at
-    once as a training batch has tokens.
+    """−log p of every target in nats, and whether it was the likeliest token."""
+    return by_parts(
+        subject.run, batch, lambda part: _judge(subject.logits, subject.model, subject.reads, part)
+    )
+
+
+def by_parts(run: Run, batch: Batch, function: Callable[[Batch], Any]) -> Any:
+    """The arrays that a function gives of a batch's sequences, a row for each: called for as many
+    at once as a training batch has tokens, the last ones filled up with zeros.
     """
     count, length = batch.tokens.shape
-    rows = max(1, subject.run.budget.batch_tokens // (length - 1))
+    rows = max(1, run.budget.batch_tokens // (length - 1))
 
     def part(start: int) -> Batch:
         def rows_of(x: Any) -> Any:
@@ -202,14 +238,8 @@ def judge(
 
         return jax.tree.map(rows_of, batch)
 
-    parts = [
-        _judge(subject.logits, subject.model, subject.params, part(start))
-        for start in range(0, count, rows)
-    ]
-    nats, correct = (
-        np.concatenate([np.asarray(x) for x in each])[:count] for each in zip(*parts, strict=True)
-    )
-    return nats, correct
+    parts = [function(part(start)) for start in range(0, count, rows)]
+    return jax.tree.map(lambda *each: np.concatenate([np.asarray(x) for x in each])[:count], *parts)
 
 
 def _leaf(path: Any, variable: nnx.Variable) -> Leaf:

@@ -129,7 +129,7 @@ class Distil(Treatment, Sizes):
         taught = subject.train_flops + self.steps * _flops(subject, subject.model) // 3
         return Subject(
             subject.run, self.student, params, parallel,
-            train_flops=own + asked * taught,
+            train_flops=own + asked * taught, runs=subject.runs,
             extra={"teacher_flops": asked * taught},
         )  # fmt: skip
 

@@ -1,0 +1,188 @@
+"""Is what a store of text gains logarithmic in the store, and is it worth its bytes?
+
+A small grid of each family is trained on half of its text, or taken from the runs directory, and
+reads from a store of the other half (kNN-LM, exact search, λ and temperature chosen on a second
+held-out split, near copies of held-out text purged). Beside it stand: the same run with as much
+text again to train on; a store of the text that it was trained on; a store in random order;
+passages in the context, found or random. Effective sizes are on the family's own surface. Fresh
+facts: runs that saw Zipf facts which were never the same twice, or others than they are asked for,
+look facts up in a table of five sizes.
+
+Decision rules, from before there were records, with 90 % intervals. The gain is logarithmic where a
+least-squares parabola of the seeds' gains over log2 of the store has a slope above 0 and a
+curvature that 0 is inside of. Retrieval pays for its bytes where N_eff/N over the bytes held, as
+multiples of the run's own, is above 1. A control gains nothing where 0 is inside of the interval of
+its change over held-out sequences. Facts obey the law H + (1 − coverage) · cost, and half of that
+for each token, where the measured loss is within its interval of the law at all five sizes: the
+cost is log(symbols) where facts were never the same twice, and what the run itself pays for each
+fact where it learnt others.
+
+Command:   isoflop run retrieve && isoflop figures retrieve
+Duration:  not timed on an idle machine
+Expected:  gains grow with the store and are those of a few times the parameters at most, for many
+           times the bytes; random stores gain nothing; facts obey their law
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isoflop.experiments.cli.text import tell
+from isoflop.experiments.families import grid, model, optim, seeds_of
+from isoflop.sim.compare.effective import of_cells
+from isoflop.sim.compare.study import Study
+from isoflop.sim.data import ContextFacts, Corpus, FactTable, ZipfFacts
+from isoflop.sim.evaluate.checkpoint import Checkpoint
+from isoflop.sim.grid.executors.local import Local
+from isoflop.sim.grid.grid import execute
+from isoflop.sim.records.store import Row, Store
+from isoflop.sim.spec import Budget, Cell, Eval, Run
+from isoflop.sim.train.loop import train
+from isoflop.sim.treatments import Neighbours, Passages, Subject, Treated, Treatment, apply
+from isoflop.sim.treatments.base import judge
+
+SHAPES = ((32, 2), (64, 2), (96, 2))  # (width, depth), of which the middle one retrieves
+STEPS = (150, 300, 600)  # of which the middle one is half of the text
+CONTROL = 16_384  # tokens in the stores of controls
+FACTS = {"facts": 256, "symbols": 64, "alpha": 0.5}
+TABLES = (2, 8, 32, 96, 256)
+
+
+def text_cells(families: tuple[str, ...], seeds: int, corpus: str) -> list[Cell]:
+    """The grid on text, which the cascade shares."""
+    return grid(families, SHAPES, STEPS, seeds, Corpus(name=corpus), eval_tokens=16_384)
+
+
+def measure(
+    families: tuple[str, ...] = ("dense", "mamba"),
+    stores: tuple[int, ...] = (1024, 4096, 16_384, 65_536, 262_144),
+    passages: int = 4096,
+    seeds: int = 2,
+    corpus: str = "sympy",
+    trained: Path = Path("runs"),
+    workers: int = 1,
+) -> list[dict]:
+    """The table: a row for each family and arm on text, and for each table of facts.
+
+    Args:
+        families: names of families with a tuned learning rate.
+        stores: tokens in the stores, of the text after what was trained on.
+        passages: in the store that the context is filled from.
+        seeds: runs of each cell.
+        corpus: kjv (English) or sympy (Python code).
+        trained: the runs directory of the plain runs; what it lacks is trained.
+        workers: processes that train.
+    """
+    text = text_cells(families, seeds, corpus)
+    facts = [cell for family in families for cell in fact_cells(family, seeds)]
+    execute([*text, *facts], trained, train, executor=Local(workers=workers))
+    store = Store(trained)
+    rows = [row for row in store.rows(text) if row.record.status == "ok"]
+    found = on_text(rows, stores, passages, trained)
+    for cell in facts:
+        tell(f"facts of {cell.labels['family']}")
+        found += on_facts(cell, trained)
+    tell("")
+    return found
+
+
+def on_text(
+    rows: Sequence[Row], stores: Sequence[int], passages: int, trained: Path
+) -> list[dict[str, Any]]:
+    """A row for each family and arm, with the seeds' changes of the loss."""
+    study, half = Study(rows), STEPS[1]
+    arms: list[tuple[str, int, Treatment]] = [
+        *(("store", n, Neighbours(store=n, first=half)) for n in stores),
+        ("seen text", CONTROL, Neighbours(store=CONTROL)),
+        ("random store", CONTROL, Neighbours(store=CONTROL, first=half, shuffled=True)),
+        ("passages", passages, Passages(store=passages, first=half)),
+        ("random passages", passages, Passages(store=passages, first=half, shuffled=True)),
+    ]
+    found = []
+    for family in dict.fromkeys(str(row.labels["family"]) for row in rows):
+        mine = [row for row in rows if row.labels["family"] == family
+                and (row.labels["width"], row.labels["depth"]) == SHAPES[1]]  # fmt: skip
+        halves = [row for row in mine if row.record.run.budget.steps == half]
+        for arm, count, treatment in arms:
+            tell(f"{family}: {arm}, {count}")
+            treated = [apply(row.record.key, (treatment,), trained) for row in halves]
+            (row,) = of_cells(treated, study)
+            found.append(_row(arm, count, treated) | row)
+        whole = {row.record.run.seed: row.record.metrics["loss"].value for row in mine
+                 if row.record.run.budget.steps == STEPS[2]}  # fmt: skip
+        changes = [whole[row.record.run.seed] - row.record.metrics["loss"].value for row in halves
+                   if row.record.run.seed in whole]  # fmt: skip
+        found.append({"part": "text", "arm": "train on all", "family": family, "store": 0,
+                      "changes": changes, "change": float(np.mean(changes))})  # fmt: skip
+    return found
+
+
+def _row(arm: str, count: int, treated: Sequence[Treated]) -> dict[str, Any]:
+    first = treated[0]
+    held = (first.ledger.resident_bytes + first.ledger.store_bytes) / (
+        first.plain_ledger.resident_bytes
+    )
+    return {
+        **{"part": "text", "arm": arm, "store": count, "held_bytes": held},
+        "changes": [one.change.value for one in treated],
+        "errors": [one.change.se or 0.0 for one in treated],
+        "chosen": [one.chosen for one in treated],
+    }
+
+
+def fact_cells(family: str, seeds: int) -> list[Cell]:
+    """Runs on facts that were never the same twice, and on others than will be asked for; all are
+    judged on facts that were drawn after.
+    """
+    drawn = Eval(name="drawn", data=ZipfFacts(seed=1, **FACTS), tokens=32_768)
+    arms = {"never twice": ContextFacts(fresh=1.0, **FACTS), "others": ZipfFacts(**FACTS)}
+    return [
+        Cell(
+            labels={"family": family, "width": 32, "depth": 1, "arm": arm},
+            run=Run(
+                model=model(family, 32, 1, data.vocab_size),
+                data=data,
+                optim=optim(family, 32, 50),
+                budget=Budget(steps=1000, batch=256, seq_len=2, eval_tokens=16_384),
+                evals=(drawn,),
+                seed=seed,
+            ),
+        )
+        for arm, data in arms.items()
+        for seed in seeds_of(seeds)
+    ]
+
+
+def on_facts(cell: Cell, trained: Path) -> list[dict[str, Any]]:
+    """A row for each table: the loss on facts that were drawn after training, and its law."""
+    table = FactTable(seed=1, **FACTS)
+    costs = _costs(Subject.of(Checkpoint.load(cell.run.key, trained)), table)
+    language, unknown = table.language.open(), float(np.log(table.symbols))
+    assert language.entropy is not None
+    found = []
+    for count in TABLES:
+        looked_up = Neighbours(
+            store=count, share=1 - 1e-6, temperature=1.0, nearest=1, radius=1e-3, data=table
+        )
+        treated = apply(cell.run.key, (looked_up,), trained)
+        plain, loss = (one["drawn.loss"] for one in (treated.plain, treated.metrics))
+        if cell.labels["arm"] == "never twice":
+            law = language.entropy + (1 - table.coverage(count)) * unknown / 2
+        else:
+            law = plain.value - float(table.p[:count] @ costs[:count]) / 2
+        found.append({
+            **{"part": "facts", **cell.labels, "seed": cell.run.seed, "store": count},
+            **{"coverage": table.coverage(count), "loss": loss.value, "se": loss.se},
+            **{"law": law, "plain": plain.value, "floor": language.entropy},
+        })  # fmt: skip
+    return found
+
+
+def _costs(plain: Subject, table: FactTable) -> np.ndarray:
+    """−log p(symbol) of each fact of the table by the plain run, in nats."""
+    batch = table.open().batch(0, 0, table.facts, 2)
+    return judge(plain, batch)[0][:, 0].astype(float)

@@ -1,0 +1,101 @@
+"""Text that a treatment may look at: a second held-out split, and training text without near copies
+of what is judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt64
+
+from isoflop.models.errors import UserError
+from isoflop.sim.data import Batch, DataConfig
+from isoflop.sim.data.source import WINDOWS_MIN, drawn
+from isoflop.sim.spec import Run
+
+FRESH = 2**21  # a batch of a generated language that no run, and no retraining, has reached
+GRAM = 32  # tokens in a row, by which copies are known
+ODD = np.uint64(0x9E3779B97F4A7C15)
+
+
+def judged(run: Run) -> list[Int[np.ndarray, "n s"]]:
+    """The held-out sequences that the run is judged on, of all of its evaluation sets."""
+    return [split.draw(split.data.open()).tokens for split in run.splits]
+
+
+def second(run: Run) -> Batch:
+    """Held-out sequences of the run's data that it is not judged on, as many where there are: of a
+    generated language fresh ones, of text other windows of the held-out split, none of which shares
+    GRAM tokens in a row with a judged one. Raises UserError where fewer than two are left.
+    """
+    budget, source = run.budget, run.data.open()
+    own = run.splits[0].draw(source)
+    rows = len(own.tokens)
+    if source.train_tokens is None:
+        return drawn(source, FRESH, run.seed, rows, budget.seq_len)
+    every = source.held_out(4 * rows * budget.seq_len, budget.seq_len)
+    gram = min(GRAM, budget.seq_len // 2 + 1)
+    others = np.flatnonzero(~shared(every.tokens, [own.tokens], gram).any(-1))
+    if len(others) < WINDOWS_MIN:
+        raise UserError(
+            f"eval_tokens={budget.eval_tokens} leaves {len(others)} windows of the held-out split "
+            f"to choose by, and {WINDOWS_MIN} are needed; use a run that is judged on fewer"
+        )
+    kept = others[np.arange(min(rows, len(others))) * len(others) // min(rows, len(others))]
+    return Batch(*(None if part is None else part[kept] for part in every))
+
+
+def shared(
+    rows: Int[np.ndarray, "n s"], texts: Sequence[Int[np.ndarray, "_ _"]], gram: int
+) -> Bool[np.ndarray, "n s"]:
+    """Which tokens lie in `gram` tokens in a row that some text has too."""
+    found = np.zeros(rows.shape, bool)
+    if rows.shape[1] < gram:
+        return found
+    known = [marks(text, gram).ravel() for text in texts if text.shape[1] >= gram]
+    copied = np.isin(marks(rows, gram), np.concatenate([np.empty(0, np.uint64), *known]))
+    for back in range(gram):
+        found[:, back : back + copied.shape[1]] |= copied
+    return found
+
+
+def marks(rows: Int[np.ndarray, "n s"], gram: int) -> UInt64[np.ndarray, "n m"]:
+    """A hash of every `gram` tokens in a row: a polynomial modulo 2^64, mixed."""
+    last = rows.shape[1] - gram + 1
+    found = np.zeros((len(rows), last), np.uint64)
+    for i in range(gram):
+        found = found * ODD + rows[:, i : i + last].astype(np.uint64) + np.uint64(1)
+    found = (found ^ (found >> np.uint64(31))) * ODD
+    return found ^ (found >> np.uint64(29))
+
+
+class Shelf:
+    """Training text for a store, batch after batch as a run reads it: tokens, and which of them may
+    be kept, as they share no `purge` tokens in a row with what the run is judged on (None: all).
+
+    Raises UserError on drawing beyond the end of a text, which would begin to repeat.
+    """
+
+    def __init__(self, run: Run, data: DataConfig | None, first: int, purge: int | None):
+        self.run, self.source, self.next = run, (data or run.data).open(), first
+        self.avoid = judged(run) if purge else []
+        self.purge = purge
+
+    def draw(self, what: str) -> tuple[Batch, Bool[np.ndarray, "b s"]]:
+        """The next batch; `what` names the setting that asks for too much."""
+        budget = self.run.budget
+        row = np.arange(self.next * budget.batch, (self.next + 1) * budget.batch)
+        have = self.source.train_tokens
+        new = row < (np.inf if have is None else have // budget.seq_len)
+        if not new.any():
+            raise UserError(
+                f"{what} is more than the training text holds, which ends with its batch "
+                f"{self.next - 1}; ask for less"
+            )
+        batch = drawn(self.source, self.next, self.run.seed, budget.batch, budget.seq_len)
+        self.next += 1
+        allowed = np.broadcast_to(new[:, None], batch.tokens.shape)
+        if self.purge is None:
+            return batch, allowed
+        return batch, allowed & ~shared(batch.tokens, self.avoid, self.purge)
