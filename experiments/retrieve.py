@@ -47,19 +47,19 @@ from isoflop.sim.treatments.base import judge
 
 SHAPES = ((32, 2), (64, 2), (96, 2))  # (width, depth), of which the middle one retrieves
 STEPS = (150, 300, 600)  # of which the middle one is half of the text
-CONTROL = 16_384  # tokens in the stores of controls
+CONTROL = 32_768  # tokens in the stores of controls
 FACTS = {"facts": 256, "symbols": 64, "alpha": 0.5}
 TABLES = (2, 8, 32, 96, 256)
 
 
 def text_cells(families: tuple[str, ...], seeds: int, corpus: str) -> list[Cell]:
     """The grid on text, which the cascade shares."""
-    return grid(families, SHAPES, STEPS, seeds, Corpus(name=corpus), eval_tokens=16_384)
+    return grid(families, SHAPES, STEPS, seeds, Corpus(name=corpus), eval_tokens=8192)
 
 
 def measure(
     families: tuple[str, ...] = ("dense", "mamba"),
-    stores: tuple[int, ...] = (1024, 4096, 16_384, 65_536, 262_144),
+    stores: tuple[int, ...] = (512, 2048, 8192, 32_768, 131_072),
     passages: int = 4096,
     seeds: int = 2,
     corpus: str = "sympy",

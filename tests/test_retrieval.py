@@ -1,6 +1,7 @@
 """Retrieval finds what is nearest, changes nothing at λ = 0, leaks nothing, and is charged."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from isoflop.models.errors import UserError
 from isoflop.models.families import zoo
 from isoflop.models.lm import Block, ModelConfig
 from isoflop.models.mixers.mlp import SwiGLU
-from isoflop.sim.cost.jaxpr import matmul_flops
+from isoflop.sim.cost.jaxpr import executed_flops
 from isoflop.sim.data import ContextFacts, FactTable, File, ZipfFacts
 from isoflop.sim.evaluate.checkpoint import Checkpoint
 from isoflop.sim.optim import AdamW
@@ -79,18 +80,17 @@ def test_the_search_is_exact_also_where_the_store_is_smaller_than_what_is_asked_
     assert np.array_equal(np.isfinite(far), np.take_along_axis(apart, order, 1) <= 1.0)
 
 
-def test_a_searchs_products_are_in_the_ledger(runs):
+def test_a_search_is_in_the_ledger_to_the_flop_and_the_byte(runs):
     plain = subject(runs)
     treated = Neighbours(store=512, share=0.3, temperature=1.0).apply(plain)
     count, width = 512, plain.model.d_model
-    more = treated.ledger.step_flops - plain.ledger.step_flops
-    counted = matmul_flops(
-        lambda q: nearest(
-            stored(np.zeros((count, width), np.float32), np.zeros(count, int)), q, 32
-        )[0],
-        jnp.zeros((1, width)),
+    token = jnp.zeros((1, 1), jnp.int32)
+    reads = jax.tree.map(jnp.asarray, treated.reads)
+    counted, own = (
+        sum(executed_flops(partial(one.logits, one.model), read, token))
+        for one, read in ((treated, reads), (plain, plain.params))
     )
-    assert counted == 2 * count * width < more < 1.5 * counted + 9 * 256 + 1000
+    assert treated.ledger.step_flops - plain.ledger.step_flops == counted - own
     store = 4 * count * (width + 2)
     assert treated.ledger.store_bytes == store
     assert treated.ledger.read_bytes == plain.ledger.read_bytes + store

@@ -185,11 +185,11 @@ def nearest(
 
 
 def search_flops(count: int, d_model: int, k: int, vocab_size: int) -> int:
-    """Of one token: a product with every key and two operations for each distance; the query's
-    double and square; exact distances of the k nearest, and a softmax over them; and the mixture,
-    for each word.
+    """Of one token: a product with every key and two operations for each distance; exact distances
+    of the k nearest, and a softmax over them; and the mixture, for each word.
     """
-    return count * (2 * d_model + 2) + 4 * d_model + k * (3 * d_model + 6) + 9 * vocab_size
+    search = count * (2 * d_model + 2) + 3 * d_model * (k + 1)
+    return search + 6 * k + 12 * vocab_size + 4
 
 
 def _weights(xp: Any, far: Any, temperature: Any) -> Any:
