@@ -8,15 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from isoflop.experiments.claims import account_methods
 from isoflop.models.errors import UserError
 from isoflop.models.families import zoo
 from isoflop.models.lm import Block, ModelConfig
 from isoflop.models.mixers.mlp import SwiGLU
+from isoflop.sim.compare.retrieval import by_store
 from isoflop.sim.cost.jaxpr import executed_flops
 from isoflop.sim.data import ContextFacts, FactTable, File, ZipfFacts
 from isoflop.sim.evaluate.checkpoint import Checkpoint
 from isoflop.sim.optim import AdamW
-from isoflop.sim.records.store import Store
+from isoflop.sim.records.store import Store, write_table
 from isoflop.sim.spec import Budget, Eval, Run
 from isoflop.sim.train.loop import train
 from isoflop.sim.treatments import (
@@ -263,3 +265,38 @@ def test_the_judged_losses_are_those_of_the_treated_model(runs):
     nats, _ = judge(Neighbours(store=64, share=0.5, temperature=1.0).apply(plain), batch)
     assert np.isfinite(nats).all()
     assert nats.shape == batch.targets.shape
+
+
+def table(bend: float = 0.0, worth: float = 2.0, off: float = 0.0) -> list[dict]:
+    """Rows as `isoflop run retrieve` writes them, of a family whose gain is a line, or bends."""
+    rng, rows = np.random.default_rng(0), []
+    for x in range(5):
+        gains = 0.01 * x + bend * x**2 + 1e-4 * rng.standard_normal(2)
+        rows.append({"part": "text", "family": "dense", "arm": "store", "store": 4**x,
+                     "changes": (-gains).tolist(), "held_bytes": 2.0, "ratio": 2 * worth,
+                     "low": 1.8 * worth, "high": 2.2 * worth})  # fmt: skip
+    return [*rows, {"part": "facts", "loss": 1 + off, "law": 1.0, "se": 0.001}]
+
+
+def test_a_line_over_the_store_is_told_from_a_bend():
+    found = by_store(table(), "dense")
+    assert found["slope"][1] < 0.01 / 2 < found["slope"][2]
+    assert found["curvature"][1] < 0 < found["curvature"][2]
+    assert by_store(table(bend=0.002), "dense")["curvature"][1] > 0
+    assert by_store(table()[:2], "dense") == {}
+
+
+@pytest.mark.parametrize(
+    ("rows", "word"),
+    [
+        (table(), "held"),
+        (table(bend=0.002), "refuted"),
+        (table(worth=0.1), "refuted"),
+        (table(worth=1.0), "not resolved"),
+        (table(off=0.05), "refuted"),
+        (table(off=0.011), "not resolved"),
+    ],
+)
+def test_the_claim_of_logarithmic_gains_is_judged_by_its_rule(rows, word, tmp_path):
+    write_table(tmp_path / "retrieve.jsonl", rows)
+    assert account_methods.retrieval_is_logarithmic.verdict(tmp_path).word == word
