@@ -6,7 +6,7 @@ PARITY := .venv-parity
 PARITY_STAMP := $(PARITY)/.installed
 EXTRAS := .venv-extras
 
-.PHONY: demo test test-ray test-slurm test-trackers slurm test-slow faults parity wheel results gpu-check lint format lock clean
+.PHONY: demo test test-ray test-slurm test-trackers test-site slurm test-slow faults parity wheel site results gpu-check lint format lock clean
 
 demo: $(STAMP)
 	$(BIN)/isoflop run quickstart --workers 2
@@ -34,6 +34,13 @@ test-slurm: $(EXTRAS)-slurm/.installed slurm
 
 test-trackers: $(EXTRAS)-tensorboard,wandb,mlflow,trackio/.installed
 	"$(dir $<)bin/python" -m pytest -n 0 -m trackers
+
+# the documents, the lessons and the docstrings as pages: build/site/index.html
+site: $(EXTRAS)-site/.installed
+	$(EXTRAS)-site/bin/sphinx-build -W --keep-going --quiet -c experiments/site . build/site
+
+test-site: $(EXTRAS)-site/.installed
+	$(EXTRAS)-site/bin/python -m pytest -n 0 -m site
 
 # a Slurm of one node, this machine: needs root and Debian's packages
 slurm:

@@ -9,7 +9,37 @@ import subprocess
 import sys
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-KEYS = {"Tab": 9, "Enter": 13}
+KEYS = {"Tab": 9, "Enter": 13, "ArrowLeft": 37, "ArrowRight": 39}
+# the least contrast of any text that shows, by WCAG 2.2, 1.4.3, with the text that has it
+CONTRAST = """(() => {
+  const parse = (c) => (c.match(/[\\d.]+/g) ?? []).map(Number);
+  const part = (v) => ((v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  const light = ([r, g, b]) => 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b);
+  const ground = (e) => {
+    for (; e; e = e.parentElement) {
+      const c = parse(getComputedStyle(e).backgroundColor);
+      if (c.length === 3 || c[3] > 0) return c;
+    }
+    return [255, 255, 255];
+  };
+  let worst = [21, ""];
+  for (const e of document.querySelectorAll("body *")) {
+    const own = [...e.childNodes].filter((n) => n.nodeType === 3 && n.data.trim());
+    const style = getComputedStyle(e), box = e.getBoundingClientRect();
+    if (!own.length || !box.width || style.visibility === "hidden") continue;
+    if (["SCRIPT", "STYLE", "NOSCRIPT", "OPTION"].includes(e.tagName)) continue;
+    const colour = parse(e instanceof SVGElement ? style.fill : style.color);
+    if (colour.length < 3) continue;
+    const over = ground(e), a = colour[3] ?? 1;
+    const mixed = colour.slice(0, 3).map((v, i) => a * v + (1 - a) * over[i]);
+    const [x, y] = [light(mixed), light(over)].sort((p, q) => q - p);
+    const size = parseFloat(style.fontSize), bold = style.fontWeight >= 700;
+    const large = size >= 24 || (size >= 18.66 && bold);
+    const ratio = ((x + 0.05) / (y + 0.05)) * (large ? 1.5 : 1);
+    if (ratio < worst[0]) worst = [ratio, own[0].data.trim().slice(0, 60)];
+  }
+  return worst;
+})()"""
 AS_3_AND_4 = """
 import fcntl, os, sys
 ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
@@ -63,19 +93,49 @@ class Page:
         while event not in self.events:
             self._next()
 
-    def open(self, url):
+    def open(self, url, ready="true"):
+        """Until it is loaded, and `ready` is true of it."""
         self.events.clear()
         self.call("Page.navigate", url=url)
         self.wait("Page.loadEventFired")
+        self.until(ready)
+
+    def until(self, condition):
+        """Half a minute at most."""
+        waited = self.value(f"""new Promise((done) => {{ let left = 600; const look = () => {{
+          const yes = Boolean({condition});
+          if (yes || !left--) done(yes); else setTimeout(look, 50); }}; look(); }})""")
+        assert waited, f"never: {condition}; the console: {self.said}"
 
     def value(self, expression):
-        told = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        told = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in told, told
         return told["result"].get("value")
 
     def size(self, width, height=900):
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height,
                   deviceScaleFactor=1, mobile=width < 600)  # fmt: skip
+
+    def dark(self):
+        scheme = {"name": "prefers-color-scheme", "value": "dark"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+
+    def contrast(self):
+        """The least of a text that shows, large ones at 1.5 times theirs; and the text."""
+        return tuple(self.value(CONTRAST))
+
+    def overflow(self):
+        """Pixels by which the page is wider than the screen."""
+        return self.value("document.documentElement.scrollWidth - innerWidth")
+
+    def drag(self, *points):
+        """The mouse, pressed at the first point and released at the last."""
+        kinds = ["mousePressed", *["mouseMoved"] * (len(points) - 1)]
+        for kind, (x, y) in [*zip(kinds, points, strict=True), ("mouseReleased", points[-1])]:
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left",
+                      buttons=int(kind != "mouseReleased"), clickCount=1)  # fmt: skip
 
     def press(self, key):
         for kind in ("keyDown", "keyUp"):

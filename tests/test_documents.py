@@ -68,7 +68,7 @@ OWN = {"NAME": "gla", "EXPERIMENT|FAMILY": "dense"}  # what stands for a name of
 
 @pytest.mark.parametrize("words", [w for w in LINES if w not in ALONE], ids=" ".join)
 def test_a_command_is_understood_as_it_stands(words, parse_alone, monkeypatch, tmp_path):
-    if words[:2] == ["run", "mine.py"]:
+    if words[1:2] == ["mine.py"] and words[0] != "init":
         example = next(b for b in blocks(TEXTS["README.md"], "python") if "cells(" in b)
         (tmp_path / "mine.py").write_text(example, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -98,7 +98,7 @@ def test_other_commands_are_targets_modules_and_extras():
             case ["pip", "install", "."]:
                 pass
             case ["pip", "install", wanted]:
-                extra = re.fullmatch(r"isoflop\[([\w-]+)\]", wanted)
+                extra = re.fullmatch(r"(?:isoflop|\.)\[([\w-]+)\]", wanted)
                 assert extra, wanted
                 assert re.search(rf"^{extra[1]} = \[", project, re.MULTILINE), wanted
             case ["python", "-m", module]:

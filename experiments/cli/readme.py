@@ -230,7 +230,13 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {  # file → its generated
         "account": partial(verdicts_table, ACCOUNT, ("claim", "source", "verdict", "result")),
     },
     "LOG.md": {"index": catalogue.log_index},
+    "experiments/site/verdicts.md": {
+        "verdicts": partial(verdicts_table, LITERATURE, ("claim", "source", "verdict", "result")),
+        "account": partial(verdicts_table, ACCOUNT, ("claim", "source", "verdict", "result")),
+    },
 }
+for page in sorted((ROOT / "experiments" / "site").glob("*.md")):
+    DOCUMENTS.setdefault(f"experiments/site/{page.name}", {})
 
 
 def insert(text: str, parts: dict[str, Callable[[], str]]) -> str:

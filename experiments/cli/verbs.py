@@ -96,6 +96,10 @@ VERBS = {
         *("fit", "compare"),
         "Tell what one architecture's loss costs another, and where they cross.",
     ),
+    "explore": Verb(
+        *("explore", "explore"),
+        "Write a page on which a budget is dragged: what it buys, by family, with bands.",
+    ),
     "selftest": Verb(
         *("selftest", "selftest"),
         "Compare an architecture with itself: what intervals of such runs are worth.",

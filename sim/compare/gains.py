@@ -220,16 +220,30 @@ def of_table(
     surfaces: Mapping[str, Fit] | None = None,
 ) -> dict[str, Arm]:
     """`arms` of rows that are usable already; surfaces are fitted where the table has N."""
-    names = list(dict.fromkeys(table["arch"]))
-    rows = {name: table.where(table["arch"] == name) for name in names}
-    surface, fits = "N" in table.columns, surfaces
+    fits = surfaces
     if fits is None:
-        options: dict[str, Any] = {"seed": rng_seed, "asymptote": asymptote}
-        alone = {k: _fit(part, surface, draws=1, **options).noise for k, part in rows.items()}
-        noise = together({k: told for k, told in alone.items() if told})
-        options["draws"] = draws
-        fits = {k: _fit(v, surface, noise=noise.get(k), **options) for k, v in rows.items()}
-    return {k: _arm(k, part, surface, fits[k]) for k, part in rows.items()}
+        fits = fits_of(table, draws=draws, rng_seed=rng_seed, asymptote=asymptote)
+    surface = "N" in table.columns
+    return {k: _arm(k, part, surface, fits[k]) for k, part in by_arch(table).items()}
+
+
+def by_arch(table: Table) -> dict[str, Table]:
+    """The rows of each architecture, in the table's order."""
+    return {
+        name: table.where(table["arch"] == name) for name in dict.fromkeys(table["arch"].tolist())
+    }
+
+
+def fits_of(
+    table: Table, *, draws: int = 1000, rng_seed: int = 0, asymptote: bool = True
+) -> dict[str, Fit]:
+    """The law of every architecture of a usable table: of N and D, or of cost where it has no N."""
+    rows, surface = by_arch(table), "N" in table.columns
+    options: dict[str, Any] = {"seed": rng_seed, "asymptote": asymptote}
+    alone = {k: _fit(part, surface, draws=1, **options).noise for k, part in rows.items()}
+    noise = together({k: told for k, told in alone.items() if told})
+    options["draws"] = draws
+    return {k: _fit(v, surface, noise=noise.get(k), **options) for k, v in rows.items()}
 
 
 def _fit(rows: Table, surface: bool, **options: Any) -> Fit:
@@ -374,11 +388,9 @@ def _trend(a: Arm, b: Arm, ends: Floats, span: tuple[float, float], level: float
     """Direction of the gain through the window; `ends` (2, draws) are gains at its ends."""
     floors = np.linspace(0.0, 0.99 * min(a.least, b.least), FLOORS)
     (of_a, left_a), (of_b, left_b) = a.floored(floors), b.floored(floors)
-    left = left_a + left_b
-    dof = 1 + a.spare + b.spare
-    allowed = left <= left.min() * (1.0 + fdtri(1.0, dof, level) / dof)
-    start, end = _gain(of_a, of_b, np.array(span))[:, allowed]
-    E = floors[allowed]
+    kept = allowed(left_a + left_b, 1 + a.spare + b.spare, level)
+    start, end = _gain(of_a, of_b, np.array(span))[:, kept]
+    E = floors[kept]
     with np.errstate(invalid="ignore"):  # no cost of the baseline has the loss: infinite twice
         low, high = percentile(ends[1] / ends[0], level)
     direction: Literal["rises", "falls", "not identifiable"] = "not identifiable"
@@ -388,6 +400,11 @@ def _trend(a: Arm, b: Arm, ends: Floats, span: tuple[float, float], level: float
         direction = "falls"
     first, last = (Floored(float(E[i]), float(start[i]), float(end[i])) for i in (0, -1))
     return Trend(direction, (first, last), (a.fit.n_points, b.fit.n_points))
+
+
+def allowed(left: Floats, dof: int, level: float) -> NDArray[np.bool_]:
+    """Which asymptotes the runs allow, by the misfit that each leaves: an F test."""
+    return left <= left.min() * (1.0 + fdtri(1.0, dof, level) / dof)
 
 
 def _shuffled(arm: Arm) -> Curve:

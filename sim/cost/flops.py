@@ -70,9 +70,25 @@ def _update_flops(optim: Optim, model: ModelConfig) -> int:
     return optim.matmul_flops(model)
 
 
+UPDATED = ("executed", "matmul", "causal")  # conventions that count the optimiser's matmuls
+
+
 def training_flops(run: Run) -> dict[str, int]:
     """What the whole run takes under each of CONVENTIONS."""
     step = step_flops(run.model, run.budget.seq_len, run.budget.batch)
     update = _update_flops(run.optim, run.model)
-    step |= {name: step[name] + update for name in ("executed", "matmul", "causal")}
+    step |= {name: step[name] + update for name in UPDATED}
     return {name: flops * run.budget.steps for name, flops in step.items()}
+
+
+def flops_at(run: Run, seq_len: int) -> dict[str, float]:
+    """What the run would take under each of CONVENTIONS, had its tokens come in sequences of
+    `seq_len`.
+    """
+    batch, budget = run.budget.batch, run.budget
+    sequences = budget.tokens / (batch * seq_len)
+    update = _update_flops(run.optim, run.model) * budget.steps
+    return {
+        name: flops * sequences + update * (name in UPDATED)
+        for name, flops in step_flops(run.model, seq_len, batch).items()
+    }
