@@ -18,6 +18,7 @@ from isoflop.models.errors import UserError
 from isoflop.sim.classroom import ledger, scoring, teacher, work
 from isoflop.sim.classroom.entries import Predicted
 from isoflop.sim.classroom.rules import Design, Target, flops_of
+from isoflop.sim.grid.executors import local
 from isoflop.sim.records import cs336
 from isoflop.sim.records.readers import read
 from isoflop.sim.records.store import Row
@@ -221,6 +222,10 @@ def test_seconds_that_nobody_names_are_twice_the_estimate(timed):
     long = classes.cell(timed, width=256, steps=10_000)
     rate = 1e10  # that a plan assumes
     assert work.limit(timed, long) == pytest.approx(2 * flops_of(long.run) / rate, rel=0.05)
+    assert work.limit(timed, long, 1.0) == 1.0  # nobody knows better yet
+    timed.store.save(fakes.record(cell.run, seconds=0.1, flops={"executed": 10**9}), {})
+    with pytest.raises(UserError, match="this run would take about"):
+        work.limit(timed, long, 1.0)
 
 
 # many at once
@@ -541,6 +546,7 @@ def test_runs_go_out_and_come_back(room, tmp_path):
 @pytest.fixture
 def isoflop(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loop, "train", fakes.train)
+    monkeypatch.setattr(local, "Apart", local.Local)  # which starts a process for each job
     monkeypatch.chdir(tmp_path)
 
     def call(*args):
@@ -571,6 +577,7 @@ def test_a_class_from_its_beginning_to_its_leaderboard(isoflop, tmp_path):
     assert now["loss"] > 0
     rows = json.loads(isoflop("status", "c", "--json")[1])["students"]
     assert [row["runs"] for row in rows] == [2, 0]
+    assert "1e+11" in isoflop("status", "c")[1]
     assert "loss" not in str(rows)  # of nobody's runs
     assert "dense, width 16, depth 1, 200 steps" in isoflop("status", "c", *ada)[1]
     assert "the target is 1e+12 FLOPs" in isoflop("announce", "c")[1]
@@ -579,7 +586,7 @@ def test_a_class_from_its_beginning_to_its_leaderboard(isoflop, tmp_path):
     assert isoflop("close", "c")[0] == 0
     code, out, _ = isoflop("score", "c")
     assert code == 0
-    assert "honest ones would 0.9 times" in out
+    assert "of honest ones 90% would" in out
     assert json.loads(isoflop("score", "c", "--json")[1])["standings"][0]["student"] == "ada"
     assert "points" in isoflop("status", "c", *ada)[1]
 

@@ -15,6 +15,7 @@ import fakes
 import pytest
 
 from isoflop.experiments.cli import classroom_server as served
+from isoflop.experiments.cli import classroom_site
 from isoflop.figures.report.page import environment
 from isoflop.models.errors import UserError
 from isoflop.sim.classroom import work
@@ -228,12 +229,23 @@ def test_a_mistake_is_told_on_the_page_and_buys_nothing(site, field, value, said
 
 def test_sessions_end(site, monkeypatch):
     room, tokens, _ = site
-    own = served.Site(room)
-    monkeypatch.setattr(served, "SESSIONS", 2)
+    own = classroom_site.Site(room)
+    monkeypatch.setattr(classroom_site, "SESSIONS", 2)
     names = [own.login(tokens["ada"]) for _ in range(3)]
     assert [own.session(name) is not None for name in names] == [False, True, True]
-    monkeypatch.setattr(served, "SESSION_SECONDS", -1)
+    monkeypatch.setattr(classroom_site, "SESSION_SECONDS", -1)
     assert own.session(names[2]) is None
+
+
+def test_a_damaged_log_is_told_to_its_student_and_the_teacher(site, capsys):
+    room, tokens, port = site
+    ada, ben = Browser(port, tokens["ada"]), Browser(port, tokens["ben"])
+    (room.root / "students" / "ada" / "1.json").write_text("{")
+    answer, text = ada.ask("GET", "/")
+    assert answer.status == 500
+    assert "tell your teacher" in text
+    assert "is no whole line of a student" in capsys.readouterr().err
+    assert ben.ask("GET", "/")[0].status == 200
 
 
 def luminance(colour):

@@ -17,7 +17,7 @@ import pytest
 from flax import nnx
 
 from isoflop import experiments
-from isoflop.experiments import families  # noqa: F401  before the fixture hides its folder
+from isoflop.experiments import claims, families, scores  # noqa: F401  before the fixture hides them
 from isoflop.experiments.cli.main import main
 from isoflop.experiments.cli.progress import Progress
 from isoflop.experiments.cli.text import duration, labelled, si, table

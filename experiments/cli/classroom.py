@@ -15,18 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from isoflop import experiments
+from isoflop.experiments.cli import classroom_words as words
 from isoflop.experiments.cli import interrupts
 from isoflop.experiments.cli.flags import HELP, Usage
 from isoflop.experiments.cli.run import set_up
-from isoflop.experiments.cli.text import labelled, print_json, table
+from isoflop.experiments.cli.text import print_json, table
 from isoflop.experiments.cli.verbs import Verb
 
 if TYPE_CHECKING:
-    from isoflop.sim.classroom.entries import Account, Purchase
+    from isoflop.sim.classroom.entries import Purchase
     from isoflop.sim.classroom.ledger import Classroom
-    from isoflop.sim.classroom.rules import Design, Rules
-    from isoflop.sim.classroom.scoring import Board
-    from isoflop.sim.spec import Cell
+    from isoflop.sim.grid.executors.base import Executor
 
 POLL_SECONDS = 2.0  # between looks for new runs
 COMMANDS = {
@@ -92,7 +91,7 @@ def create(
         fresh: seeds with which the best design is trained again; its loss is what intervals are
             scored against. With 0 it is the loss that made it the best, which is low by luck too.
     """
-    budget, target = needed(budget, "--budget"), needed(target, "--target")
+    budget, target = words.needed(budget, "--budget"), words.needed(target, "--target")
     from isoflop.sim.classroom import ledger, teacher
     from isoflop.sim.classroom.rules import Rules, Target, student
     from isoflop.sim.data import Corpus, File
@@ -189,25 +188,30 @@ def submit(
     from isoflop.sim.classroom.work import limit
 
     set_up(trains=True)
-    room = opened(folder)
-    name, made = needed(student, "--student"), design(room.rules, family, width, depth, lr, seed)
-    cell = room.rules.cell(made, needed(steps, "--steps"))
+    room = words.opened(folder)
+    name, made = (
+        words.needed(student, "--student"),
+        words.design(room.rules, family, width, depth, lr, seed),
+    )
+    cell = room.rules.cell(made, words.needed(steps, "--steps"))
     most = limit(room, cell, seconds)
     account = room.account(name)
     if price:
         told = room.price(cell, most)
         left = room.amount(account.left)
-        print(f"{described(cell)}: {room.amount(told)}; {name} has {left} left")
+        print(f"{words.described(cell)}: {room.amount(told)}; {name} has {left} left")
         return
     purchase, new = room.submit(name, cell, most)
     if now and purchase.settled is None:
-        _train(room, workers=1, quiet=json)
+        from isoflop.sim.grid.grid import HERE
+
+        _train(room, HERE, quiet=json)
         account = room.account(name)
         purchase = next(p for p in account.purchases if p.number == purchase.number)
     if json:
-        print_json(_plain(room, purchase) | {"new": new, "left": room.account(name).left})
+        print_json(words.plain(room, purchase) | {"new": new, "left": room.account(name).left})
         return
-    print(f"{described(cell)}: {outcome(room, purchase, new)}")
+    print(f"{words.described(cell)}: {words.outcome(room, purchase, new)}")
     print(f"{room.amount(room.account(name).left)} of {room.amount(account.budget)} are left")
 
 
@@ -222,9 +226,11 @@ def work(folder: Path, workers: int = 1, watch: bool = False, quiet: bool = Fals
         quiet: print no progress.
     """
     set_up(trains=True)
-    room = opened(folder)
+    from isoflop.sim.grid.executors.local import Apart
+
+    room, executor = words.opened(folder), Apart(workers)
     while True:
-        done = _train(room, workers, quiet)
+        done = _train(room, executor, quiet)
         if not watch:
             print(f"{done} runs came to an end; nobody waits")
             return
@@ -242,36 +248,26 @@ def status(folder: Path, student: str | None = None, json: bool = False) -> None
     """
     from isoflop.sim.classroom.work import board
 
-    room = opened(folder)
-    names = room.students if student is None else [student]
+    room = words.opened(folder)
+    found, names = board(room), room.students if student is None else [student]
     accounts = [room.settle(name) for name in names]
-    found = board(room)
     if json:
         print_json(
             {
-                "phase": phase(room),
+                "phase": words.phase(room),
                 "unit": room.rules.unit,
-                "students": [_account(room, a, full=student is not None) for a in accounts],
-                "leaderboard": None if found is None else ranks(found),
+                "students": [
+                    words.summary(one) if student is None else words.whole(room, one)
+                    for one in accounts
+                ],
+                "leaderboard": None if found is None else words.ranks(found),
             }
         )
         return
-    print(phase(room))
-    if student is None:
-        print(table([_line(room, one) for one in accounts], left=("student",)))
-    else:
-        (account,) = accounts
-        print(
-            f"{student}: {room.amount(account.left)} of {room.amount(account.budget)} left, "
-            f"{room.amount(account.reserved)} reserved"
-        )
-        if account.purchases:
-            rows = [line(room, one) for one in account.purchases]
-            print(table(rows, left=("told", "status", "reason")))
-        if (handed := account.prediction) is not None:
-            print(f"prediction: {predicted(handed)}")
+    print(words.phase(room))
+    print(words.accounts(accounts) if student is None else words.statement(room, accounts[0]))
     if found is not None:
-        print(leaderboard(found))
+        print(words.leaderboard(found))
 
 
 def announce(folder: Path) -> None:
@@ -282,9 +278,9 @@ def announce(folder: Path) -> None:
     """
     from isoflop.sim.classroom import teacher
 
-    room = opened(folder)
+    room = words.opened(folder)
     room.announce(teacher.read(room.rules).target)
-    print(phase(room))
+    print(words.phase(room))
 
 
 def predict(
@@ -312,11 +308,14 @@ def predict(
         low: lower end of the interval; needed.
         high: upper end of the interval; needed.
     """
-    room = opened(folder)
-    name, made = needed(student, "--student"), design(room.rules, family, width, depth, lr, 0)
-    lower, upper = needed(low, "--low"), needed(high, "--high")
+    room = words.opened(folder)
+    name, made = (
+        words.needed(student, "--student"),
+        words.design(room.rules, family, width, depth, lr, 0),
+    )
+    lower, upper = words.needed(low, "--low"), words.needed(high, "--high")
     middle = (lower + upper) / 2 if loss is None else loss
-    print(f"{name}: {predicted(room.predict(name, made, middle, lower, upper))}")
+    print(f"{name}: {words.predicted(room.predict(name, made, middle, lower, upper))}")
 
 
 def close(folder: Path) -> None:
@@ -327,10 +326,10 @@ def close(folder: Path) -> None:
     """
     from isoflop.sim.classroom import teacher
 
-    room = opened(folder)
+    room = words.opened(folder)
     teacher.read(room.rules)
     room.close()
-    print(phase(room))
+    print(words.phase(room))
 
 
 def score(folder: Path, workers: int = 1, json: bool = False, quiet: bool = False) -> None:
@@ -344,17 +343,18 @@ def score(folder: Path, workers: int = 1, json: bool = False, quiet: bool = Fals
         json: print JSON.
         quiet: print no progress.
     """
-    from isoflop.sim.classroom import work as training
-
     set_up(trains=True)
-    room = opened(folder)
-    found = _training(lambda trainer, executor, watch: training.score(
-        room, trainer, executor, watch(f"the target of {room.root}")
-    ), workers, quiet or json)  # fmt: skip
+    from isoflop.sim.classroom import work as training
+    from isoflop.sim.grid.executors.local import Apart
+
+    room = words.opened(folder)
+    found = _training(lambda trainer, watch: training.score(
+        room, trainer, Apart(workers), watch("at the target")
+    ), quiet or json)  # fmt: skip
     if json:
-        print_json(ranks(found))
+        print_json(words.ranks(found))
     else:
-        print(leaderboard(found))
+        print(words.leaderboard(found))
 
 
 def export(
@@ -376,7 +376,7 @@ def export(
     from isoflop.sim.records import cs336
 
     check_output(out, "OUT")
-    room = opened(folder)
+    room = words.opened(folder)
     names = room.students if student is None else [student]
     bought = [one for name in names for one in room.settle(name).purchases if one.trained]
     cells = {one.key: one.submitted.cell for one in bought}
@@ -386,116 +386,6 @@ def export(
     print(f"{out} has {sum(row.record.status == 'ok' for row in rows)} runs")
 
 
-# what these and the page share
-
-
-def opened(folder: Path) -> Classroom:
-    from isoflop.sim.classroom import ledger
-
-    return ledger.load(folder)
-
-
-def needed(value: Any, option: str) -> Any:
-    if value is None:
-        raise Usage(f"{option} is needed; see --help")
-    return value
-
-
-def design(
-    rules: Rules,
-    family: str | None,
-    width: int | None,
-    depth: int | None,
-    lr: float | None,
-    seed: int,
-) -> Design:
-    """A design whose family and rate may be left out."""
-    from isoflop.experiments import families
-    from isoflop.sim.classroom.rules import Design
-
-    width, depth = needed(width, "--width"), needed(depth, "--depth")
-    if family is None:
-        if len(rules.families) > 1:
-            raise Usage(f"--family must be one of {', '.join(rules.families)}; name it")
-        (family,) = rules.families
-    rate = families.optim(family, width, 50).lr if lr is None else lr
-    return Design(family=family, width=width, depth=depth, lr=rate, seed=seed)
-
-
-def described(cell: Cell) -> str:
-    run = cell.run
-    seed = f", seed {run.seed}" if run.seed else ""
-    return f"{labelled(cell.labels)}, {run.budget.steps} steps, lr {run.optim.lr:g}{seed}"
-
-
-def phase(room: Classroom) -> str:
-    """Where a class stands, in a sentence."""
-    target = room.target
-    if target is None:
-        return "runs are taken; the target is hidden"
-    told = f"the target is {target.flops:.4g} FLOPs"
-    if room.closed:
-        return f"{told}; the class is closed"
-    also = "runs and predictions are taken" if room.rules.announced else "predictions are taken"
-    return f"{told}; {also}"
-
-
-def ranks(board: Board) -> dict[str, Any]:
-    """A leaderboard as JSON."""
-    rows = [
-        {
-            "student": one.student,
-            "design": one.predicted.cell.labels,
-            "params": one.params,
-            "loss": one.loss,
-            "loss_se": one.loss_se,
-            "low": one.predicted.low,
-            "high": one.predicted.high,
-            "holds": one.holds,
-            "interval_score": one.score,
-            "model_rank": one.model_rank,
-            "interval_rank": one.interval_rank,
-            "points": one.points,
-        }
-        for one in board.standings
-    ]
-    best = {"labels": board.best.labels, "loss": board.loss, "se": board.se}
-    return {"best": best, "level": board.level, "held": board.held, "standings": rows}
-
-
-def finding(board: Board) -> str:
-    """What a leaderboard says, in a sentence."""
-    se = "" if board.se is None else f" ± {board.se:.4f} over seeds"
-    expected = board.level * len(board.standings)
-    return (
-        f"the best design, {labelled(board.best.labels)}, reaches {board.loss:.4f}{se} nats per "
-        f"token at the target; {board.held} of {len(board.standings)} intervals hold it, and "
-        f"honest ones would {expected:.3g} times"
-    )
-
-
-def standings(board: Board) -> list[dict[str, Any]]:
-    """The lines of a leaderboard, for people."""
-    return [
-        {
-            "student": one.student,
-            "points": one.points,
-            "design": labelled(one.predicted.cell.labels),
-            "loss": "diverged" if one.loss is None else f"{one.loss:.4f}",
-            "rank": one.model_rank,
-            "interval": f"[{one.predicted.low:.4g}, {one.predicted.high:.4g}]",
-            "holds": "yes" if one.holds else "no",
-            "score": f"{one.score:.4f}",
-            "rank ": one.interval_rank,
-        }
-        for one in board.standings
-    ]
-
-
-def leaderboard(board: Board) -> str:
-    return f"{finding(board)}\n{table(standings(board), left=('student', 'design'))}"
-
-
 def _whole(value: float) -> int:
     """FLOPs, which are counted one by one."""
     if not math.isfinite(value):
@@ -503,7 +393,7 @@ def _whole(value: float) -> int:
     return round(value)
 
 
-def _train(room: Classroom, workers: int, quiet: bool) -> int:
+def _train(room: Classroom, executor: Executor, quiet: bool) -> int:
     from isoflop.sim.classroom import work as training
 
     def told(waiting: Mapping[str, Purchase]) -> None:
@@ -513,14 +403,13 @@ def _train(room: Classroom, workers: int, quiet: bool) -> int:
 
     if not training.turn(room):
         return 0
-    return _training(lambda trainer, executor, watch: training.train(
-        room, trainer, executor, watch("runs"), told
-    ), workers, quiet)  # fmt: skip
+    return _training(lambda trainer, watch: training.train(
+        room, trainer, executor, watch("trained"), told
+    ), quiet)  # fmt: skip
 
 
-def _training(body: Callable[..., Any], workers: int, quiet: bool) -> Any:
-    """Call `body(trainer, executor, watch)` as `isoflop run` trains: a signal is not lost."""
-    from isoflop.sim.grid.executors.local import Local
+def _training(body: Callable[..., Any], quiet: bool) -> Any:
+    """Call `body(trainer, watch)` as `isoflop run` trains: a signal is not lost."""
     from isoflop.sim.grid.grid import Recorded
     from isoflop.sim.train import loop, preemption
 
@@ -537,91 +426,4 @@ def _training(body: Callable[..., Any], workers: int, quiet: bool) -> Any:
 
             return on_event
 
-        return body(loop.train, Local(workers), watch)
-
-
-def outcome(room: Classroom, purchase: Purchase, new: bool) -> str:
-    end = purchase.settled
-    before = "" if new else "you have this run already; "
-    if end is None:
-        return f"{before}{room.amount(purchase.cost)} reserved; it waits to be trained"
-    if end.status == "failed":
-        return f"{before}failed ({end.reason}); {room.amount(end.charge)} charged"
-    record = room.store.load(purchase.key)
-    loss = "diverged" if record is None or record.loss is None else f"loss {record.loss:.4f}"
-    paid = f"{room.amount(end.charge)} charged"
-    return f"{before}{loss}; {paid if new else 'nothing is charged'}"
-
-
-def _plain(room: Classroom, purchase: Purchase) -> dict[str, Any]:
-    """A purchase as JSON, with the result once it is charged."""
-    end, cell = purchase.settled, purchase.submitted.cell
-    record = room.store.load(purchase.key) if purchase.trained else None
-    return {
-        **cell.labels,
-        "steps": cell.run.budget.steps,
-        "lr": cell.run.optim.lr,
-        "seed": cell.run.seed,
-        "key": purchase.key,
-        "status": "waiting" if end is None else end.status,
-        "reason": "" if end is None else end.reason,
-        "reserved": purchase.submitted.reserved,
-        "charge": None if end is None else end.charge,
-        "loss": None if record is None else record.loss,
-        "loss_se": None if record is None else record.loss_se,
-    }
-
-
-def line(room: Classroom, purchase: Purchase) -> dict[str, Any]:
-    """A purchase as it is shown."""
-    plain = _plain(room, purchase)
-    return {
-        "told": described(purchase.submitted.cell),
-        "status": plain["status"],
-        "reason": plain["reason"],
-        "loss": "" if plain["loss"] is None else f"{plain['loss']:.4f}",
-        "cost": f"{purchase.cost:.4g}",
-    }
-
-
-def _line(room: Classroom, account: Account) -> dict[str, Any]:
-    """A line of the teacher's table."""
-    return {
-        "student": account.name,
-        "left": f"{account.left:.4g}",
-        "spent": f"{account.spent:.4g}",
-        "reserved": f"{account.reserved:.4g}",
-        "runs": len(account.purchases),
-        "waiting": len([*account.waiting]),
-        "predicted": "yes" if account.prediction else "no",
-    }
-
-
-def _account(room: Classroom, account: Account, full: bool) -> dict[str, Any]:
-    told: dict[str, Any] = {
-        "student": account.name,
-        "budget": account.budget,
-        "left": account.left,
-        "spent": account.spent,
-        "reserved": account.reserved,
-        "runs": len(account.purchases),
-        "waiting": len([*account.waiting]),
-        "predicted": account.prediction is not None,
-    }
-    if full:
-        handed = account.prediction
-        told["runs"] = [_plain(room, one) for one in account.purchases]
-        told["prediction"] = handed and {
-            **handed.cell.labels,
-            **{name: getattr(handed, name) for name in ("loss", "low", "high")},
-        }
-    return told
-
-
-def predicted(handed: Any) -> str:
-    from isoflop.sim.classroom.rules import parameters
-
-    return (
-        f"{described(handed.cell)}, {parameters(handed.cell.run):,} parameters; loss "
-        f"{handed.loss:.4f} in [{handed.low:.4f}, {handed.high:.4f}]"
-    )
+        return body(loop.train, watch)

@@ -16,35 +16,28 @@ import secrets
 import signal
 import subprocess
 import sys
-import threading
-import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isoflop.experiments.cli import classroom as told
+from isoflop.experiments.cli import classroom_words as words
 from isoflop.experiments.cli import interrupts
+from isoflop.experiments.cli.classroom_site import Form, Session, Site
 from isoflop.experiments.cli.flags import Usage
 from isoflop.experiments.cli.run import set_up
 
 if TYPE_CHECKING:
     from isoflop.sim.classroom.ledger import Classroom
-    from isoflop.sim.classroom.rules import Design
 
 BODY_BYTES = 8192
 FIELDS = 20
 TEXT = 60  # characters of a field
-SESSIONS = 1000  # at once; the oldest ends
-SESSION_SECONDS = 12 * 3600.0
 QUIET_SECONDS = 15.0  # of a connection, until it is closed
-SUBMIT = ("family", "width", "depth", "steps", "lr", "seed", "seconds")
-PREDICT = ("family", "width", "depth", "lr", "loss", "low", "high")
 
 
 def serve(folder: Path, port: int = 8000, host: str = "127.0.0.1", workers: int = 1) -> None:
@@ -60,7 +53,13 @@ def serve(folder: Path, port: int = 8000, host: str = "127.0.0.1", workers: int 
     if not 0 <= port < 65536 or workers < 0:
         raise Usage(f"--port {port} must be from 0 to 65535, and --workers {workers} at least 0")
     set_up(trains=True)
-    room = told.opened(folder)
+    room = words.opened(folder)
+    if folder.is_dir() and folder.stat().st_mode & 0o077:
+        print(
+            f"warning: other accounts of this machine can read {folder}, and in it everybody's "
+            f"results; chmod 700 {folder}",
+            file=sys.stderr,
+        )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with (
         interrupts.raised_until_caught(),
@@ -96,168 +95,6 @@ def working(folder: Path, workers: int) -> Iterator[None]:
     finally:
         worker.terminate()  # which saves where it stands
         worker.wait()
-
-
-@dataclass
-class Session:
-    student: str
-    csrf: str = field(default_factory=lambda: secrets.token_urlsafe(16))
-    begun: float = field(default_factory=time.monotonic)
-    message: str = ""
-    bad: bool = False
-    forms: dict[str, dict[str, str]] = field(default_factory=dict)
-
-
-Form = Mapping[str, str]
-
-
-class Site:
-    """A class and who is logged in."""
-
-    def __init__(self, room: Classroom) -> None:
-        self.room = room
-        self.sessions: dict[str, Session] = {}
-        self.lock = threading.Lock()
-
-    def session(self, name: str) -> Session | None:
-        with self.lock:
-            found = self.sessions.get(name)
-            if found is not None and time.monotonic() - found.begun > SESSION_SECONDS:
-                del self.sessions[name]
-                return None
-            return found
-
-    def login(self, token: str) -> str | None:
-        """The new session's name; None for a token of nobody's."""
-        student = self.room.known_by(token)
-        if student is None:
-            return None
-        name = secrets.token_urlsafe(24)
-        with self.lock:
-            while len(self.sessions) >= SESSIONS:
-                self.sessions.pop(next(iter(self.sessions)))
-            self.sessions[name] = Session(student)
-        return name
-
-    def logout(self, name: str) -> None:
-        with self.lock:
-            self.sessions.pop(name, None)
-
-    def act(self, action: Callable[[Session, Form], str], session: Session, form: Form) -> None:
-        """Do what a form asks for; what comes of it is shown by the next page."""
-        from pydantic import ValidationError
-
-        from isoflop.experiments import Unknown
-        from isoflop.models.errors import UserError
-        from isoflop.sim.records.store import brief
-
-        try:
-            session.message, session.bad = action(session, form), False
-        except ValidationError as error:
-            session.message, session.bad = brief(error), True
-        except (UserError, Usage, Unknown) as error:
-            session.message, session.bad = str(error), True
-
-    def submit(self, session: Session, form: Form) -> str:
-        from isoflop.sim.classroom.work import limit
-
-        session.forms["submit"] = {name: form.get(name, "") for name in SUBMIT}
-        room = self.room
-        filled(form, "family", "width", "depth", "steps")
-        design = self._design(form, whole(form, "seed") or 0)
-        cell = room.rules.cell(design, whole(form, "steps"))
-        most = limit(room, cell, real(form, "seconds"))
-        if form.get("price"):
-            return f"{told.described(cell)} takes {room.amount(room.price(cell, most))}"
-        purchase, new = room.submit(session.student, cell, most)
-        return f"{told.described(cell)}: {told.outcome(room, purchase, new)}"
-
-    def predict(self, session: Session, form: Form) -> str:
-        session.forms["predict"] = {name: form.get(name, "") for name in PREDICT}
-        filled(form, "family", "width", "depth", "low", "high")
-        low, high, loss = (real(form, name) for name in ("low", "high", "loss"))
-        middle = (low + high) / 2 if loss is None else loss
-        handed = self.room.predict(session.student, self._design(form), middle, low, high)
-        return f"handed in: {told.predicted(handed)}"
-
-    def _design(self, form: Form, seed: int = 0) -> Design:
-        width, depth, lr = whole(form, "width"), whole(form, "depth"), real(form, "lr")
-        return told.design(self.room.rules, form["family"], width, depth, lr, seed)
-
-    def page(self, session: Session | None, nonce: str, message: str = "") -> str:
-        """The HTML that a session sees; without one the form to log in."""
-        from isoflop.figures.report import classroom as page
-
-        if session is None:
-            return page.page(
-                {"student": "", "title": "Log in", "nonce": nonce, "message": message, "bad": True}
-            )
-        said, session.message = session.message, ""
-        return page.page(self._values(session) | {"nonce": nonce, "message": said})
-
-    def _values(self, session: Session) -> dict[str, Any]:
-        from isoflop.sim.classroom.work import board
-
-        room, rules = self.room, self.room.rules
-        account = room.settle(session.student)
-        target, closed, found = room.target, room.closed, board(room)
-        handed = account.prediction
-        return {
-            "student": account.name,
-            "title": f"{room.amount(account.left)} left",
-            "bad": session.bad,
-            "csrf": session.csrf,
-            "phase": _sentence(told.phase(room)),
-            "unit": rules.unit,
-            **{
-                n: room.amount(getattr(account, n)) for n in ("left", "spent", "reserved", "budget")
-            },
-            "share": round(100 * (1 - account.left / account.budget)),
-            "families": rules.families,
-            "batch": rules.batch,
-            "seq_len": rules.seq_len,
-            "largest": room.amount(rules.largest),
-            "level": f"{rules.level:.0%}",
-            "buying": not closed and (target is None or rules.announced),
-            "predicting": target is not None and not closed,
-            "form": dict.fromkeys(SUBMIT, "") | {"seed": "0"} | session.forms.get("submit", {}),
-            "handed": dict.fromkeys(PREDICT, "") | session.forms.get("predict", {}),
-            "prediction": "" if handed is None else told.predicted(handed),
-            "runs": [told.line(room, one) for one in reversed(account.purchases)],
-            "waiting": len([*account.waiting]),
-            "board": None if found is None else told.standings(found),
-            "finding": "" if found is None else _sentence(told.finding(found)),
-        }
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def filled(form: Form, *names: str) -> None:
-    for name in names:
-        if not form.get(name, "").strip():
-            raise Usage(f"{name} is needed; fill it in")
-
-
-def whole(form: Form, name: str) -> Any:
-    """None where the field is empty."""
-    return _number(form, name, int, "a whole number")
-
-
-def real(form: Form, name: str) -> Any:
-    """None where the field is empty."""
-    return _number(form, name, float, "a number")
-
-
-def _number(form: Form, name: str, kind: Callable[[str], Any], what: str) -> Any:
-    text = form.get(name, "").strip()
-    if not text:
-        return None
-    try:
-        return kind(text)
-    except ValueError:
-        raise Usage(f"{name} must be {what}, and is {text!r}; correct it") from None
 
 
 class Refused(Exception):
@@ -348,9 +185,19 @@ def handler(site: Site) -> type[BaseHTTPRequestHandler]:
             return "" if found is None else found.value
 
         def _page(self, session: Session | None, message: str = "", bad: bool = False) -> None:
-            nonce = secrets.token_urlsafe(16)
-            body = site.page(session, nonce, message).encode()
-            self._send(HTTPStatus.FORBIDDEN if bad else HTTPStatus.OK, body, nonce=nonce)
+            from isoflop.models.errors import UserError
+
+            nonce, status = (
+                secrets.token_urlsafe(16),
+                HTTPStatus.FORBIDDEN if bad else HTTPStatus.OK,
+            )
+            try:
+                body = site.page(session, nonce, message)
+            except UserError as error:  # a log or a record is damaged
+                print(f"error: {error}", file=sys.stderr)
+                status = HTTPStatus.INTERNAL_SERVER_ERROR
+                body = site.page(None, nonce, "this class cannot be read; tell your teacher")
+            self._send(status, body.encode(), nonce=nonce)
 
         def _back(self, cookie: str = "") -> None:
             self._send(HTTPStatus.SEE_OTHER, cookie=cookie, location="/")
@@ -360,7 +207,7 @@ def handler(site: Site) -> type[BaseHTTPRequestHandler]:
             location: str = "",
         ) -> None:  # fmt: skip
             self.send_response(status)
-            told = {
+            headers = {
                 "Content-Type": "text/html; charset=utf-8",
                 "Content-Length": str(len(body)),
                 "Content-Security-Policy": (
@@ -373,7 +220,7 @@ def handler(site: Site) -> type[BaseHTTPRequestHandler]:
                 "Set-Cookie": cookie,
                 "Location": location,
             }
-            for name, value in told.items():
+            for name, value in headers.items():
                 if value:
                     self.send_header(name, value)
             self.end_headers()

@@ -6,14 +6,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from isoflop.experiments.cli.flags import RunFlags, Usage, once, parse
 from isoflop.experiments.cli.listing import named
 from isoflop.experiments.cli.run import command_again, loaded, train
-
-if TYPE_CHECKING:
-    from isoflop.sim.grid.executors.base import OnEvent, Work
 
 RETRY_SECONDS = 10.0  # before what failed is tried again
 
@@ -47,15 +43,9 @@ def work(args: Sequence[str]) -> int:
     flags, cells = parse(words, work.__doc__, rest, WorkFlags, once(module, "cells"))
     if flags.retries < 0:
         raise Usage(f"--retries {flags.retries} must be at least 0")
-    from isoflop.sim.grid.executors.local import Local, spawn
+    from isoflop.sim.grid.executors.local import Apart
     from isoflop.sim.grid.grid import Wanted
     from isoflop.sim.records.store import Store
-
-    class Apart(Local):
-        """Every job in a process of its own kin, so that one that dies does not take this along."""
-
-        def run(self, jobs: Sequence[Any], work: Work, on_event: OnEvent) -> None:
-            spawn(jobs, work, on_event, self.workers)
 
     told = RunFlags(runs=flags.runs, layout=flags.layout, quiet=flags.quiet)
     wanted, store = Wanted(tries=flags.retries + 1), Store(flags.runs)

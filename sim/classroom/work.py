@@ -28,17 +28,25 @@ SLACK = 2.0  # × the estimate, likewise
 
 
 def limit(room: Classroom, cell: Cell, seconds: float | None = None) -> float | None:
-    """The seconds that a run may take: as asked, or twice what finished runs of the class, or else
-    a stated guess, say that it takes; None in a class of FLOPs. Raises UserError as `plan`.
+    """The seconds that a run may take: as asked, or twice what is estimated from finished runs of
+    the class, or before there are any from a stated guess; None in a class of FLOPs.
+
+    Raises UserError as `plan`, and where finished runs say that `seconds` are far too few.
     """
     if room.rules.unit == "flops":
         if seconds is not None:
             raise UserError("this class counts FLOPs, which are exact; leave out --seconds")
         return None
-    if seconds is not None:
-        return seconds
     (planned,) = plan([cell], room.store).rows
-    return max(LEAST_SECONDS, round(SLACK * planned.seconds, 1))
+    if seconds is None:
+        return max(LEAST_SECONDS, round(SLACK * planned.seconds, 1))
+    measured = any(True for _ in room.store.root.glob("*/result.json"))
+    if measured and planned.seconds > SLACK * seconds:
+        raise UserError(
+            f"this run would take about {planned.seconds:.3g} s, and may take {seconds:g}; give it "
+            "more --seconds, or make it smaller or shorter"
+        )
+    return seconds
 
 
 def turn(room: Classroom) -> dict[str, Purchase]:

@@ -48,6 +48,16 @@ class Local:
             spawn(jobs, work, on_event, self.workers)
 
 
+@dataclass(frozen=True)
+class Apart(Local):
+    """Every job in a process of its own kin, even a single one's, so that one that dies takes
+    nothing along.
+    """
+
+    def run(self, jobs: Sequence[Any], work: Work, on_event: OnEvent) -> None:
+        spawn(jobs, work, on_event, self.workers)
+
+
 @dataclass(eq=False)
 class _Worker:
     process: BaseProcess
