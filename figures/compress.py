@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 
 from isoflop.figures import style
 from isoflop.figures.palette import ORDER
-from isoflop.sim.compare.effective import hardness
 from isoflop.sim.compare.points import ordered
+from isoflop.sim.compare.precision import hardness, largest, post_training
 
 HARD = "weights int3"  # the format whose cost is drawn against tokens
 
@@ -38,14 +38,15 @@ def draw(rows: list[dict], out: Path) -> list[Path]:
             "surface, and seeds), off the axis where they leave the trained sizes; right: mean of "
             "the seeds, at each family's largest size",
         )
-    return style.save(figure, {"rows": rows, "hardness": exponents}, out, "compress")
+    numbers = {"rows": rows, "hardness": exponents, "post_training": post_training(rows)}
+    return style.save(figure, numbers, out, "compress")
 
 
 def finding(rows: Sequence[Mapping[str, Any]], exponents: Mapping[str, Any]) -> str:
     """What int8 and int4 weights cost, and whether int3 grows harder with training."""
     said = []
     for name in ("weights int8", "weights int4"):
-        sizes = [row["ratio"] for row in _largest(rows) if row["treatment"] == name
+        sizes = [row["ratio"] for row in largest(rows) if row["treatment"] == name
                  and not row.get("reason")]  # fmt: skip
         if sizes:
             low, high = min(sizes), max(sizes)
@@ -58,18 +59,11 @@ def finding(rows: Sequence[Mapping[str, Any]], exponents: Mapping[str, Any]) -> 
     return "; ".join(said) or "What compression costs"
 
 
-def _largest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    most = {row["family"]: (0.0, 0.0) for row in rows}
-    for row in rows:
-        most[row["family"]] = max(most[row["family"]], (row["N"], row["D"]))
-    return [row for row in rows if (row["N"], row["D"]) == most[row["family"]]]
-
-
 def _sizes(
     axes: Axes, rows: Sequence[Mapping[str, Any]], families: Sequence[str],
     treatments: Sequence[str], looks: Mapping[str, Any],
 ) -> None:  # fmt: skip
-    shown = _largest(rows)
+    shown = largest(rows)
     for i, family in enumerate(families):
         of = {row["treatment"]: row for row in shown if row["family"] == family}
         known = [(y, of[name]) for y, name in enumerate(treatments)

@@ -87,7 +87,11 @@ class Split(NamedTuple):
 
 
 class Run(Config):
-    """One training run. Equal runs have equal keys and, on one kind of machine, equal losses."""
+    """One training run. Equal runs have equal keys and, on one kind of machine, equal losses.
+
+    With `start` it goes on from the weights of that run, of the same model and seed, with an
+    optimiser and a schedule of its own; on the same data it reads what comes after that run's.
+    """
 
     model: ModelConfig
     data: AnyData
@@ -96,6 +100,9 @@ class Run(Config):
     evals: tuple[Eval, ...] = ()  # evaluation sets beside the held-out split of `data`
     seed: NonNegativeInt = 0
     version: PositiveInt = 1  # raised when a change of code changes what runs measure
+    start: Run | None = Field(  # the run whose weights it goes on from; None: initial ones
+        None, exclude_if=lambda start: start is None
+    )
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Run:
@@ -114,6 +121,13 @@ class Run(Config):
                     f"{tokens} tokens ({split.data.kind}); raise it"
                 )
             split.data.check(split.seq_len)
+        if self.start is not None:
+            for name in ("model", "seed"):
+                if getattr(self.start, name) != getattr(self, name):
+                    raise ValueError(
+                        f"start.{name} must be the {name} of the run that goes on from it; give "
+                        f"both the same"
+                    )
         names = [one.name for one in self.evals]
         if len({*names}) < len(names):
             raise ValueError(f"evals must have a name each, and are {', '.join(names)}; rename one")
@@ -134,19 +148,37 @@ class Run(Config):
         return self.optim.branch_step(self.budget.steps)
 
     @property
+    def lineage(self) -> tuple[Run, ...]:
+        """The runs that it goes on from, the last of them first."""
+        return () if self.start is None else (self.start, *self.start.lineage)
+
+    @property
+    def first_step(self) -> int:
+        """The step of its data that it begins at: after those of the run that it goes on from."""
+        start = self.start
+        if start is None or start.data != self.data:
+            return 0
+        shapes = [(run.budget.batch, run.budget.seq_len) for run in (self, start)]
+        return start.first_step + start.budget.steps if shapes[0] == shapes[1] else 0
+
+    @property
     def key(self) -> str:
         return digest(self)
+
+    def _of_seed_0(self) -> Run:
+        start = self.start and self.start._of_seed_0()
+        return self.model_copy(update={"seed": 0, "start": start})
 
     @property
     def cell(self) -> str:
         """Runs of one cell differ only in their seed."""
-        return digest(self.model_copy(update={"seed": 0}))
+        return digest(self._of_seed_0())
 
     @property
     def trunk(self) -> str:
         """Runs of one trunk differ only in their steps and seed: they are trained together."""
         budget = self.budget.model_copy(update={"steps": 1})
-        return digest(self.model_copy(update={"seed": 0, "budget": budget}))
+        return digest(self._of_seed_0().model_copy(update={"budget": budget}))
 
 
 class Cell(Config):

@@ -32,6 +32,21 @@ def test_a_corpus_is_the_pinned_bytes(name, size):
     assert tokens[0].astype(np.uint8).tobytes() == opened.text[1].tobytes()[:257]
 
 
+def test_a_module_of_sympy_is_the_files_below_its_folder(own_cache):
+    opened = Corpus(name="sympy", module="physics/units").open()
+    package = importlib.metadata.distribution("sympy")
+    names = [name for name in corpora._sympy_files(package)
+             if name.startswith("sympy/physics/units/")]  # fmt: skip
+    whole = b"".join(corpora._read(package, name) for name in names)
+    assert opened.train.array.tobytes() == whole
+    assert len(names) > 5
+    again = Corpus(name="sympy", module="physics/units").open()
+    assert again.digest == opened.digest == hashlib.sha256(whole).hexdigest()
+    assert "no module 'nothing'" in refusal(Corpus(name="sympy", module="nothing").open)
+    with pytest.raises(ValueError, match="kjv has no modules"):
+        Corpus(name="kjv", module="solvers")
+
+
 def test_a_missing_package_is_refused_even_if_the_cache_is_filled(monkeypatch):
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)

@@ -13,6 +13,7 @@ from isoflop.sim.laws.forms import LAWS, Chinchilla, Coupled, Overtrained, Power
 from isoflop.sim.laws.isoflop import envelope, isoflop, variable_projection
 from isoflop.sim.laws.published import PUBLISHED
 from isoflop.sim.laws.saturating import Repeated, Routed
+from isoflop.sim.laws.sparse import Sparse
 
 EXAMPLES = {
     "power": PowerLaw(A=40.0, alpha=0.2, E=0.8),
@@ -21,6 +22,7 @@ EXAMPLES = {
     "overtrained": Overtrained(E=0.9, a=12.0, b=60.0, eta=0.18),
     "routed": Routed(a=-0.08, b=-0.11, c=0.009, d=0.9, E_start=1.8, E_max=300.0),
     "repeated": Repeated(E=1.0, A=30.0, B=600.0, alpha=0.35, beta=0.42, R_N=5.0, R_D=15.0),
+    "sparse": Sparse(a_S=8.0, b_S=0.8, c_S=20.0, b_N=0.3, a_D=3e5, b_D=0.35, c=0.7),
 }
 
 
@@ -34,6 +36,8 @@ def example_columns(name):
     elif name == "repeated":
         n, d, epochs = np.meshgrid(n, d, [1.0, 3.0, 10.0, 40.0])
         x = [n, d, d / epochs]
+    elif name == "sparse":
+        x = np.meshgrid(n, d, [1.0, 0.5, 0.25, 0.125])
     else:
         x = np.meshgrid(n, d)
     x = [v.ravel() for v in x]

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from isoflop.models.families import zoo
 from isoflop.sim.data import AnyData, Batch, Corpus, Markov, Mixture, Part, ZipfFacts
 from isoflop.sim.data.source import drawn, judged_on
 from isoflop.sim.data.tasks.base import HELD_OUT_MIN, Task, fingerprints
+from isoflop.sim.data.tasks.classify import Topic
 from isoflop.sim.data.tasks.copying import Compression, SelectiveCopying, StringCopying
 from isoflop.sim.data.tasks.dyck import BoundedDyck
 from isoflop.sim.data.tasks.mad import FuzzyRecall, InContextRecall, Memorisation, NoisyRecall
@@ -107,6 +109,11 @@ def bounded_dyck(task, seen):
     return stack[-1] + task.types
 
 
+def topic(task, seen):
+    counts = Counter(word % task.classes for word in seen)
+    return task.classes * task.words + counts.most_common(1)[0][0]
+
+
 def line_in_text(task, seen):
     """The digit after what stands between the last line's beginning and here."""
     text = bytes(seen)
@@ -134,6 +141,7 @@ TASKS = [  # with what finds each answer from the tokens before it, by the task'
     (Compression(length=20, asked=6, shortest=8), compression),
     (BoundedDyck(length=40, shortest=9), bounded_dyck),
     (BoundedDyck(types=3, depth=2, length=30), bounded_dyck),
+    (Topic(classes=3, words=6, length=21, shortest=5), topic),
     (Needle(length=64, digits=3), line_in_text),
     (Needle(length=64, digits=1, depth=0.9, shortest=60, corpus="sympy"), line_in_text),
     (Phonebook(length=64, digits=2, entries=4), line_in_text),

@@ -17,7 +17,8 @@ from isoflop.models.families.matching import with_experts
 from isoflop.models.lm import ModelConfig
 from isoflop.models.mixers.attention import Attention
 from isoflop.models.mixers.moe import Moe
-from isoflop.sim.compare.effective import Change, Effective, effective, hardness
+from isoflop.sim.compare.effective import Change, Effective, effective
+from isoflop.sim.compare.precision import hardness, post_training
 from isoflop.sim.cost.flops import step_flops
 from isoflop.sim.data import Markov
 from isoflop.sim.evaluate.checkpoint import Checkpoint
@@ -438,3 +439,23 @@ def test_exponents_of_what_compression_costs_are_those_that_were_put_in():
         assert value == pytest.approx(truth, abs=0.03)
     rows[0]["change"] = 0.0
     assert hardness(rows, "weights int3") == {}
+
+
+def test_the_form_of_what_rounding_costs_is_fitted_to_bits_too_or_says_what_lacks():
+    """2411.04330, eq. 3."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"family": "dense", "treatment": f"weights int{bits}", "N": n, "D": d, "se": 1e-5,
+         "change": 0.3 * d**0.5 / n**0.35 * np.exp(-bits / 0.6 + 0.01 * rng.normal())}
+        for n in (1e5, 2e5, 4e5) for d in (1e6, 2e6, 4e6) for bits in (2, 3, 4)
+    ]  # fmt: skip
+    found = post_training(rows)["dense"]
+    assert (found["status"], found["resolved"], found["unresolved"]) == ("converged", 27, 0)
+    for name, truth in (("gamma_D", 0.5), ("gamma_N", 0.35), ("gamma_P", 0.6)):
+        value, low, high = found[name]
+        assert low <= truth <= high
+        assert value == pytest.approx(truth, abs=0.03)
+    few = [row for row in rows if row["treatment"] == "weights int2"]
+    assert "of 1 format" in post_training(few)["dense"]["reason"]
+    flat = [row | {"change": 1.0 + 0.01 * rng.normal()} for row in rows]
+    assert "does not fall with bits" in post_training(flat)["dense"]["reason"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,19 @@ import numpy as np
 from isoflop.experiments.claims.account_scale import from_published
 from isoflop.experiments.scores import ROUTED, routing
 from isoflop.sim.compare.gains import Comparison
+from isoflop.sim.compare.precision import largest
 from isoflop.sim.compare.retrieval import by_store, families, per_byte
 from isoflop.sim.compare.slopes import slopes
+from isoflop.sim.compare.specialists import (
+    DOMAIN,
+    GENERAL,
+    TUNED,
+    best,
+    less,
+    not_above,
+    size,
+    widths,
+)
 from isoflop.sim.compare.study import Study
 from isoflop.sim.compare.verdicts import (
     ACCOUNT,
@@ -212,34 +224,100 @@ def retrieval_is_logarithmic(rows: list[dict[str, Any]]) -> Finding:
     return Finding(all_of(answers), "; ".join(said))
 
 
-compression_costs_little = _awaited(
-    "compression_costs_little",
+@claim(
     "quantisation, pruning and distillation shrink without losing much; compressed is like larger",
-    "D1 D3 D4",
-    "compress",
-    "Held if the effective size of int4 weights, of half the weights masked and of a distilled "
-    "student is above .9 of the untreated model's with 90 % intervals, in every family; refuted if "
-    "one lies below .9; else not resolved.",
+    source="D1 D3 D4",
+    setting="each family's largest run of most tokens; int4 weights rounded "
+    "to nearest in groups of 32, half of the weights masked by magnitude, without retraining",
+    records=("compress",),
+    words=ACCOUNT,
 )
-tuned_small_beats_large = _awaited(
-    "tuned_small_beats_large",
+def compression_costs_little(rows: list[dict[str, Any]]) -> Finding:
+    """Held if the effective size of int4 weights, of half the weights masked and of a distilled
+    student is above .9 of the untreated model's with 90 % intervals, in every family; refuted if
+    one lies below .9; else not resolved. A distilled student is none of these records' treatments,
+    so they can refute the claim and cannot hold it.
+    """
+    answers: list[bool | None] = [None]
+    said = []
+    for what, word in (("weights int4", "int4"), ("prune", "half masked")):
+        of = [row for row in largest(rows) if row["treatment"] == what]
+        answers += [_kept(row) for row in of]
+        known = [row for row in of if not row.get("reason")]
+        below = [row["family"] for row in of if _kept(row) is False]
+        if known:
+            ratios = [row["ratio"] for row in known]
+            said.append(f"{word} leaves {told(min(ratios))} to {told(max(ratios))}")
+        said += [f"below .9 in {', '.join(below)}"] if below else []
+    return Finding(all_of(answers), "; ".join(said) or "no such treatment")
+
+
+def _kept(row: Mapping[str, Any]) -> bool | None:
+    """Whether an effective size is above .9."""
+    if reason := row.get("reason"):
+        return False if "N_eff/N is below" in reason else None
+    high = math.inf if row["high"] is None else row["high"]
+    return above(row["low"], high, 0.9)
+
+
+SPECIAL = (
+    "dense, 2 layers of widths 32 to 112, Python code the domain, a mixture of three parts English "
+    "to one of code the general data, equal executed FLOPs in all, two seeds"
+)
+
+
+@claim(
     "a tuned small model matches or beats a large general one on its domain, with retrieval a "
     "giant",
-    "D1–D5",
-    "specialise",
-    "Held if at equal training FLOPs the tuned small model's loss on its domain is at or below "
-    "that of a general model ten times its size, paired by seed, by the 90 % interval; refuted if "
-    "above; else not resolved.",
+    source="D1–D5",
+    setting=SPECIAL,
+    records=("specialise",),
+    words=ACCOUNT,
 )
-specialist_is_smaller = _awaited(
-    "specialist_is_smaller",
+def tuned_small_beats_large(rows: list[dict[str, Any]]) -> Finding:
+    """Held if at equal training FLOPs the tuned small model's loss on its domain is at or below
+    that of a general model ten times its size, paired by seed, by the 90 % interval; refuted if
+    above; else not resolved. The small one's FLOPs are its general part's and its tuning's;
+    retrieval is the row on retrieval's.
+    """
+    small, large = min(widths(rows, TUNED)), max(widths(rows, GENERAL))
+    found = less(rows, (TUNED, small), (GENERAL, large))
+    if found is None:
+        return Finding(None, "no seed has both models")
+    ratio = size(rows, large) / size(rows, small)
+    said = f"loss on code {told(found.mean, found.low, found.high)} nats over that of a general "
+    return Finding(not_above(found), f"{said}model {ratio:.0f} times its size")
+
+
+@claim(
     "models trained from scratch on one kind of data reach high performance at a smaller size",
-    "D2",
-    "specialise",
-    "Held if at equal FLOPs a model of the domain alone reaches the mixture's loss on the domain "
-    "with half its parameters or fewer, by the 90 % interval; refuted if it needs as many; else "
-    "not resolved.",
+    source="D2",
+    setting=SPECIAL,
+    records=("specialise",),
+    words=ACCOUNT,
 )
+def specialist_is_smaller(rows: list[dict[str, Any]]) -> Finding:
+    """Held if at equal FLOPs a model of the domain alone reaches the mixture's loss on the domain
+    with half its parameters or fewer, by the 90 % interval; refuted if it needs as many; else not
+    resolved. The mixture's is the size of least loss on the domain; it needs as many if every
+    smaller model of the domain alone has a loss above it, by its interval.
+    """
+    reference = best(rows, GENERAL)
+    if reference is None:
+        return Finding(None, "no general models")
+    most = size(rows, reference)
+    smaller = [w for w in widths(rows, DOMAIN) if size(rows, w) < most]
+    answers = {w: not_above(less(rows, (DOMAIN, w), (GENERAL, reference))) for w in smaller}
+    halves = [w for w in smaller if 2 * size(rows, w) <= most and answers[w]]
+    said = f"the mixture's best is {most:,} parameters"
+    if halves:
+        share = size(rows, min(halves)) / most
+        return Finding(True, f"{said}; of code alone {share:.2f} of them do as well")
+    refuted = bool(answers) and all(answer is False for answer in answers.values())
+    tail = "none that is smaller does as well of code alone" if refuted else "smaller ones are open"
+    return Finding(False if refuted else None, f"{said}; {tail}")
+
+
 larger_keeps_longer_contexts = _awaited(
     "larger_keeps_longer_contexts",
     "larger models keep longer contexts",

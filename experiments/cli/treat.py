@@ -30,14 +30,25 @@ def apply(
     unit: Literal["tokens", "sequences"] = "tokens",
     draft: str | None = None,
     gamma: int = 4,
+    retrain: Literal["full", "lora"] | None = None,
+    distil: str | None = None,
+    steps: int = 500,
+    rate: float | None = None,
+    corpus: Literal["kjv", "sympy"] | None = None,
+    aware: Formats = "fp32",
+    rank: int = 8,
+    width: int | None = None,
+    depth: int | None = None,
+    teacher: Literal["run", "oracle"] = "run",
+    taught: float = 1.0,
     runs: Path = Path("runs"),
     json: bool = False,
 ) -> None:
     """Treat trained runs, and measure their loss on their own held-out tokens.
 
-    Several treatments are applied in this order: remove, state, prune, weights, activations,
-    neighbours, passages, cascade, draft. What was applied once is kept in the run's folder and not
-    computed again.
+    Several treatments are applied in this order: distil, remove, prune, retrain, state, weights,
+    activations, neighbours, passages, cascade, draft. What was applied once is kept in the run's
+    folder and not computed again.
 
     Args:
         run: runs, each a folder or the beginning of a key in --runs.
@@ -61,19 +72,49 @@ def apply(
         unit: whether single tokens are asked for, or whole sequences after a prompt.
         draft: a smaller run in the same runs directory, which drafts tokens (speculative decoding).
         gamma: tokens that are drafted at once.
+        retrain: train on, all weights or a change of low rank of each matrix (LoRA).
+        distil: family of a student that is trained on the run's predictions.
+        steps: of retraining and of distillation.
+        rate: of them, times the run's own; by default .3 to retrain, 1 to distil.
+        corpus: what to retrain on; by default the run's own data.
+        aware: format that weights are rounded to in every forward pass of retraining.
+        rank: of the changes of --retrain lora.
+        width: of the student; by default the run's.
+        depth: of the student; by default the run's.
+        teacher: whose predictions: the run's, or a Markov language's own probabilities.
+        taught: share of the teacher in the student's loss, the rest being the data's.
         runs: the runs directory.
         json: print JSON instead of a table.
     """
     from isoflop.experiments.cli.flags import Usage
+    from isoflop.experiments.families import model
     from isoflop.sim import treatments as t
+    from isoflop.sim.data import Corpus
+    from isoflop.sim.evaluate.checkpoint import config
 
+    if not run:
+        raise Usage("give at least one run, as in RUN --weights int4; see --help")
+    if retrain is None and (aware != "fp32" or corpus is not None):
+        raise Usage("--aware and --corpus are of retraining; add --retrain full")
     chosen: list[t.Treatment] = []
+    if distil is not None:
+        whole = config(run[0], runs)[1]
+        chosen.append(t.Distil(
+            student=model(distil, width or whole.d_model, depth or len(whole.blocks),
+                          whole.vocab_size),
+            steps=steps, share=taught, teacher=teacher, rate=rate or 1.0,
+        ))  # fmt: skip
     if remove is not None:
         chosen.append(t.Remove(what=remove, share=share))
-    if state is not None:
-        chosen.append(t.States(format=state, group=group))
     if prune is not None:
         chosen.append(t.Prune(sparsity=prune, method=importance, pattern=pattern))
+    if retrain is not None:
+        chosen.append(t.Retrain(
+            steps=steps, data=Corpus(name=corpus) if corpus else None, rate=rate or 0.3,
+            weights=aware, group=group, lora_rank=rank if retrain == "lora" else None,
+        ))  # fmt: skip
+    if state is not None:
+        chosen.append(t.States(format=state, group=group))
     if weights is not None:
         chosen.append(t.Weights(format=weights, group=group, method=method))
     if activations is not None:
@@ -86,8 +127,8 @@ def apply(
         chosen.append(t.Cascade(large=_key(cascade, runs), share=ask, unit=unit))
     if draft is not None:
         chosen.append(t.Speculate(draft=_key(draft, runs), gamma=gamma))
-    if not run or not chosen:
-        raise Usage("give at least one run and one treatment, as in RUN --weights int4; see --help")
+    if not chosen:
+        raise Usage("give at least one treatment, as in RUN --weights int4; see --help")
     found = [t.apply(one, chosen, runs) for one in run]
     if json:
         print_json([one.model_dump(mode="json") for one in found])
@@ -114,6 +155,7 @@ def _told(one: Any) -> dict[str, str]:
         f"({now.resident_bytes / plain.resident_bytes:.2f} ×)",
         "parameters": f"{one.params['total']:,}",
         "FLOPs a token": f"{now.step_flops / plain.step_flops:.2f} ×",
+        "training FLOPs": f"{now.train_flops:,} ({now.train_flops / plain.train_flops:.2f} ×)",
     }
     if now.store_bytes:
         told["store bytes"] = f"{now.store_bytes:,.0f}"

@@ -17,7 +17,7 @@ too; with one, the paired standard error over held-out sequences.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,6 @@ from isoflop.sim.treatments.base import Treatment
 
 SPAN = (0.05, 0.95)
 REACH = 30.0  # of |ln N_eff/N| that is looked through
-CELLS_MIN = 5  # of a line over tokens and size
 
 
 @dataclass(frozen=True)
@@ -196,29 +195,3 @@ def _named(treatment: Treatment) -> str:
         if name != "kind" and value != fields[name].default
     ]
     return " ".join([treatment.kind, *said])
-
-
-def hardness(rows: Sequence[Mapping[str, Any]], treatment: str) -> dict[str, dict[str, Any]]:
-    """By family, how a treatment's rise of the loss δ ∝ D^γ_D / N^γ_N grows with tokens and size
-    (2411.04330, eq. 3, without its dependence on bits): least squares in logs over the cells, with
-    90 % t intervals. A family is left out with fewer than five cells, or with a rise that is not
-    resolved (below twice its standard error) in any of them.
-    """
-    found = {}
-    for name in dict.fromkeys(row["family"] for row in rows):
-        cells = [row for row in rows if (row["family"], row["treatment"]) == (name, treatment)]
-        if len(cells) < CELLS_MIN or any(cell["change"] <= 2 * cell["se"] for cell in cells):
-            continue
-        x = np.array([[1.0, math.log(cell["D"]), -math.log(cell["N"])] for cell in cells])
-        y = np.log([cell["change"] for cell in cells])
-        theta, *_ = np.linalg.lstsq(x, y, rcond=None)
-        freedom = len(cells) - x.shape[1]
-        variance = float(((y - x @ theta) ** 2).sum()) / freedom
-        half = float(stdtrit(freedom, SPAN[1])) * np.sqrt(
-            variance * np.diag(np.linalg.inv(x.T @ x))
-        )
-        found[name] = {
-            exponent: [float(theta[i]), float(theta[i] - half[i]), float(theta[i] + half[i])]
-            for exponent, i in (("gamma_D", 1), ("gamma_N", 2))
-        } | {"cells": len(cells)}
-    return found

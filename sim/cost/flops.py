@@ -74,11 +74,12 @@ UPDATED = ("executed", "matmul", "causal")  # conventions that count the optimis
 
 
 def training_flops(run: Run) -> dict[str, int]:
-    """What the whole run takes under each of CONVENTIONS."""
+    """What the whole run takes under each of CONVENTIONS, with the runs that it goes on from."""
     step = step_flops(run.model, run.budget.seq_len, run.budget.batch)
     update = _update_flops(run.optim, run.model)
     step |= {name: step[name] + update for name in UPDATED}
-    return {name: flops * run.budget.steps for name, flops in step.items()}
+    before = {} if run.start is None else training_flops(run.start)
+    return {name: flops * run.budget.steps + before.get(name, 0) for name, flops in step.items()}
 
 
 def flops_at(run: Run, seq_len: int) -> dict[str, float]:

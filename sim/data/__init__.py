@@ -2,8 +2,9 @@
 
 Stored text: `Corpus`, `File`, `HuggingFace`. Generated, with known entropy: `ZipfFacts`,
 `ContextFacts`, `HierarchyGrammar`, `Markov`, `HiddenMarkov`; `FactTable` writes `ZipfFacts` down
-for a store. Tasks with right and wrong answers are in the files of `sim.data.tasks`, and `Mixture`
-joins sources. `compressed_bits_per_byte` is a baseline for a model's loss. The contract is
+for a store. Tasks with right and wrong answers are in the files of `sim.data.tasks`. `Mixture`
+joins sources, `Corrupted` and `Duplicated` make one worse. `compressed_bits_per_byte` is a baseline
+for a model's loss. The contract is
 `sim.data.source`.
 """
 
@@ -18,6 +19,7 @@ from isoflop.sim.data.hidden_markov import HiddenMarkov
 from isoflop.sim.data.huggingface import HuggingFace
 from isoflop.sim.data.languages import ContextFacts, HierarchyGrammar, Markov, ZipfFacts
 from isoflop.sim.data.mixture import Mixture, Part
+from isoflop.sim.data.quality import Corrupted, Duplicated
 from isoflop.sim.data.source import AnyData, Batch, DataConfig, Source
 
 __all__ = [
@@ -25,7 +27,9 @@ __all__ = [
     "Batch",
     "ContextFacts",
     "Corpus",
+    "Corrupted",
     "DataConfig",
+    "Duplicated",
     "FactTable",
     "File",
     "HiddenMarkov",

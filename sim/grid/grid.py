@@ -170,7 +170,8 @@ class Outcome:
 
 
 def jobs(cells: Iterable[Cell], shard: tuple[int, int] = (0, 1)) -> list[Job]:
-    """The grid's jobs, longest first; of n shards, the i-th takes every n-th job.
+    """The grid's jobs, longest first, those that go on from others' runs after all that do not; of
+    n shards, the i-th takes every n-th job.
 
     The split depends on the cells alone, so shards stay disjoint whatever is finished already.
     """
@@ -181,7 +182,12 @@ def jobs(cells: Iterable[Cell], shard: tuple[int, int] = (0, 1)) -> list[Job]:
     for cell in cells:
         trunks.setdefault(cell.run.trunk, {})[cell.run.key] = cell.run
     grouped = [Job(trunk, tuple(runs.values())) for trunk, runs in trunks.items()]
-    return sorted(grouped, key=lambda job: (-_length(job), job.trunk))[index::shards]
+    return sorted(grouped, key=lambda job: (_age(job), -_length(job), job.trunk))[index::shards]
+
+
+def _age(job: Job) -> int:
+    """How many runs each of its runs goes on from, one after another."""
+    return len(job.runs[0].lineage)
 
 
 def _length(job: Job) -> int:
@@ -256,19 +262,21 @@ def execute(
     # a worker of another machine may stand in another folder
     shared = root if remote(root) else root.absolute()
     work = functools.partial(train_job, shared, kernels.keep(trainer), token, wanted)
-    ready = [job for job in every if asked[job.trunk]]
+    todo = [job for job in every if asked[job.trunk]]
     waiting: list[Job] = []
     try:
-        while ready or waiting:
-            executor.run(ready, work, note)
-            waiting += [job for job in ready if job.trunk in leased]
-            leased.clear()
-            ready = [job for job in waiting if others.expired(_lease(root, job.trunk))]
-            waiting = [job for job in waiting if job not in ready]
-            ready += again
-            again.clear()
-            if waiting and not ready:
-                time.sleep(POLL_SECONDS)
+        for _, group in itertools.groupby(todo, key=_age):
+            ready = list(group)
+            while ready or waiting:
+                executor.run(ready, work, note)
+                waiting += [job for job in ready if job.trunk in leased]
+                leased.clear()
+                ready = [job for job in waiting if others.expired(_lease(root, job.trunk))]
+                waiting = [job for job in waiting if job not in ready]
+                ready += again
+                again.clear()
+                if waiting and not ready:
+                    time.sleep(POLL_SECONDS)
     finally:
         for job in every:  # of workers that were ended with their grid
             leases.release(_lease(root, job.trunk), token)

@@ -5,10 +5,14 @@
     Coupled      L = E + (A / N^α + B / D^β)^γ                   Kaplan, eq. 1.5: E = 0, β = 1
     Overtrained  L = E + (a M^η + b M^−η) C^−η, M = D/N          Gadre 2403.08540, eq. 4
 
-and, from `sim.laws.saturating`,
+from `sim.laws.saturating`,
 
     Routed       log L = a log N + b log Ê + c log N log Ê + d   Clark 2202.01169, eq. 1
     Repeated     Chinchilla at the effective N′, D′              Muennighoff 2305.16264, eq. 5-6
+
+from `sim.laws.sparse`,
+
+    Sparse       L = (a_S s^b_S + c_S) N^−b_N + (a_D/D)^b_D + c  Frantar 2309.08520, eq. 1
 
 Letters and units are those of `sim.laws.law`; how a fit is made, `sim.laws.fit`. Not included:
 broken and shifted power laws, which predict held-out runs no better than Chinchilla's (LOG.md).
@@ -39,6 +43,7 @@ from isoflop.sim.laws.law import (
 )
 from isoflop.sim.laws.resample import Floats, Form
 from isoflop.sim.laws.saturating import Repeated, Routed
+from isoflop.sim.laws.sparse import Sparse
 from isoflop.sim.records.tables import Columns, require
 
 POWERS = (0.1, 0.3, 0.6, 1.0)  # exponents that fits start from
@@ -222,6 +227,7 @@ LAWS: dict[str, type[Fittable]] = {
     "overtrained": Overtrained,
     "routed": Routed,
     "repeated": Repeated,
+    "sparse": Sparse,
 }
 
 

@@ -11,6 +11,7 @@ from isoflop.sim.laws.forms import Chinchilla, Coupled, PowerLaw
 from isoflop.sim.laws.isoflop import Allocation
 from isoflop.sim.laws.law import Law
 from isoflop.sim.laws.saturating import Repeated, Routed
+from isoflop.sim.laws.sparse import Sparse
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,11 @@ PUBLISHED: dict[str, Published] = {
     ),
     "clark-hash": Published(
         Routed(-0.087, -0.136, 0.012, 1.157, 4.175, 477.741), _CLARK, "dense parameters"
+    ),
+    "frantar-t5": Published(
+        Sparse(16.8, 0.722, 45.0, 0.245, 6.9e8, 0.203, 0.651),
+        "Frantar et al. 2023, arXiv 2309.08520; T5 on C4, rounded as printed",
+        "weights that stay, without embeddings; tokens seen; share of weights that stay",
     ),
     "porian-kaplan": Published(_porian(0.8338, 4.5098e-08), _PORIAN, "without embeddings and head"),
     "porian-head": Published(_porian(0.7009, 1.6106e-05), _PORIAN, "with head"),

@@ -24,6 +24,7 @@ import numpy as np
 from flax import nnx
 
 from isoflop.models import kernels
+from isoflop.models.checkpoints.huggingface import from_names
 from isoflop.models.errors import UserError
 from isoflop.sim.cost import flops
 from isoflop.sim.data import Source
@@ -31,7 +32,7 @@ from isoflop.sim.data.source import Batch, drawn
 from isoflop.sim.durable import Place
 from isoflop.sim.records import provenance
 from isoflop.sim.records.metrics import Metric, measured
-from isoflop.sim.records.store import Record
+from isoflop.sim.records.store import Record, Store
 from isoflop.sim.spec import Budget, Run, Split, canonical
 from isoflop.sim.train import health, hosts, preemption
 from isoflop.sim.train.checkpoints import Checkpoint, Checkpoints
@@ -184,8 +185,9 @@ def train(
 
     `wanted` names the keys to yield (None: all); branches that nobody wants are not trained, and
     the seeds stay as they are, so that the rest equals an uninterrupted job's to the last bit.
-    With a `workdir`, states are saved there about every CHECKPOINT_SECONDS (checkpoints.py) and
-    resumed from, to the last bit. Where a device has no memory for a micro-batch, the job is begun
+    With a `workdir`, RUNS/jobs/TRUNK/work, states are saved there about every CHECKPOINT_SECONDS
+    (checkpoints.py) and resumed from, to the last bit; runs that go on from others have those of
+    RUNS. Where a device has no memory for a micro-batch, the job is begun
     again with half of it, which is said. Raises UserError, before anything is compiled, if the job
     cannot have that `layout` here, if it has fewer than two held-out windows, or if a package that
     a record names is not installed; at the end of a branch, if its data changed in the meantime;
@@ -215,7 +217,7 @@ def _train(
     if not ends:
         return
     saved = Checkpoints(workdir, job.digest, lambda text: job.emit(Note(runs[0].trunk, text)))
-    trunk = Trunk(job.program.init(job.seeds))
+    trunk = Trunk(job.program.init(job.seeds, _start(job, workdir)))
     trunk.restore(saved.newest("trunk", job.at(ends[0]).branch_step, trunk.state))
     done = 0
     for end in ends:
@@ -229,6 +231,22 @@ def _train(
             job, branch, [r for r in runs if r.budget.steps == end and r.key in keys]
         )
         saved.drop(stage)
+
+
+def _start(job: Job, workdir: Place | None) -> list[Any] | None:
+    """Every seed's parameters at the end of the run that it goes on from; None if there is none.
+    Raises UserError if its weights are not there.
+    """
+    starts = {run.seed: run.start for run in job.runs if run.start is not None}
+    if not starts:
+        return None
+    if workdir is None:
+        raise UserError(
+            "a run that goes on from another finds its weights in a runs directory, and there is "
+            "none; give a workdir in it"
+        )
+    store = Store(workdir.parent.parent.parent)
+    return [from_names(job.program.model, store.weights(starts[i].key)) for i in job.seeds]
 
 
 def _advance(
@@ -281,6 +299,7 @@ def _advance(
 
 def _batches(job: Job, budget: Budget, first: int, steps: int) -> Batch:
     """Training batches (DISPATCH, seed, b, …) from step `first` on; those after `steps` are 0."""
+    first += job.runs[0].first_step
     batches = None
     for i in range(steps):
         for of_seed, seed in enumerate(job.seeds):

@@ -78,9 +78,9 @@ class Program:
         """(graph, parameters' shapes), without allocating arrays."""
         return nnx.split(self.model.abstract())
 
-    def init(self, seeds: Sequence[int]) -> tuple[Any, Any]:
-        """(parameters, optimiser state) of every seed."""
-        models = [nnx.state(self.model.build(init=Init(seed))) for seed in seeds]
+    def init(self, seeds: Sequence[int], start: Sequence[Any] | None = None) -> tuple[Any, Any]:
+        """(parameters, optimiser state) of every seed; the former are `start`, if that is given."""
+        models = start or [nnx.state(self.model.build(init=Init(seed))) for seed in seeds]
         params = jax.tree.map(lambda *leaves: np.stack(leaves), *models)
         params = layout.put(params, self.shardings(params))
         init = jax.vmap(self._direction.init)

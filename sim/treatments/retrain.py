@@ -19,6 +19,8 @@ linearly.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Any, Literal
 
 import jax
@@ -121,7 +123,7 @@ class Distil(Treatment, Sizes):
             )
         params = jax.tree.map(jnp.asarray, nnx.state(self.student.build(init=Init(self.seed))))
         params = _train(
-            subject, self.student, params, lambda p: p, subject.run.data, self.steps, self.rate,
+            subject, self.student, params, _itself, subject.run.data, self.steps, self.rate,
             self._goal(subject), self.share, self.seed,
         )  # fmt: skip
         own = self.steps * _flops(subject, self.student)
@@ -137,10 +139,7 @@ class Distil(Treatment, Sizes):
         if self.share == 0:
             return None
         if self.teacher == "run":
-            logits, model = subject.logits, subject.model
-            return lambda teacher, batch: jax.nn.softmax(
-                logits(model, teacher, batch.tokens[:, :-1]), -1
-            )
+            return _Predicted(subject.model)
         if not isinstance(subject.run.data, Markov):
             raise UserError(
                 f"the oracle is a Markov language's own probabilities, and the run's data are "
@@ -149,6 +148,21 @@ class Distil(Treatment, Sizes):
         return _oracle(subject.run.data)
 
 
+def _itself(params: Params) -> Params:
+    return params
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """A teacher's probabilities. A value, as what it is compiled into is kept by it."""
+
+    model: ModelConfig
+
+    def __call__(self, teacher: Params, batch: Batch) -> Float[Array, "b t w"]:
+        return jax.nn.softmax(parallel(self.model, teacher, batch.tokens[:, :-1]), -1)
+
+
+@cache
 def _oracle(data: Markov) -> Goal:
     """The language's probabilities; for the first targets, which lack context, those of it given
     nothing but the tokens that there are would differ: they take the target itself.
@@ -249,6 +263,7 @@ def _direction(
     return direction, jax.tree.map(lambda _: jnp.float32(rate * optim.lr), trained)
 
 
+@lru_cache(maxsize=8)
 def _step(
     model: ModelConfig, optim: Optim, view: View, goal: Goal | None, share: float
 ) -> Callable[..., Any]:

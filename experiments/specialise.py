@@ -1,0 +1,151 @@
+"""Is a small model of one domain as good there as a large general one, and what does it forget?
+
+Four ways to spend the same executed FLOPs, at every size. `general`: a mixture of three parts
+English to one of Python code. `domain alone`: code from the beginning. `tuned`: the general model
+for four fifths of the FLOPs (`parent`), then code for the rest, all weights trained on
+(`Run.start`). `LoRA`: the same, but only a change of low rank of each matrix is trained. All are
+judged on code and on English; what tuning forgets is the rise of the loss on English over the
+parent's. Losses are compared by seed, with 90 % t intervals.
+
+Command:   isoflop run specialise && isoflop figures specialise
+Duration:  not timed whole
+Expected:  tuned beats general at every size, and at a tenth of the size is beside a general model,
+           which sees code in every fourth sequence; LoRA learns less and forgets less; a model of
+           code alone needs half the parameters of the mixture's or fewer
+Rule:      a small tuned model beats the large general one where the interval of its loss on the
+           domain less the other's lies below 0, and loses where it lies above; tuning forgets where
+           the interval of the rise on English lies above 0
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from isoflop.experiments.cli.text import tell
+from isoflop.experiments.families import model, optim, seeds_of
+from isoflop.models.errors import UserError
+from isoflop.sim.compare.specialists import DOMAIN, GENERAL, LORA, PARENT, TUNED
+from isoflop.sim.cost.flops import step_flops
+from isoflop.sim.data import AnyData, Corpus, Mixture, Part
+from isoflop.sim.grid.executors.local import Local
+from isoflop.sim.grid.grid import execute
+from isoflop.sim.records.store import Row, Store
+from isoflop.sim.spec import Budget, Cell, Eval, Run
+from isoflop.sim.train.loop import train
+from isoflop.sim.treatments import Retrain, apply
+
+DEPTH = 2
+ENGLISH = Corpus(name="kjv")
+SHAPE = {"batch": 8, "seq_len": 128, "eval_tokens": 65_536}
+WARMUP = 20
+
+
+def measure(
+    widths: tuple[int, ...] = (32, 48, 112),
+    steps: int = 2000,
+    share: float = 0.2,
+    rank: int = 4,
+    rate: float = 0.3,
+    module: str | None = None,
+    family: str = "dense",
+    seeds: int = 2,
+    trained: Path = Path("runs"),
+    workers: int = 1,
+) -> list[dict]:
+    """The table: a row for each arm, size and seed.
+
+    Args:
+        widths: of the two-layer models, the smallest first; 112 has ten times the parameters of 32.
+        steps: training length of the smallest model, of 1024 tokens a step; larger ones have fewer
+            steps of the same FLOPs.
+        share: of the FLOPs that goes into tuning.
+        rank: of LoRA's changes.
+        rate: of tuning, times the rate that the size was trained with.
+        module: the domain is one module of sympy, as solvers; by default all of it.
+        family: name of a family of the zoo.
+        seeds: runs of each; an interval needs two.
+        trained: the runs directory; what it lacks is trained.
+        workers: processes that train.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"share={share:g} of the FLOPs must be between 0 and 1; lower it")
+    code = Corpus(name="sympy", module=module)
+    cells: list[Cell] = []
+    for width in widths:
+        for seed in seeds_of(seeds):
+            length = _as_long(family, widths[0], width, steps)
+            cells += _arms(family, width, code, length, share, rate, seed)
+    execute(cells, trained, train, executor=Local(workers=workers))
+    rows = [row for row in Store(trained).rows(cells) if row.record.status == "ok"]
+    found = []
+    for i, row in enumerate(rows):
+        tell(f"run {i + 1} of {len(rows)}")
+        found.append(_row(row, str(row.labels["arm"])))
+        if row.labels["arm"] == PARENT:
+            found.append(_low_rank(row, code, rank, rate, trained))
+    tell("")
+    return found
+
+
+def _as_long(family: str, smallest: int, width: int, steps: int) -> int:
+    """Steps of the same executed FLOPs."""
+    of = [
+        step_flops(model(family, w, DEPTH), SHAPE["seq_len"], SHAPE["batch"])
+        for w in (smallest, width)
+    ]
+    return round(steps * of[0]["executed"] / of[1]["executed"])
+
+
+def _arms(
+    family: str, width: int, code: Corpus, steps: int, share: float, rate: float, seed: int
+) -> list[Cell]:
+    """Of one size and seed. Raises UserError where tuning or its parent is too short."""
+    after = round(share * steps)
+    if min(after, steps - after) < 2 * WARMUP:
+        raise UserError(
+            f"width {width} has {steps} steps, of which {after} tune, and each part must have "
+            f"{2 * WARMUP}; raise --steps"
+        )
+    mixed = Mixture(parts=(Part(data=ENGLISH, share=3), Part(data=code, share=1)))
+    evals = (Eval(name="domain", data=code, tokens=65_536),
+             Eval(name="english", data=ENGLISH, tokens=65_536))  # fmt: skip
+
+    def run(data: AnyData, length: int, start: Run | None = None) -> Run:
+        tuned = optim(family, width, WARMUP)
+        if start is not None:
+            slower = {name: rate * getattr(tuned, name) for name in tuned.rate_fields}
+            tuned = tuned.model_copy(update=slower)
+        return Run(
+            model=model(family, width, DEPTH), data=data, optim=tuned, evals=evals, seed=seed,
+            budget=Budget(steps=length, **SHAPE), start=start,
+        )  # fmt: skip
+
+    parent = run(mixed, steps - after)
+    arms = {
+        GENERAL: run(mixed, steps), PARENT: parent, DOMAIN: run(code, steps),
+        TUNED: run(code, after, parent),
+    }  # fmt: skip
+    labels = {"family": family, "width": width, "depth": DEPTH, "after": after}
+    return [Cell(labels=labels | {"arm": arm}, run=run) for arm, run in arms.items()]
+
+
+def _row(row: Row, arm: str) -> dict:
+    record = row.record
+    return {
+        **{"arm": arm, "family": row.labels["family"], "width": row.labels["width"]},
+        **{"depth": DEPTH, "N": record.params["active"], "seed": record.run.seed},
+        **{"steps": record.run.budget.steps, "flops": record.flops["executed"]},
+        **{name: record.value(f"{name}.loss") for name in ("domain", "english")},
+    }
+
+
+def _low_rank(row: Row, code: Corpus, rank: int, rate: float, runs: Path) -> dict:
+    """The parent tuned as long as its full sibling was, by a change of low rank."""
+    steps = int(row.labels["after"])
+    how = Retrain(steps=steps, data=code, rate=rate, lora_rank=rank)
+    one = apply(row.record.key, (how,), runs)
+    return _row(row, LORA) | {
+        "steps": steps,
+        "flops": one.ledger.train_flops,
+        **{name: one.metrics[f"{name}.loss"].value for name in ("domain", "english")},
+    }
