@@ -64,7 +64,7 @@ OWN = {
     "ladder": ("--families", "--scale", "--sizes", "--steps", "--seeds", "--corpus"),
     "lr_transfer": ("--families", "--widths", "--steps", "--seeds"),
     "quickstart": ("--families", "--steps", "--seeds", "--corpus"),
-    "ruler": ("--facts", "--steps", "--seeds", "--width"),
+    "known_entropy": ("--parts", "--facts", "--steps", "--seeds", "--width"),
     "costs": ("--families", "--width", "--lengths", "--contexts", "--conventions"),
     "bench": ("--families", "--shapes", "--programs", "--repeats"),
 }
@@ -77,7 +77,7 @@ def command(chance: random.Random) -> list[str]:
     """
     verb = chance.choice(("run", "run", "run", "run", "bench", "list", "describe", "compile"))
     verb = chance.choice((verb, verb, verb, "figures", "report", "records", "import", "export"))
-    name = chance.choice((*OWN, *("ruler", "costs", "bench") * 3))  # those whose grids are small
+    name = chance.choice((*OWN, *("known_entropy", "costs", "bench") * 3))  # those whose grids are small
     own = RUN + OWN[name] * 2
     match verb:
         case "run":

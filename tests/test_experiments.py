@@ -7,19 +7,23 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import synthetic
 
 from isoflop import experiments
-from isoflop.experiments import families, ladder, quickstart, ruler
+from isoflop.experiments import families, known_entropy, ladder, quickstart
 from isoflop.experiments import lr_transfer as sweep_of_rates
 from isoflop.experiments.cli.flags import RunFlags, parse
+from isoflop.figures import known_entropy as entropy_figure
 from isoflop.figures import lr_transfer
 from isoflop.figures.report.summary import conclusion, interval
 from isoflop.figures.style import scientific
 from isoflop.models.errors import UserError
 from isoflop.models.families.matching import unmatched
+from isoflop.sim.compare import known_entropy as excesses
 from isoflop.sim.compare import rates
 from isoflop.sim.compare.points import points
 from isoflop.sim.compare.rankings import rank
+from isoflop.sim.cost.flops import param_counts
 from isoflop.sim.grid.executors.local import Local
 from isoflop.sim.laws.forms import PowerLaw
 from isoflop.sim.optim import AdamW
@@ -129,7 +133,7 @@ def test_every_family_of_the_quickstart_has_a_tuned_rate_inside_its_sweep():
     assert len({tuple(detail["trials"].items()) for detail in studied}) == 1
 
 
-def the_ruler_covers_the_entropy(rows: list[Row]) -> None:
+def the_fit_covers_the_entropy(rows: list[Row]) -> None:
     records = [row.record for row in rows]
     assert all(record.loss > record.entropy for record in records)
     columns = {"C": [r.tokens for r in records], "loss": [r.loss for r in records]}
@@ -139,22 +143,51 @@ def the_ruler_covers_the_entropy(rows: list[Row]) -> None:
     assert low <= records[0].entropy <= high
 
 
-def test_the_fitted_E_of_the_committed_ruler_covers_the_entropy():
-    rows = read_rows(families.RESULTS / "ruler.jsonl")
-    assert {row.record.key for row in rows} == {cell.run.key for cell in ruler.cells()}
-    the_ruler_covers_the_entropy(rows)
+def test_the_fitted_E_of_the_committed_known_entropy_runs_covers_the_entropy():
+    rows = read_rows(families.RESULTS / "known_entropy.jsonl")
+    assert {row.record.key for row in rows} == {cell.run.key for cell in known_entropy.cells()}
+    the_fit_covers_the_entropy([row for row in rows if row.labels["part"] == "entropy"])
+
+
+@pytest.mark.parametrize("planted", [-1 / 3, -0.6])
+def test_an_exponent_planted_in_the_excess_is_found_and_held_to_theory(planted, tmp_path):
+    rows = [excess(cell, planted) for cell in known_entropy.cells(("data", "capacity"), seeds=2)]
+    line = excesses.in_data(rows)
+    assert line.fitted.value == pytest.approx(planted, abs=0.01)
+    assert line.theory == pytest.approx(-1 / 3)
+    assert line.agrees is (planted == line.theory)
+    assert len(excesses.in_capacity(rows).x) == 5
+    assert any(path.suffix == ".png" for path in entropy_figure.draw(rows, tmp_path))
+
+
+def excess(cell, exponent) -> Row:
+    """A run of the cell with an excess ∝ D^exponent, which the seed changes by .2 %."""
+    entropy = cell.run.data.open().entropy
+    value = entropy + cell.run.budget.tokens**exponent * (1 + 0.002 * cell.run.seed)
+    record = synthetic.grid(families=("dense",))[0].record.model_copy(
+        update={
+            "run": cell.run,
+            "entropy": entropy,
+            "metrics": {"loss": Metric(value=value)},
+            "params": param_counts(cell.run.model),
+        }
+    )
+    return Row(labels=cell.labels, record=record)
 
 
 @pytest.mark.slow
-def test_the_ruler_trained_anew_covers_the_entropy():
-    cells = ruler.cells()
+def test_known_entropy_trained_anew_covers_the_entropy():
+    cells = known_entropy.cells(("entropy",))
     records = [record for record, _ in train([cell.run for cell in cells])]
-    the_ruler_covers_the_entropy([Row(record=record) for record in records])
+    the_fit_covers_the_entropy([Row(record=record) for record in records])
 
 
 @pytest.mark.parametrize(
     "name",
-    ["ladder", "ladder_gpu", "lr_transfer", "lr_transfer_zoo", "quickstart", "recall", "ruler"],
+    [
+        *("ladder", "ladder_gpu", "lr_transfer", "lr_transfer_zoo", "quickstart", "recall"),
+        "known_entropy",
+    ],
 )
 def test_committed_records_are_of_the_runs_that_their_keys_name(name):
     """Seeds of one cell are told by their runs: one written down otherwise is a cell of its own."""
@@ -195,7 +228,7 @@ def test_an_unknown_family_is_refused_with_those_known():
 
 def rows(losses: dict[int, dict[float, float | None]]) -> list[Row]:
     """Records of a sweep with the losses given by width and rate."""
-    run = ruler.cells()[0].run
+    run = known_entropy.cells()[0].run
     return [
         Row(
             labels={"family": "dense", "width": width, "depth": 2, "lr": rate},

@@ -148,10 +148,10 @@ def test_absurd_values_are_refused_at_validation_in_one_line(path, value, told):
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        (["report", "ruler", "--seeds", str(2**31)], "seeds=2147483648 must be at most 1000"),
-        (["run", "ruler", "--dry-run", "--width", "0"], "width=0 must be at least 1"),
+        (["report", "known_entropy", "--seeds", str(2**31)], "seeds=2147483648 must be at most 1000"),
+        (["run", "known_entropy", "--dry-run", "--width", "0"], "width=0 must be at least 1"),
         (
-            ["run", "ruler", "--dry-run", "--facts", "1" + "0" * 400],
+            ["run", "known_entropy", "--dry-run", "--facts", "1" + "0" * 400],
             "facts=an integer of 1329 bits",
         ),
         (["compile", "dense", "--depth", "1000000000"], "depth=1000000000 (of width=768) must be"),

@@ -44,7 +44,7 @@ RUNS = (  # committed records of runs
     *(
         ROOT / "experiments" / "results" / f"{name}.jsonl"
         for name in (
-            *("quickstart", "power_law", "ruler", "ladder_muon", "recall"),
+            *("quickstart", "power_law", "known_entropy", "ladder_muon", "recall"),
             *(
                 "lr_transfer",
                 "lr_transfer_zoo",

@@ -33,6 +33,7 @@ from isoflop.models.kernels.platforms import backend, by_platform
 from isoflop.models.packing import Position
 
 UNROLLED = 16  # rows or diagonals of tiles at most, where they are unrolled
+ROWS = 64  # of a long sequence at most, which a CPU takes one at a time: a size of its own each
 SCORES = 2**18  # in a row of tiles that a CPU holds at once, or of one head: 1 MiB, for its caches
 LONG = 2048  # tokens from which a CPU takes one row at a time, which fills its cores
 SIDE = 256  # queries of such a row that are taken at once, at most if its tile can be parted
@@ -62,13 +63,19 @@ def softmax_flops(length: int, tile: int, window: int | None, size: int) -> int:
     faded, added to and divided, once or, in a loop over pairs of tiles, in each of its turns.
     """
     turns, rows = count(length, tile, window), len(_rows(length, tile, window))
-    return tile * (4 * turns * tile + (turns if rows > UNROLLED else rows) * (4 + 3 * size))
+    ends = rows if _has_rows(length, tile, window) else turns
+    return tile * (4 * turns * tile + ends * (4 + 3 * size))
 
 
 def _rows(length: int, tile: int, window: int | None) -> list[tuple[int, int]]:
     """Of each query tile: its own key tile, which is its last, and the first that it sees."""
     reach = window or length
     return [(i, max(0, i * tile + 1 - reach) // tile) for i in range(-(-length // tile))]
+
+
+def _has_rows(length: int, tile: int, window: int | None) -> bool:
+    """Whether a CPU goes row by row, and not pair by pair."""
+    return len(_rows(length, tile, window)) <= (UNROLLED if length < LONG else ROWS)
 
 
 def seen(
@@ -260,7 +267,7 @@ _attend.defvjp(_forward, _backward)
 def _forms(block: Block, q: Queries, *forms: Callable) -> Callable:
     """In turn, by rows and by diagonals; a TPU's compiler takes minutes for 16 of the last."""
     turns, rows, diagonals = (partial(form, block) for form in forms)
-    if len(_rows(q.shape[3], *block)) > UNROLLED:
+    if not _has_rows(q.shape[3], *block):
         rows = turns
     if len(_diagonals(q.shape[3], *block)) > UNROLLED:
         diagonals = turns

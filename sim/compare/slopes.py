@@ -38,12 +38,14 @@ class Slope:
         return self.power if self.half is None else f"{self.power} ± {self.half:.2f}"
 
 
-def slope(lengths: Iterable[float], values: Iterable[float]) -> Slope | None:
-    """Over the lengths inside WINDOW; None with fewer than two of them."""
+def slope(
+    lengths: Iterable[float], values: Iterable[float], window: tuple[float, float] = WINDOW
+) -> Slope | None:
+    """Over the lengths inside the window; None with fewer than two of them."""
     inside = [
         (math.log(t), math.log(v))
         for t, v in zip(lengths, values, strict=True)
-        if WINDOW[0] <= t <= WINDOW[1] and v > 0
+        if window[0] <= t <= window[1] and v > 0
     ]
     if len({x for x, _ in inside}) < 2:
         return None
