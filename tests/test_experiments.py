@@ -170,6 +170,7 @@ def excess(cell, exponent) -> Row:
             "entropy": entropy,
             "metrics": {"loss": Metric(value=value)},
             "params": param_counts(cell.run.model),
+            "tokens": cell.run.budget.tokens,
         }
     )
     return Row(labels=cell.labels, record=record)
