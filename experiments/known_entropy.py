@@ -14,10 +14,11 @@ memorise. No model can beat its entropy, so the loss less the entropy is an exce
 Command:   isoflop run known_entropy && isoflop figures known_entropy; for E the first part alone:
            isoflop records known_entropy --part entropy, and isoflop fit on its CSV with
            --n params.total --d tokens --flops flops.executed --law power
-Duration:  3 minutes on 2 cores for --parts entropy; the other parts were trained on a busy machine
+Duration:  3 minutes on 2 cores for --parts entropy; 12 for the others on a busy machine
 Expected:  every loss above the entropy; the 90 % interval of E covers it. With 256 facts it does
            not: the excess stalls, and E is that of the stall (LOG.md). The excess falls by theory
-           in data; in capacity it falls faster, because every fact brings an embedding of its own
+           in data; in capacity it falls faster, because every fact brings an embedding of its own.
+           (It was the other way round: LOG.md)
 Rule:      a slope in logarithms agrees with theory where its line's 90 % t interval holds the
            exponent, and is not resolved where the interval is wider than the exponent itself
 """

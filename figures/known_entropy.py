@@ -42,8 +42,5 @@ def _panel(axes: Axes, name: str, line: Line) -> None:
 def finding(lines: dict[str, Line]) -> str:
     """What each exponent is, and whether theory's lies in its interval."""
     words = {True: "as theory says", False: "unlike theory", None: "theory not resolved"}
-    said = [
-        f"{name}: excess falls with exponent {line.fitted}, {words[line.agrees]}"
-        for name, line in lines.items()
-    ]
-    return "; ".join(said)
+    said = (f"{name} to the {line.fitted} ({words[line.agrees]})" for name, line in lines.items())
+    return f"The excess loss falls as {style.listed(said)}"

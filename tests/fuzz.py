@@ -77,7 +77,9 @@ def command(chance: random.Random) -> list[str]:
     """
     verb = chance.choice(("run", "run", "run", "run", "bench", "list", "describe", "compile"))
     verb = chance.choice((verb, verb, verb, "figures", "report", "records", "import", "export"))
-    name = chance.choice((*OWN, *("known_entropy", "costs", "bench") * 3))  # those whose grids are small
+    name = chance.choice(
+        (*OWN, *("known_entropy", "costs", "bench") * 3)
+    )  # those whose grids are small
     own = RUN + OWN[name] * 2
     match verb:
         case "run":

@@ -37,7 +37,7 @@ def in_form(form: str, monkeypatch) -> None:
 @pytest.mark.parametrize("length", [2048, 8192, 32768])
 def test_what_is_held_at_once(length, form, monkeypatch):
     """Forward and backward; the largest arrays are activations, or a part of one head's row on a
-    CPU, every head's diagonal on a GPU, and a tile of every head on a TPU and where there are too many tiles.
+    CPU, every head's diagonal on a GPU, and a tile of every head on a TPU and of too many tiles.
     """
     in_form(form, monkeypatch)
     config, d = Attention(n_heads=4), 32

@@ -148,7 +148,10 @@ def test_absurd_values_are_refused_at_validation_in_one_line(path, value, told):
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        (["report", "known_entropy", "--seeds", str(2**31)], "seeds=2147483648 must be at most 1000"),
+        (
+            ["report", "known_entropy", "--seeds", str(2**31)],
+            "seeds=2147483648 must be at most 1000",
+        ),
         (["run", "known_entropy", "--dry-run", "--width", "0"], "width=0 must be at least 1"),
         (
             ["run", "known_entropy", "--dry-run", "--facts", "1" + "0" * 400],
