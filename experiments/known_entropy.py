@@ -8,11 +8,11 @@ memorise. No model can beat its entropy, so the loss less the entropy is an exce
   against D has a true value to be held to.
 - `data`: 2048 facts, most of them rare: who learns a fact when it was seen has an excess
   ∝ D^(-α/(1+α)).
-- `capacity`: the same facts and the longest training by narrower models as well: who keeps the n most
-  frequent facts has an excess ∝ n^-α, and n grows with the parameters.
+- `capacity`: the same facts and the longest training by narrower models as well: who keeps the n
+  most frequent facts has an excess ∝ n^-α, and n grows with the parameters.
 
 Command:   isoflop run known_entropy && isoflop figures known_entropy; for E the first part alone:
-           isoflop records known_entropy --part entropy, and isoflop fit on its CSV with
+           isoflop records known_entropy --parts entropy, and isoflop fit on its CSV with
            --n params.total --d tokens --flops flops.executed --law power
 Duration:  3 minutes on 2 cores for --parts entropy; 12 for the others on a busy machine
 Expected:  every loss above the entropy; the 90 % interval of E covers it. With 256 facts it does
