@@ -6,7 +6,7 @@ PARITY := .venv-parity
 PARITY_STAMP := $(PARITY)/.installed
 EXTRAS := .venv-extras
 
-.PHONY: demo test test-ray test-slurm test-trackers test-site slurm test-slow faults parity wheel site results gpu-check lint format lock clean
+.PHONY: demo test test-ray test-slurm test-trackers test-site slurm test-slow faults parity wheel site results lessons gpu-check lint format lock clean
 
 demo: $(STAMP)
 	$(BIN)/isoflop run quickstart --workers 2
@@ -72,6 +72,17 @@ results: $(STAMP)
 		$(BIN)/isoflop figures lr_transfer --records $(RECORDS)/lr_transfer_$$rule.jsonl \
 		--out figures/out/$$rule || exit 1; done
 	$(BIN)/python -m isoflop.experiments.cli.readme
+
+# every lesson executed, and rendered as a notebook and as HTML: needs pip's index
+LESSONS := build/lessons
+lessons: $(EXTRAS)-lessons/.installed
+	mkdir -p $(LESSONS)
+	set -e; for file in experiments/lessons/lesson*.py; do \
+		echo "$$file"; begun=$$(date +%s); name=$(LESSONS)/$$(basename $$file .py); \
+		$(EXTRAS)-lessons/bin/jupytext --quiet --to ipynb --output $$name.ipynb $$file; \
+		$(EXTRAS)-lessons/bin/jupytext --quiet --execute --run-path "$(CURDIR)" $$name.ipynb; \
+		$(EXTRAS)-lessons/bin/jupyter nbconvert --log-level WARN --to html $$name.ipynb; \
+		echo "  $$(( $$(date +%s) - begun )) s"; done
 
 # on a machine with an accelerator, whose JAX this environment must have (pip install '.[cuda]')
 gpu-check: $(STAMP)

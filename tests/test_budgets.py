@@ -7,17 +7,40 @@ import pytest
 
 from isoflop.experiments import isoflop, power_law
 from isoflop.experiments.families import RESULTS, corpus_of
+from isoflop.figures import isoflop as isoflop_figure
 from isoflop.figures import power_law as power_law_figure
 from isoflop.models.errors import UserError
+from isoflop.sim.compare.family_fits import valleys
+from isoflop.sim.compare.points import families, points
 from isoflop.sim.data import Corpus, File
 from isoflop.sim.laws.cost_model import fit_cost
 from isoflop.sim.records.store import read_rows
 
 
-def test_committed_runs_are_those_of_the_line():
-    rows = read_rows(RESULTS / "power_law.jsonl")
-    assert {row.record.key for row in rows} == {cell.run.key for cell in power_law.cells()}
+def group_of(name):
+    (group,) = families(points(read_rows(RESULTS / f"{name}.jsonl"))).values()
+    return group
+
+
+@pytest.mark.parametrize("experiment", [isoflop, power_law])
+def test_committed_runs_are_those_of_the_grid(experiment):
+    rows = read_rows(RESULTS / f"{experiment.__name__.rpartition('.')[2]}.jsonl")
+    assert {row.record.key for row in rows} == {cell.run.key for cell in experiment.cells()}
     assert all(row.record.status == "ok" for row in rows)
+
+
+def test_minima_lie_inside_the_sizes_at_every_budget_and_have_finite_intervals():
+    group = group_of("isoflop")
+    found = valleys(group)
+    assert len(found.C) == len(isoflop.BUDGETS) >= 3
+    sizes = sorted({cell.params["active"] for cell in group})
+    for valley in found.valleys:
+        assert valley.why == ""
+        assert sizes[0] < valley.interval[0] < valley.best < valley.interval[1] < sizes[-1]
+    for budget in found.C:
+        low, high = found.band(float(budget))
+        assert 0 < low < float(found(budget)) < high < np.inf
+    assert np.isfinite(found.interval).all()
 
 
 def test_a_budget_is_spent_to_half_a_step_and_too_small_a_one_is_told():
@@ -39,6 +62,17 @@ def test_a_corpus_is_known_by_its_name_or_is_a_file(tmp_path):
         corpus_of("bible")
     data = {cell.run.data for cell in power_law.cells(corpus=str(text))}
     assert data == {File(path=str(text))}
+
+
+def test_the_pictures_state_their_findings(tmp_path):
+    for figure, name, said in (
+        (isoflop_figure, "isoflop", "The size of least loss grows as C^"),
+        (power_law_figure, "power_law", "off the law of the others"),
+    ):
+        written = figure.draw(read_rows(RESULTS / f"{name}.jsonl"), tmp_path / name)
+        assert {path.suffix for path in written} == {".svg", ".png", ".json"}
+        (svg,) = (path for path in written if path.suffix == ".svg")
+        assert said in svg.read_text(encoding="utf-8").replace("\n", " ")
 
 
 def test_the_tokens_that_a_budget_pays_for_cost_that_budget():

@@ -21,6 +21,15 @@ TEXTS = {
     name: (ROOT / name).read_text(encoding="utf-8")
     for name in (*DOCUMENTS, "CHANGELOG.md", "CONTRIBUTING.md")
 }
+TEXTS |= {  # their prose, which is in comments
+    path.relative_to(ROOT).as_posix(): re.sub(
+        r"^# ?",
+        "",
+        "\n".join(re.findall(r"^#.*", path.read_text(encoding="utf-8"), re.M)),
+        flags=re.M,
+    )
+    for path in sorted((ROOT / "experiments" / "lessons").glob("lesson*.py"))
+}
 LAUNCH = ROOT / "experiments" / "launch"
 ROOMS = ("models", "sim", "figures", "experiments", "tests")
 GUIDES = [name for name in TEXTS if name not in ("LOG.md", "CHANGELOG.md")]  # not history
@@ -71,6 +80,8 @@ def test_a_command_is_understood_as_it_stands(words, parse_alone, monkeypatch, t
     if words[1:2] == ["mine.py"] and words[0] != "init":
         example = next(b for b in blocks(TEXTS["README.md"], "python") if "cells(" in b)
         (tmp_path / "mine.py").write_text(example, encoding="utf-8")
+    for name in {"book.txt", "mixed.txt"}.intersection(words):
+        (tmp_path / name).write_text("of the reader's own", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # as commands set it themselves
     with pytest.raises(Parsed):
@@ -101,6 +112,8 @@ def test_other_commands_are_targets_modules_and_extras():
                 extra = re.fullmatch(r"(?:isoflop|\.)\[([\w-]+)\]", wanted)
                 assert extra, wanted
                 assert re.search(rf"^{extra[1]} = \[", project, re.MULTILINE), wanted
+            case [setting, "python", script] if "=" in setting:
+                assert (ROOT / script).exists(), script
             case ["python", "-m", module]:
                 assert importlib.util.find_spec(module), module
             case _:

@@ -148,6 +148,18 @@ def catalogue() -> str:
     return markdown(heads, body, numbers=False)
 
 
+def lessons() -> str:
+    """Every lesson by its contract: the question and the minutes."""
+    body = []
+    for path in sorted((ROOT / "experiments" / "lessons").glob("lesson*.py")):
+        text = path.read_text(encoding="utf-8")
+        items = re.findall(r"^# - \*\*(.+?)\.\*\* (.+\n(?:#   .+\n)*)", text, re.M)
+        told = {name: prose(said.replace("\n#  ", "")) for name, said in items}
+        (title,) = re.findall(r"^# # Lesson \d+: (.+)$", text, re.M)
+        body.append([f"[{title}](lessons/{path.name})", told["Question"], told["Minutes"]])
+    return markdown(["lesson", "question", "minutes"], body, numbers=False)
+
+
 def _pictures(name: str) -> str:
     """Committed figures, by the folders that hold them."""
     out = ROOT / "figures" / "out"

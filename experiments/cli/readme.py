@@ -44,7 +44,7 @@ RUNS = (  # committed records of runs
     *(
         ROOT / "experiments" / "results" / f"{name}.jsonl"
         for name in (
-            *("quickstart", "power_law", "known_entropy", "ladder_muon", "recall"),
+            *("quickstart", "power_law", "isoflop", "known_entropy", "ladder_muon", "recall"),
             *(
                 "lr_transfer",
                 "lr_transfer_zoo",
@@ -223,6 +223,7 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {  # file → its generated
     },
     "experiments/README.md": {
         "catalogue": catalogue.catalogue,
+        "lessons": catalogue.lessons,
         "ladder": partial(ladder_table, LAPTOP),
         "ladder_gpu": partial(ladder_table, GPU),
         "peers": peers_table,

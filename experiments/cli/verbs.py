@@ -146,6 +146,11 @@ VERBS = {
         *("contexts", "context"),
         "Tell what context buys trained models and what it costs: one page, one table.",
     ),
+    "check": Verb(
+        *("check", "check"),
+        "Mark the exercise of a lesson: what is right, what is off, what to look at again.",
+        raw=True,
+    ),
     "export": Verb(
         *("checkpoints", "export"),
         "Write a trained run's weights as a Hugging Face checkpoint.",
