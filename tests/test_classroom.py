@@ -154,6 +154,8 @@ def test_a_run_that_diverged_costs_the_steps_that_were_computed(room):
     work.train(room, diverging)
     assert room.account("ada").spent == flops_of(cell.run) * 40 // 100
     assert room.submit("ada", cell)[1] is False  # and is a result
+    assert room.price(cell) == flops_of(cell.run)  # tells nobody that it diverges
+    assert room.submit("ben", cell)[0].settled.charge == flops_of(cell.run) * 40 // 100
 
 
 def test_students_take_turns(room):
@@ -203,6 +205,25 @@ def test_seconds_are_reserved_and_charged_as_measured(timed):
         timed.submit("ada", classes.cell(timed, steps=200))
 
 
+def test_anothers_seconds_are_those_that_it_would_have_taken(timed):
+    """Whoever reserves fewer has a run that is stopped, as if it were trained again."""
+
+    def trained(runs, folder, emit, wanted, time_limit):
+        for record, weights in fakes.train(runs, folder, emit, wanted):
+            yield record.model_copy(update={"seconds": 3.0}), weights
+
+    cell = classes.cell(timed)
+    timed.submit("ada", cell, 4.0)
+    work.train(timed, trained)
+    assert timed.price(cell, 1.0) == 1.0  # tells nothing of ada's
+    purchase, new = timed.submit("ben", cell, 1.0)
+    assert new
+    assert (purchase.settled.status, purchase.settled.charge) == ("failed", 1.0)
+    purchase, new = timed.submit("ben", cell, 4.0)
+    assert (purchase.settled.status, purchase.settled.charge, new) == ("ok", 3.0, True)
+    assert timed.account("ben").spent == 4.0
+
+
 def test_a_run_that_takes_all_its_seconds_costs_them(timed):
     def late(runs, folder, emit, wanted, time_limit):
         raise TimeLimit(f"the time limit of {time_limit:g} s was reached")
@@ -212,7 +233,34 @@ def test_a_run_that_takes_all_its_seconds_costs_them(timed):
     work.train(timed, late)
     (purchase,) = timed.account("ada").purchases
     assert (purchase.settled.status, purchase.settled.charge) == ("failed", 4.0)
-    assert "submit it with more --seconds" in purchase.settled.reason
+    assert "buy it with more seconds" in purchase.settled.reason
+
+
+def test_equal_runs_of_different_seconds_end_each_as_if_alone(timed):
+    """Which takes 3 s: trained under the larger limit, or first under the smaller one alone."""
+    limits = []
+
+    def trained(runs, folder, emit, wanted, time_limit):
+        limits.append(time_limit)
+        if time_limit < 3:
+            if len(limits) == 1:  # and meanwhile
+                timed.submit("ben", classes.cell(timed), 4.0)
+            raise TimeLimit("the time limit was reached")
+        for record, weights in fakes.train(runs, folder, emit, wanted):
+            yield record.model_copy(update={"seconds": 3.0}), weights
+
+    def ends(name):
+        return [(one.settled.status, one.settled.charge) for one in timed.account(name).purchases]
+
+    timed.submit("ada", classes.cell(timed), 1.0)
+    work.train(timed, trained)
+    assert limits == [1.0, 4.0]
+    assert (ends("ada"), ends("ben")) == ([("failed", 1.0)], [("ok", 3.0)])
+    timed.submit("ada", classes.cell(timed, steps=110), 1.0)
+    timed.submit("ben", classes.cell(timed, steps=110), 4.0)
+    work.train(timed, trained)
+    assert limits[2:] == [4.0]
+    assert (ends("ada")[1], ends("ben")[1]) == (("failed", 1.0), ("ok", 3.0))
 
 
 def test_seconds_that_nobody_names_are_twice_the_estimate(timed):

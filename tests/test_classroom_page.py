@@ -227,6 +227,15 @@ def test_a_mistake_is_told_on_the_page_and_buys_nothing(site, field, value, said
     assert room.account("ada").log == ()
 
 
+def test_a_port_that_is_taken_is_told(site):
+    room, _, port = site
+    with (
+        pytest.raises(UserError, match="cannot be listened at: Address already in use"),
+        served.listening(room, "127.0.0.1", port),
+    ):
+        pass
+
+
 def test_sessions_end(site, monkeypatch):
     room, tokens, _ = site
     own = classroom_site.Site(room)

@@ -72,7 +72,14 @@ def serve(folder: Path, port: int = 8000, host: str = "127.0.0.1", workers: int 
 
 @contextmanager
 def listening(room: Classroom, host: str, port: int) -> Iterator[ThreadingHTTPServer]:
-    server = ThreadingHTTPServer((host, port), handler(Site(room)))
+    from isoflop.models.errors import UserError
+
+    try:
+        server = ThreadingHTTPServer((host, port), handler(Site(room)))
+    except OSError as error:
+        raise UserError(
+            f"--host {host} --port {port} cannot be listened at: {error.strerror}; choose another"
+        ) from None
     server.daemon_threads = True
     try:
         yield server

@@ -26,6 +26,7 @@ import functools
 import hashlib
 import hmac
 import math
+import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,12 +52,12 @@ from isoflop.sim.durable import Place, contents, create, place, unwritable
 from isoflop.sim.records.store import Record, Store, brief
 from isoflop.sim.spec import Cell
 
-OVER_LIMIT = "stopped at its limit"  # how the reason begins of a run that took all its seconds
+STOPPED = re.compile(r"stopped at its limit of (\S+) s")  # reason of a run without its last seconds
 
 
 @dataclass(frozen=True)
 class Classroom:
-    """A class's folder, opened by `load` or made by `found`."""
+    """A class's folder, opened by `load` or made by `establish`."""
 
     root: Place
     rules: Rules
@@ -123,11 +124,8 @@ class Classroom:
 
     def price(self, cell: Cell, seconds: float | None = None) -> Amount:
         """What a run reserves: its exact FLOPs, or in a class of seconds as many as it may take at
-        most, which `seconds` says; once it has a result, what it took.
+        most, which `seconds` says. Whether somebody has trained it changes nothing and is not told.
         """
-        record = self.store.load(cell.run.key)
-        if record is not None and record.final:
-            return _taken(record, self.rules.unit)
         if self.rules.unit == "flops":
             return rules_of.flops_of(cell.run)
         if seconds is None or not 0 < seconds < math.inf:
@@ -141,12 +139,13 @@ class Classroom:
         """Reserve a run: the purchase, and whether it is a new one.
 
         The student's own run of the same key, waiting or with a result, is returned as it is and
-        costs nothing. A run that another student has trained costs what it took and has its result
-        at once. Raises UserError where the target is announced or the budget does not hold the run.
+        costs nothing. A run that another student has trained comes to the same end at the same cost
+        as if it were trained again, and at once. Raises UserError where the target is announced or
+        the budget does not hold the run.
         """
         price, key = self.price(cell, seconds), cell.run.key
         record = self.store.load(key)
-        failures = record.failures if record is not None else 0
+        failures = 0 if record is None else record.failures
 
         def entry(account: Account) -> Submitted | None:
             if account.find(key) is not None:
@@ -165,15 +164,11 @@ class Classroom:
                 )
             return Submitted(cell=cell, reserved=price, failures=failures)
 
-        if (own := self.settle(name).find(key)) is not None:
-            return own, False
+        self.settle(name)  # what is paid back may be spent
         account, new = self._append(name, entry)
-        if not new:  # another process of the student's was first
-            own = account.find(key)
-            assert own is not None
-            return own, False
-        number = len(account.log)
-        return next(one for one in self.settle(name).purchases if one.number == number), True
+        own = account.find(key)
+        assert own is not None
+        return next(one for one in self.settle(name).purchases if one.number == own.number), new
 
     def settle(self, name: str) -> Account:
         """Charge the student's runs that have their results, and return what failed. Whoever does
@@ -355,19 +350,28 @@ def _taken(record: Record, unit: str) -> Amount:
     return rules_of.flops_of(record.run) // steps * done
 
 
+def stopped(seconds: float) -> str:
+    """The reason of a run that took longer than its seconds."""
+    return f"stopped at its limit of {seconds:.6g} s; buy it with more seconds, or make it shorter"
+
+
 def _end(purchase: Purchase, record: Record | None, unit: str) -> Settled | None:
-    """What a purchase is charged, never more than was reserved; None while that is open."""
-    submitted = purchase.submitted
-    if record is None:
+    """What a purchase is charged, never more than was reserved; None while that is open.
+
+    One that takes longer than its own seconds has no result, whoever's larger limit it was trained
+    under; one that was stopped at another's smaller limit waits for its own.
+    """
+    submitted, most = purchase.submitted, purchase.submitted.reserved
+    if record is None or not (record.final or record.failures > submitted.failures):
         return None
-    if record.final:
-        charge = min(submitted.reserved, _taken(record, unit))
-    elif record.failures > submitted.failures:
-        charge = submitted.reserved if record.reason.startswith(OVER_LIMIT) else 0
-    else:
+    if record.final and (taken := _taken(record, unit)) <= most:
+        return Settled(of=purchase.number, charge=taken, status=record.status, reason=record.reason)
+    limit = STOPPED.match(record.reason)
+    if limit is not None and float(limit[1]) < most * (1 - 1e-4):
         return None
-    status, reason = record.status, record.reason
-    return Settled(of=purchase.number, charge=charge, status=status, reason=reason)
+    late = record.final or limit is not None
+    charge, reason = (most, stopped(most)) if late else (0, record.reason)
+    return Settled(of=purchase.number, charge=charge, status="failed", reason=reason)
 
 
 def _unless_ended(end: Settled, account: Account) -> Settled | None:

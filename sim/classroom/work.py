@@ -14,7 +14,7 @@ from typing import Any
 from isoflop.models.errors import UserError
 from isoflop.sim.classroom import scoring
 from isoflop.sim.classroom.entries import Predicted, Purchase
-from isoflop.sim.classroom.ledger import OVER_LIMIT, Classroom
+from isoflop.sim.classroom.ledger import Classroom, stopped
 from isoflop.sim.durable import Place
 from isoflop.sim.grid.estimate import plan
 from isoflop.sim.grid.executors.base import Executor
@@ -37,7 +37,8 @@ def limit(room: Classroom, cell: Cell, seconds: float | None = None) -> float | 
         if seconds is not None:
             raise UserError("this class counts FLOPs, which are exact; leave out --seconds")
         return None
-    (planned,) = plan([cell], room.store).rows
+    new = cell.run.model_copy(update={"version": cell.run.version + 1})  # which nobody has trained
+    (planned,) = plan([cell.model_copy(update={"run": new})], room.store).rows
     if seconds is None:
         return max(LEAST_SECONDS, round(SLACK * planned.seconds, 1))
     measured = any(True for _ in room.store.root.glob("*/result.json"))
@@ -75,11 +76,7 @@ def train(
     done = 0
     while waiting := turn(room):
         on_turn(waiting)
-        limits = {
-            one.key: float(one.submitted.reserved)
-            for one in waiting.values()
-            if room.rules.unit == "seconds"
-        }
+        limits = _limits(room) if room.rules.unit == "seconds" else {}
 
         def settling(event: Any, waiting: Mapping[str, Purchase] = waiting) -> None:
             if isinstance(event, Recorded):
@@ -93,6 +90,15 @@ def train(
         execute(cells.values(), room.store.root, work, executor=executor, on_event=settling)
         done += sum(_ended(room, name, one) for name, one in waiting.items())
     return done
+
+
+def _limits(room: Classroom) -> dict[str, float]:
+    """The most seconds that anybody who waits has reserved for a run, by its key."""
+    found: dict[str, float] = {}
+    for name in room.students:
+        for one in room.account(name).waiting:
+            found[one.key] = max(found.get(one.key, 0.0), float(one.submitted.reserved))
+    return found
 
 
 def _ended(room: Classroom, name: str, one: Purchase) -> bool:
@@ -112,7 +118,7 @@ def within(
     try:
         yield from trainer(runs, work, emit, wanted, time_limit=limit)
     except TimeLimit:
-        raise UserError(f"{OVER_LIMIT} of {limit:.4g} s; submit it with more --seconds") from None
+        raise UserError(stopped(limit)) from None
 
 
 def predictions(room: Classroom) -> dict[str, Predicted]:
