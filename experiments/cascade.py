@@ -46,7 +46,7 @@ from isoflop.sim.treatments.cascade import Unit, scores
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 UNITS: tuple[Unit, ...] = ("tokens", "sequences")
 PROMPT = 32
-GAMMAS = (1, 2, 4, 8)
+GAMMAS = (1, 2, 4)
 ROWS, COUNT = 64, 64  # prompts, and tokens that are written after each
 
 
@@ -70,7 +70,12 @@ def measure(
               if cell.run.budget.steps == STEPS[2]]  # fmt: skip
     execute(wanted, trained, train, executor=Local(workers=workers))
     runs = {
-        (str(row.labels["family"]), row.labels["width"], row.record.run.seed): row.record.key
+        (
+            str(row.labels["family"]),
+            row.labels["width"],
+            row.labels["depth"],
+            row.record.run.seed,
+        ): (row.record.key)
         for row in Store(trained).rows(wanted)
         if row.record.status == "ok"
     }
@@ -78,8 +83,8 @@ def measure(
     for family in families:
         for seed in range(seeds):
             small, large = (
-                Subject.of(Checkpoint.load(runs[family, width, seed], trained))
-                for width in (SHAPES[0][0], SHAPES[-1][0])
+                Subject.of(Checkpoint.load(runs[family, width, depth, seed], trained))
+                for width, depth in (SHAPES[0], SHAPES[-1])
             )
             tell(f"{family}, seed {seed}")
             about = {"family": family, "seed": seed}

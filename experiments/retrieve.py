@@ -45,9 +45,9 @@ from isoflop.sim.train.loop import train
 from isoflop.sim.treatments import Neighbours, Passages, Subject, Treated, Treatment, apply
 from isoflop.sim.treatments.base import judge
 
-SHAPES = ((32, 2), (64, 2), (96, 2))  # (width, depth), of which the middle one retrieves
-STEPS = (150, 300, 600)  # of which the middle one is half of the text
-CONTROL = 32_768  # tokens in the stores of controls
+SHAPES = ((32, 1), (32, 2), (64, 2))  # (width, depth), of which the middle one retrieves
+STEPS = (100, 200, 400)  # of which the middle one is half of the text
+CONTROL = 16_384  # tokens in the stores of controls
 FACTS = {"facts": 256, "symbols": 64, "alpha": 0.5}
 TABLES = (2, 8, 32, 96, 256)
 
@@ -59,8 +59,8 @@ def text_cells(families: tuple[str, ...], seeds: int, corpus: str) -> list[Cell]
 
 def measure(
     families: tuple[str, ...] = ("dense", "mamba"),
-    stores: tuple[int, ...] = (512, 2048, 8192, 32_768, 131_072),
-    passages: int = 4096,
+    stores: tuple[int, ...] = (256, 1024, 4096, 16_384, 65_536),
+    passages: int = 2048,
     seeds: int = 2,
     corpus: str = "sympy",
     trained: Path = Path("runs"),

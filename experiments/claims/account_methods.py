@@ -189,8 +189,8 @@ def _awaited(name: str, text: str, source: str, experiment: str, rule: str) -> C
 @claim(
     "retrieval's gains are logarithmic in the store, knowledge stays fresh, and it is efficient",
     source="D1 D2 D3",
-    setting="dense and mamba at width 64, trained on 307k tokens of Python code, stores of 512 to "
-    "131k more; 256 Zipf facts that were drawn after training, tables of 2 to 256",
+    setting="dense and mamba at width 32, trained on 205k tokens of Python code, stores of 256 to "
+    "66k more; 256 Zipf facts that were drawn after training, tables of 2 to 256",
     records=("retrieve",),
     words=ACCOUNT,
 )
