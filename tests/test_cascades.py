@@ -1,5 +1,6 @@
 """A cascade asks for the large model where it says, is charged, and lies under the oracle."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,9 +16,15 @@ from isoflop.sim.records.store import Store
 from isoflop.sim.spec import Budget, Run
 from isoflop.sim.train.loop import train
 from isoflop.sim.treatments import Cascade, Speculate, Subject, apply
-from isoflop.sim.treatments.base import judge, parallel
+from isoflop.sim.treatments.base import judge
 
 SHARES = (0.05, 0.2, 0.5, 0.8)
+
+
+def logits(subject: Subject, tokens) -> np.ndarray:
+    return np.asarray(
+        jax.jit(subject.logits, static_argnums=0)(subject.model, subject.reads, tokens)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +34,7 @@ def runs(tmp_path_factory):
     found = []
     for steps, width in ((10, 8), (80, 16)):
         run = Run(
-            model=zoo.FAMILIES["linear"](width, 1, 9),
+            model=zoo.FAMILIES["mingru"](width, 1, 9),
             data=Markov(symbols=9, order=1, concentration=0.2),
             optim=AdamW(lr=0.02, warmup_steps=5),
             budget=Budget(steps=steps, batch=8, seq_len=16, eval_tokens=2048),
@@ -54,8 +61,7 @@ def test_a_share_of_everything_is_the_large_run(runs):
     small, large = subjects(runs)
     tokens = jnp.asarray(small.run.data.open().batch(9, 0, 4, 16).tokens[:, :-1])
     every = Cascade(large=large.run.key, share=1).apply(small)
-    exact = parallel(large.model, large.params, tokens)
-    assert np.allclose(every.logits(small.model, every.reads, tokens), exact, atol=1e-6)
+    assert np.allclose(logits(every, tokens), logits(large, tokens), atol=1e-6)
     assert every.ledger.large_calls == 1
     assert every.ledger.train_flops == small.ledger.train_flops + large.ledger.train_flops
     read = large.model.cost(16).flops / 16
@@ -78,8 +84,7 @@ def test_the_loss_falls_with_the_share_and_the_rule_beats_chance(runs, unit):
 def test_a_token_is_asked_by_its_own_score_and_a_sequence_by_its_prompt(runs):
     small, large = subjects(runs)
     tokens = jnp.asarray(small.run.data.open().batch(9, 0, 32, 16).tokens[:, :-1])
-    own = np.asarray(parallel(small.model, small.params, tokens))
-    other = np.asarray(parallel(large.model, large.params, tokens))
+    own, other = logits(small, tokens), logits(large, tokens)
     p = np.exp(own - np.log(np.exp(own).sum(-1, keepdims=True)))
     entropy = -(p * np.log(p)).sum(-1)
     for unit in ("tokens", "sequences"):
@@ -92,7 +97,7 @@ def test_a_token_is_asked_by_its_own_score_and_a_sequence_by_its_prompt(runs):
             asked = asked & (np.arange(16) >= 4)[None]
         assert 0 < asked.mean() < 1
         assert clear.mean() > 0.9
-        found = np.asarray(treated.logits(small.model, treated.reads, tokens))
+        found = logits(treated, tokens)
         exact = np.where(asked[..., None], other, own)
         assert np.allclose(found[clear], exact[clear], atol=1e-5)
 
