@@ -51,8 +51,8 @@ def finding(rows: Sequence[Mapping[str, Any]]) -> str:
         value, top, read = (float(np.mean([row[name] for row in some]))
                             for name in ("closed", "oracle", "flops"))  # fmt: skip
         said.append(
-            f"The hardest 5 % of tokens close {value:.0%} of the gap (the best 5 %: {top:.0%}), at "
-            f"{read:.2f} of the large model's FLOPs"
+            f"The hardest 5 % of tokens close {100 * value:.0f} % of the gap (the best 5 %: "
+            f"{100 * top:.0f} %), at {read:.2f} of the large model's FLOPs"
         )
     drafts = [row for row in rows if row["part"] == "speculation"]
     if drafts:
@@ -60,7 +60,7 @@ def finding(rows: Sequence[Mapping[str, Any]]) -> str:
         near = sum(one <= TOLERANCE for one in off)
         said.append(
             f"speculation gives the predicted tokens within 2 % in {near} of {len(drafts)}, within "
-            f"{max(off):.0%} in all"
+            f"{100 * max(off):.0f} % in all"
         )
     return "; ".join(said) or "What a cascade closes"
 
@@ -113,4 +113,4 @@ def _drafted(
         axes.plot(x, counted, color=looks[family].colour, marker=looks[family].marker)
         axes.plot(x, predicted, ":", color=looks[family].colour)
     axes.set(title="Speculative decoding", xlabel="tokens that are drafted (γ)",
-             ylabel="tokens for each reading of the large model")  # fmt: skip
+             ylabel="tokens per reading of the large")  # fmt: skip

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from isoflop.experiments.cascade import published
 from isoflop.experiments.scores import routing
+from isoflop.figures import cascade
 from isoflop.models.errors import UserError
 from isoflop.models.families import zoo
 from isoflop.sim.compare.cascades import answers, closed, interval, oracle
@@ -169,3 +171,24 @@ def test_speculation_changes_what_a_token_costs_and_nothing_that_is_predicted(ru
     assert found.ledger.resident_bytes > found.plain_ledger.resident_bytes
     own = apply(large.key, (Speculate(draft=large.key, gamma=3),), root)
     assert own.chosen["alpha"] == pytest.approx(1, abs=1e-5)
+
+
+def test_the_longest_questions_are_worth_more_than_chance_and_less_than_the_best():
+    for row in published():
+        if row["share"] < 1:
+            assert row["share"] < row["closed"] < row["oracle"]
+
+
+def test_a_figure_is_drawn_of_published_answers_and_runs(tmp_path):
+    about = {"family": "dense", "seed": 0}
+    runs = [
+        about | {"part": "cascade", "unit": unit, "share": share, "asked": share, "closed": share,
+                 "low": 0.9 * share, "high": 1.1 * share, "oracle": 1.0, "flops": 0.5}
+        for unit in ("tokens", "sequences") for share in (0.05, 1.0)
+    ]  # fmt: skip
+    drafts = [about | {"part": "speculation", "gamma": g, "predicted": 2.0, "counted": 2.1}
+              for g in (1, 2)]  # fmt: skip
+    assert cascade.draw([], tmp_path) == []
+    assert all(path.is_file() for path in cascade.draw([*published(), *runs, *drafts], tmp_path))
+    assert "close 5 % of the gap (the best 5 %: 100 %), at 0.50" in cascade.finding(runs)
+    assert "within 2 % in 0 of 2, within 5 % in all" in cascade.finding(drafts)

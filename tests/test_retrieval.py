@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from isoflop.experiments.claims import account_methods
+from isoflop.figures import retrieve
 from isoflop.models.base import Init
 from isoflop.models.errors import UserError
 from isoflop.models.families import zoo
@@ -166,19 +167,19 @@ def test_near_copies_are_known_token_by_token():
 def test_what_is_judged_is_purged_from_a_store_that_holds_it(runs):
     plain = subject(runs)
     (own,) = judged(plain.run)
-    shelf = Shelf(plain.run, None, 0, 13)
+    shelf = Shelf(plain.run, None, 0, 13, 1, "store=1")
     batch = shelf.source.batch(0, 0, 8, 24)
     batch.tokens[2:4] = own[:2]
     shelf.source.batch = lambda *_: batch
-    allowed = shelf.draw("store")[1]
+    allowed = shelf.draw()[1]
     assert not allowed[2:4].any()
     assert allowed[[0, 1, 4, 5, 6, 7]].mean() > 0.9
     shelf.purge = None
-    assert shelf.draw("store")[1].all()
+    assert shelf.draw()[1].all()
 
 
 def test_a_store_beyond_the_text_is_refused(runs):
-    with pytest.raises(UserError, match=r"store=\d+ is more than the training text holds"):
+    with pytest.raises(UserError, match=r"store=\d+ is more than there is of the [\d,]+ tokens"):
         Neighbours(store=200_000, share=0.5, temperature=1.0).apply(subject(runs))
 
 
@@ -303,3 +304,19 @@ def test_a_line_over_the_store_is_told_from_a_bend():
 def test_the_claim_of_logarithmic_gains_is_judged_by_its_rule(rows, word, tmp_path):
     write_table(tmp_path / "retrieve.jsonl", rows)
     assert account_methods.retrieval_is_logarithmic.verdict(tmp_path).word == word
+
+
+def test_a_figure_is_drawn_of_stores_controls_and_facts(tmp_path):
+    def told(row: dict) -> dict:
+        gains = row.get("changes", [0.0])
+        more = {"change": float(np.mean(gains)), "se": 0.001, "family": "dense"}
+        return more | row | {"arm": row.get("arm", "others"), "coverage": 0.5, "seed": 0,
+                             "floor": 0.5, "store": row.get("store", 2)}  # fmt: skip
+
+    rows = [told(row) for row in table()]
+    rows.append(rows[0] | {"arm": "random store"})
+    assert retrieve.draw([], tmp_path) == []
+    assert all(path.is_file() for path in retrieve.draw(rows, tmp_path))
+    said = retrieve.finding(rows, {"dense": by_store(rows, "dense")})
+    assert "logarithmic in the store for dense (of 1)" in said
+    assert "at most 2 of a byte of weights; 1 of 1 losses on new facts obey" in said

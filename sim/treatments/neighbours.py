@@ -105,12 +105,14 @@ class Neighbours(Treatment, Sizes):
 
     def _filled(self, subject: Subject) -> tuple[Store, int]:
         """The store, and how many sequences were read for it."""
-        shelf = Shelf(subject.run, self.data, self.first, self.purge)
+        shelf = Shelf(
+            subject.run, self.data, self.first, self.purge, self.store, f"store={self.store}"
+        )
         keys: list[np.ndarray] = []
         values: list[np.ndarray] = []
         have = read = 0
         while have < self.store:
-            batch, allowed = shelf.draw(f"store={self.store}")
+            batch, allowed = shelf.draw()
             kept = allowed[:, 1:]
             if batch.weights is not None:
                 kept = kept & (batch.weights > 0)

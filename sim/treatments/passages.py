@@ -78,11 +78,14 @@ class Passages(Treatment, Sizes):
         )
 
     def _filled(self, subject: Subject) -> Passage:
-        shelf = Shelf(subject.run, self.data, self.first, self.purge)
+        shelf = Shelf(
+            subject.run, self.data, self.first, self.purge, self.store * self.stride,
+            f"store={self.store}",
+        )  # fmt: skip
         found: list[np.ndarray] = []
         have = 0
         while have < self.store:
-            batch, allowed = shelf.draw(f"store={self.store}")
+            batch, allowed = shelf.draw()
             starts = range(0, batch.tokens.shape[1] - 2 * self.stride + 1, self.stride)
             for rows, kept in zip(batch.tokens, allowed, strict=True):
                 cut = [slice(i, i + 2 * self.stride) for i in starts]

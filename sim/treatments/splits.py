@@ -74,28 +74,38 @@ class Shelf:
     """Training text for a store, batch after batch as a run reads it: tokens, and which of them may
     be kept, as they share no `purge` tokens in a row with what the run is judged on (None: all).
 
-    Raises UserError on drawing beyond the end of a text, which would begin to repeat.
+    Raises UserError where the text, which then begins to repeat, has less than `tokens`; `what`
+    names the setting that asks for them.
     """
 
-    def __init__(self, run: Run, data: DataConfig | None, first: int, purge: int | None):
-        self.run, self.source, self.next = run, (data or run.data).open(), first
+    def __init__(
+        self, run: Run, data: DataConfig | None, first: int, purge: int | None, tokens: int,
+        what: str,
+    ):  # fmt: skip
+        self.run, self.source, self.next, self.purge = run, (data or run.data).open(), first, purge
+        self.what = what
+        have, budget = self.source.train_tokens, run.budget
+        self.rows = np.inf if have is None else have // budget.seq_len
+        if (self.rows - first * budget.batch) * budget.seq_len < tokens:
+            raise self._short()
         self.avoid = judged(run) if purge else []
-        self.purge = purge
 
-    def draw(self, what: str) -> tuple[Batch, Bool[np.ndarray, "b s"]]:
-        """The next batch; `what` names the setting that asks for too much."""
+    def draw(self) -> tuple[Batch, Bool[np.ndarray, "b s"]]:
+        """The next batch."""
         budget = self.run.budget
-        row = np.arange(self.next * budget.batch, (self.next + 1) * budget.batch)
-        have = self.source.train_tokens
-        new = row < (np.inf if have is None else have // budget.seq_len)
+        new = np.arange(self.next * budget.batch, (self.next + 1) * budget.batch) < self.rows
         if not new.any():
-            raise UserError(
-                f"{what} is more than the training text holds, which ends with its batch "
-                f"{self.next - 1}; ask for less"
-            )
+            raise self._short()
         batch = drawn(self.source, self.next, self.run.seed, budget.batch, budget.seq_len)
         self.next += 1
         allowed = np.broadcast_to(new[:, None], batch.tokens.shape)
         if self.purge is None:
             return batch, allowed
         return batch, allowed & ~shared(batch.tokens, self.avoid, self.purge)
+
+    def _short(self) -> UserError:
+        total = self.rows * self.run.budget.seq_len
+        return UserError(
+            f"{self.what} is more than there is of the {total:,} tokens of training text after "
+            "what is left out of them; ask for less, or from an earlier batch on"
+        )
