@@ -7,7 +7,7 @@ that are English). What each is worth is a data gain D_eff/D, the clean data tha
 over the data that were read, by seed, with a 90 % t interval (sim/compare/data_gain.py).
 
 Command:   isoflop run data_quality && isoflop figures data_quality
-Duration:  not timed whole
+Duration:  10 minutes of one busy core
 Expected:  repeating 4 times costs little (2305.16264), 32 times half or more; a tenth of corrupted
            bytes costs more than a tenth of the data; English beside code is worth a little
 Rule:      data are worth less than clean where the 90 % interval of D_eff/D at the longest run lies

@@ -102,7 +102,8 @@ def apply(
         chosen.append(t.Distil(
             student=model(distil, width or whole.d_model, depth or len(whole.blocks),
                           whole.vocab_size),
-            steps=steps, share=taught, teacher=teacher, rate=rate or 1.0,
+            steps=steps, share=taught, teacher=teacher,
+            rate=1.0 if rate is None else rate,
         ))  # fmt: skip
     if remove is not None:
         chosen.append(t.Remove(what=remove, share=share))
@@ -110,7 +111,8 @@ def apply(
         chosen.append(t.Prune(sparsity=prune, method=importance, pattern=pattern))
     if retrain is not None:
         chosen.append(t.Retrain(
-            steps=steps, data=Corpus(name=corpus) if corpus else None, rate=rate or 0.3,
+            steps=steps, data=Corpus(name=corpus) if corpus else None,
+            rate=0.3 if rate is None else rate,
             weights=aware, group=group, lora_rank=rank if retrain == "lora" else None,
         ))  # fmt: skip
     if state is not None:

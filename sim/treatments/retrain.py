@@ -233,7 +233,7 @@ def _train(
         )
     run, source = subject.run, data.open()
     budget, optim = run.budget, run.optim
-    step = _step(model, optim, view, goal, share)
+    step = _step(model, optim, view, goal)
     direction, rates = _direction(optim, model, trained, rate)
     state, teacher = direction.init(trained), subject.params
     first = FIRST if data == run.data else 0
@@ -242,7 +242,9 @@ def _train(
         batch = drawn(source, first + i, run.seed if seed is None else seed, budget.batch,
                       budget.seq_len)  # fmt: skip
         factor = min(1.0, (i + 1) / max(1, steps // 10)) * (1 - i / steps)
-        trained, state, nats = step(trained, state, rates, batch, teacher, jnp.float32(factor))
+        trained, state, nats = step(
+            trained, state, rates, batch, teacher, jnp.float32(factor), jnp.float32(share)
+        )
     if not bool(jnp.isfinite(nats)):
         raise UserError(f"the loss is not a number after {steps} steps; lower rate={rate:g}")
     return view(trained)
@@ -264,12 +266,10 @@ def _direction(
 
 
 @lru_cache(maxsize=8)
-def _step(
-    model: ModelConfig, optim: Optim, view: View, goal: Goal | None, share: float
-) -> Callable[..., Any]:
+def _step(model: ModelConfig, optim: Optim, view: View, goal: Goal | None) -> Callable[..., Any]:
     graph = nnx.split(model.abstract())[0]
 
-    def loss(trained: Any, batch: Batch, teacher: Any) -> tuple[Array, Array]:
+    def loss(trained: Any, batch: Batch, teacher: Any, share: Array) -> tuple[Array, Array]:
         logits, aux = nnx.merge(graph, view(trained))(batch.tokens[:, :-1])
         nats = cross_entropy(logits, batch.targets)
         if goal is not None:
@@ -280,8 +280,8 @@ def _step(
         mean = weighted(nats, batch).mean()
         return mean + aux.get("penalty", 0.0), mean
 
-    def step(trained, state, rates, batch, teacher, factor):
-        gradient, nats = jax.grad(loss, has_aux=True)(trained, batch, teacher)
+    def step(trained, state, rates, batch, teacher, factor, share):
+        gradient, nats = jax.grad(loss, has_aux=True)(trained, batch, teacher, share)
         direction, _ = _direction(optim, model, trained, 1.0)
         change, state = direction.update(gradient, state, trained)
         return apply(trained, change, rates, factor), state, nats
