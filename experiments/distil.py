@@ -32,7 +32,7 @@ from isoflop.sim.train.loop import train
 from isoflop.sim.treatments import Distil, apply
 
 DEPTH = 2
-LONGER = (2, 4)  # times the longest student's training, of plain ones: what a gain is read from
+LONGER = (2,)  # times the longest student's training, of plain ones: what a gain is read from
 LANGUAGE = Markov(symbols=16, order=2, concentration=0.3)
 
 

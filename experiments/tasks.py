@@ -46,7 +46,7 @@ def cells(
     tasks: tuple[str, ...] = tuple(TASKS),
     families: tuple[str, ...] = ("dense",),
     widths: tuple[int, ...] = (8, 16, 24, 40),
-    rates: tuple[float, ...] = (0.003, 0.01, 0.03),
+    rates: tuple[float, ...] = (0.001, 0.003, 0.01),
     steps: int = 400,
     batch: int = 32,
     seeds: int = 3,
