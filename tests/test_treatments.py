@@ -42,7 +42,7 @@ from isoflop.sim.treatments.base import judge, parallel
 from isoflop.sim.treatments.formats import BITS, Format, rounded, stored_bits, through
 from isoflop.sim.treatments.matmuls import second_moments, visiting
 from isoflop.sim.treatments.quantise import with_feedback
-from isoflop.sim.treatments.retrain import _low_rank
+from isoflop.sim.treatments.retrain import _itself, _low_rank, _train
 
 CASES = Path(__file__).parent / "cases"
 INTEGERS = ("int8", "int4", "int3", "int2")
@@ -324,6 +324,16 @@ def test_an_oracle_teaches_faster_than_data_and_nothing_beats_the_entropy(runs):
     floor = plain.run.data.open().floor(16)
     error = losses[1.0].mean(-1).std() / len(gain) ** 0.5
     assert losses[1.0].mean() > floor - 3 * error
+
+
+def test_a_student_with_no_share_of_a_teacher_is_one_of_data_alone_to_the_last_bit(runs):
+    plain, student = subject(runs), zoo.FAMILIES["linear"](16, 1, 13)
+    taught = Distil(student=student, steps=3, share=0.0, seed=1).apply(plain)
+    fresh = jax.tree.map(jnp.asarray, nnx.state(student.build(init=Init(1))))
+    alone = _train(plain, student, fresh, _itself, plain.run.data, 3, 1.0, seed=1)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), taught.params, alone)
+    assert all(jax.tree.leaves(same))
+    assert taught.ledger.teacher_flops == 0
 
 
 def test_a_teacher_is_charged_and_must_speak_the_students_tokens(runs):
