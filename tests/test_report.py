@@ -10,10 +10,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import browser
 import pytest
 import synthetic
 import vl_convert
 
+from isoflop.experiments.families import RESULTS
 from isoflop.figures import palette
 from isoflop.figures.report import page as report
 from isoflop.figures.report import sampling
@@ -23,7 +25,7 @@ from isoflop.models.families.matching import uniform
 from isoflop.sim.compare.slopes import slopes
 from isoflop.sim.compare.study import Study
 from isoflop.sim.cost.names import CONVENTIONS
-from isoflop.sim.records.store import Row
+from isoflop.sim.records.store import Row, read_rows
 
 SMALL: dict[str, Any] = {"sizes": ((32, 2), (48, 2), (64, 2)), "steps": (500, 2000)}
 BROKEN = synthetic.row(
@@ -340,3 +342,18 @@ def test_the_title_is_the_experiments_own_question(tmp_path: Path):
     page = asked.read_text(encoding="utf-8")
     assert "<h1>mine: Do &lt;big&gt; states help?</h1>" in page
     assert "<title>mine: Do &lt;big&gt; states help? · isoflop</title>" in page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="there is no Chromium here")
+def test_the_demo_s_page_fits_a_phone(tmp_path):
+    """At 375 pixels nothing is wider than the screen but tables, which scroll in their frames."""
+    rows = read_rows(RESULTS / "quickstart.jsonl")
+    path = report.build("quickstart", rows, tmp_path)
+    with browser.chromium(tmp_path / "profile") as page:
+        page.size(375)
+        page.open(path.as_uri(), "document.querySelectorAll('.chart svg').length >= 4")
+        assert page.overflow() == 0
+        ends = "[...document.querySelectorAll('.chart svg')].map(x => x.getBoundingClientRect())"
+        assert page.value(f"Math.max(...{ends}.map(box => box.right))") <= 375
+        assert page.said == []

@@ -532,7 +532,8 @@ def offer(p95: float, per_query: float = 0.001) -> Recommendation:
     options = candidates.published("chinchilla-corrected", SIZES, 2e12)
     limits = {"p95": p95, "per_query": per_query}
     place = Place(device("H100"), 1, "bf16")
-    return recommend(options, [place], Traffic(500, 150, 4.0, p95=p95), limits)
+    traffic = Traffic(500, 150, 4.0, p95=p95)
+    return recommend(options, [place], traffic, limits, quality=candidates.LOSS)
 
 
 LESSON8 = (

@@ -30,8 +30,7 @@
 # %%
 from isoflop.experiments import lessons
 from isoflop.experiments.families import model
-from isoflop.figures import ladder as figure
-from isoflop.figures import style
+from isoflop.figures import quickstart as figure
 from isoflop.sim.compare.study import Study
 from isoflop.sim.cost.flops import param_counts, step_flops
 from isoflop.sim.cost.hardware import decode, device, roofline
@@ -109,13 +108,15 @@ for cost, (found,) in study.gains.items():
         f"{last.value:.2f} [{last.low:.2f}, {last.high:.2f}]" if last else found.reason,
     )
 
+# %% [markdown]
+# The same runs against their size, once by all weights and once by the active ones:
+
 # %%
-gains = {cost: [one.json() for one in found] for cost, found in study.gains.items()}
-lessons.show(
-    figure.gains({"gains": gains}, style.styles(study.families), lessons.PICTURES / "lesson7")
-)
+lessons.show(figure.loss_vs_params(study, lessons.PICTURES / "lesson7"))
 
 # %% [markdown]
+# In which row do the two lines part, and in which do they meet? Both are the same runs.
+#
 # Which of these costs is yours? If you pay for training time, seconds; if you must fit a phone's
 # memory, total weights; if you serve one user, the bytes of a step; if you serve hundreds at once,
 # mostly their states, which experts leave as they are (the table of milliseconds above).
