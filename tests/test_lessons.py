@@ -15,7 +15,8 @@ from isoflop.experiments import lessons
 from isoflop.experiments.cli import check
 from isoflop.experiments.cli.main import main
 from isoflop.experiments.families import RESULTS
-from isoflop.experiments.lessons.exercises import EXERCISES, Question
+from isoflop.experiments.lessons.exercises import EXERCISES
+from isoflop.experiments.lessons.marking import Question, grade
 from isoflop.models.errors import UserError
 from isoflop.sim.data import Corpus
 
@@ -134,6 +135,12 @@ def test_an_answer_that_cannot_be_read_is_told_in_a_line(answer, said, truths, t
     assert said in err
 
 
+def test_records_that_do_not_tell_an_answer_are_refused():
+    open_ = Question("x", "?", lambda folder: float("nan"), "")
+    with pytest.raises(UserError, match="these records do not tell x"):
+        grade([open_], {"x": 1.0})
+
+
 def test_questions_are_printed_without_their_answers_and_other_lessons_are_unknown(capsys):
     assert main(["check", "lesson3"]) == 0
     out = capsys.readouterr().out
@@ -157,11 +164,17 @@ def test_an_answer_is_marked_by_a_class_s_own_records(truths, tmp_path, capsys):
     code, out, _ = mark("lesson2", truths["lesson2"], tmp_path, capsys, "--records", str(own))
     assert code == 1
     assert "wrong: middle is too small" in out
+    code, _, err = mark("lesson1", truths["lesson1"], tmp_path, capsys, "--records", str(own))
+    assert code == 2
+    assert f"there is no file {own / 'power_law.jsonl'}" in err
 
 
-def test_records_of_a_class_stand_for_the_committed_ones_where_they_are(tmp_path, monkeypatch):
+def test_records_of_a_class_stand_for_the_committed_ones_where_they_are(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("ISOFLOP_RECORDS", str(tmp_path))
     assert lessons.path("ladder") == RESULTS / "ladder.jsonl"
+    assert capsys.readouterr().out == f"ladder: {RESULTS / 'ladder.jsonl'}\n"
     (tmp_path / "ladder.jsonl").write_text("")
     assert lessons.path("ladder") == tmp_path / "ladder.jsonl"
     with pytest.raises(UserError, match="has no runs of dense"):

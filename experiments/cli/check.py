@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -22,18 +23,20 @@ def check(args: Sequence[str]) -> int:
     Without a file, print its questions and the form of an answer. Exit codes: 0, all is right; 1,
     something is wrong; 2, the answer cannot be read.
     """
-    about = f"{check.__doc__}\n\nLESSON is one of {', '.join(LESSONS)}."
+    about = f"{inspect.getdoc(check)}\n\nLESSON is one of {', '.join(LESSONS)}."
     if args and args[0] not in HELP and not args[0].startswith("-"):
         experiments.pick(args[0], LESSONS, "lesson")
     lesson, file, records = parse("check", about, args, _flags)[0]
-    from isoflop.experiments.lessons import exercises
+    from isoflop.experiments.lessons.exercises import EXERCISES
+    from isoflop.experiments.lessons.marking import grade, told
 
+    asked = EXERCISES[lesson]
     if file is None:
-        print(exercises.told(lesson))
+        print(told(asked))
         return 0
     if records is not None and not records.is_dir():
         raise Usage(f"there is no folder {records}; name one that holds NAME.jsonl")
-    marked = exercises.grade(lesson, _read(file), records)
+    marked = grade(asked, _read(file), records)
     for one in marked:
         print(f"wrong: {one.name} is {one.off}" if one.off else f"right: {one.name}")
         if one.off:
@@ -53,8 +56,8 @@ def _flags(
     Args:
         lesson: lesson1 to lesson8.
         file: your answer, a JSON object; without it the questions are printed.
-        records: a folder of your own records that the answer is of: runs/lessons after lessons 1
-            and 2 with your corpus. By default those that the lessons read.
+        records: a folder of your own records that the answer is of, as runs/lessons after lessons
+            1 and 2 with your corpus; without it those that the lessons read.
     """
     return lesson, file, records
 

@@ -35,12 +35,18 @@ def corpus(default: str = "kjv") -> str:
 
 
 def path(name: str, folder: Path | None = None) -> Path:
-    """Where the records of that name are: in `folder`, or in ISOFLOP_RECORDS, if they are there,
-    else the committed ones.
+    """Where the records of that name are: in `folder`; without one in ISOFLOP_RECORDS, which is
+    then said, if they are there, else among the committed.
     """
-    own = folder or Path(os.environ.get("ISOFLOP_RECORDS") or RESULTS)
-    file = own / f"{name}.jsonl"
-    return file if file.is_file() else RESULTS / file.name
+    if folder is not None:
+        return folder / f"{name}.jsonl"
+    own, committed = os.environ.get("ISOFLOP_RECORDS"), RESULTS / f"{name}.jsonl"
+    if not own:
+        return committed
+    file = Path(own) / committed.name
+    found = file if file.is_file() else committed
+    print(f"{name}: {found}")
+    return found
 
 
 def records(name: str, family: str = "") -> list[Row]:
@@ -80,14 +86,14 @@ def show(paths: Iterable[Path]) -> None:
     notebook = ipython is not None and ipython.get_ipython() is not None
     for picture in (found for found in paths if found.suffix == ".png"):
         if ipython is not None and notebook:
-            image = ipython.display.Image(str(picture), alt=f"the figure {picture.stem}")
-            ipython.display.display(image)
+            ipython.display.display(ipython.display.Image(str(picture)))
         else:
             print(f"written: {picture}")
 
 
 def ask(lesson: str) -> None:
     """What the exercise of a lesson asks, and the form of its answer."""
-    from isoflop.experiments.lessons.exercises import told
+    from isoflop.experiments.lessons.exercises import EXERCISES
+    from isoflop.experiments.lessons.marking import told
 
-    print(told(lesson))
+    print(told(EXERCISES[lesson]))

@@ -6,19 +6,17 @@ ones, or a class's own) by the functions that the lesson uses.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from isoflop.experiments import lessons
 from isoflop.experiments.families import model
-from isoflop.models.errors import UserError, listed, quoted
+from isoflop.experiments.lessons.marking import Folder, Question
+from isoflop.models.errors import UserError
 from isoflop.sim.compare import candidates, family_fits
 from isoflop.sim.compare.context_crossings import crossings
 from isoflop.sim.compare.points import COUNT, Point, columns, families, points
@@ -37,95 +35,10 @@ from isoflop.sim.laws.isoflop import Allocation
 from isoflop.sim.laws.published import PUBLISHED
 from isoflop.sim.laws.resample import Floats
 from isoflop.sim.records.store import Row, read_rows, read_table
-from isoflop.sim.records.tables import MOST
-
-Answer = float | bool | str
-Folder = Path | None  # of records: a class's own; None: as the lessons find them
 
 DRAWS = 100  # of every bootstrap here
 PINNED = 0.9  # nats: the floor of lesson 3
 SLOW, QUICK = 4.0, 2.0  # seconds: the limits of lesson 8
-
-
-@dataclass(frozen=True)
-class Question:
-    """One answer of an exercise; a number is right within the share `within` of the truth."""
-
-    name: str
-    asked: str
-    truth: Callable[[Folder], Answer]
-    hint: str
-    within: float = 0.02
-    choices: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Marked:
-    """An answer beside the truth; `off` says in which direction it is wrong, and is empty where it
-    is right.
-    """
-
-    name: str
-    off: str
-    hint: str
-
-
-def grade(lesson: str, answers: Mapping[str, Any], folder: Folder = None) -> list[Marked]:
-    """Every answer of an exercise, marked. Raises UserError for one that is missing, that nobody
-    asked for, or of another kind than was asked for.
-    """
-    asked = EXERCISES[lesson]
-    for which, names in (
-        ("lacks", [q.name for q in asked if q.name not in answers]),
-        ("has beyond them", [name for name in answers if name not in {q.name for q in asked}]),
-    ):
-        if names:
-            raise UserError(
-                f"the answer must have {listed([q.name for q in asked])} and {which} "
-                f"{listed(names)}; write it as {form(lesson)}"
-            )
-    found = []
-    for question in asked:
-        truth = question.truth(folder)
-        _check_kind(question, answers[question.name], truth)
-        found.append(Marked(question.name, _off(question, answers[question.name], truth),
-                            question.hint))  # fmt: skip
-    return found
-
-
-def _check_kind(question: Question, answer: Any, truth: Answer) -> None:
-    number = isinstance(answer, int | float) and not isinstance(answer, bool)
-    if isinstance(truth, bool):
-        fits, kind = isinstance(answer, bool), "true or false"
-    elif isinstance(truth, str):
-        fits, kind = answer in question.choices, f"one of {listed(question.choices)}"
-    else:
-        fits, kind = number and abs(answer) < MOST, "a finite number"
-    if not fits:
-        raise UserError(f"{question.name} must be {kind}, and is {quoted(answer)}; correct it")
-
-
-def _off(question: Question, answer: Any, truth: Answer) -> str:
-    if isinstance(truth, bool | str):
-        return "" if answer == truth else "not so"
-    if abs(answer - truth) <= question.within * abs(truth):
-        return ""
-    return f"too {'large' if answer > truth else 'small'} by more than {question.within:.0%}"
-
-
-def form(lesson: str) -> str:
-    """The shape of an answer, as JSON."""
-    return json.dumps({q.name: "…" if q.choices else None for q in EXERCISES[lesson]},
-                      ensure_ascii=False)  # fmt: skip
-
-
-def told(lesson: str) -> str:
-    """The questions, and the form of their answer, for a reader."""
-    lines = [
-        f"{q.name}: {q.asked}" + (f" ({', '.join(q.choices)})" if q.choices else "")
-        for q in EXERCISES[lesson]
-    ]
-    return "\n".join([*lines, "", f"answer.json: {form(lesson)}"])
 
 
 @cache
@@ -228,7 +141,7 @@ LESSON2 = (
         "tokens_per_parameter",
         "tokens for each parameter, D*/N*, at the minimum of the largest budget",
         _tokens_per_parameter,
-        "C is not 6·N·D here: fit_cost(C, N, D) of the runs says which D a budget pays for",
+        "C is not 6·N·D here: fit_cost(C, N, D) of the runs has log_tokens(log C, log N*)",
         0.05,
     ),
     Question(

@@ -83,9 +83,9 @@ lessons.show(figure.draw(rows, lessons.PICTURES / "lesson2"))
 # 1. Lower and further to the right with each budget, and each valley is shallow: a model twice too
 #    large or too small costs a few per cent of loss. The bottom of a flat valley is hard to find,
 #    which is what the brackets of N\* say.
-# 2. 10^a, so three to four times as large. Hoffmann et al. found a near ½ with a million million
-#    times the compute; Kaplan et al. (2020, arXiv 2001.08361) had .73. Both lie outside what five
-#    small budgets could decide between, unless the interval above leaves one of them out: it does.
+# 2. 10^a, so three to four times as large. Hoffmann et al. found a near ½ at 10²¹ FLOPs, Kaplan et
+#    al. (2020, arXiv 2001.08361) .73: the interval above holds the former and leaves out the
+#    latter.
 # 3. Nearly, as the exercise shows, and that proves little: the ratio is a property of the text, the
 #    optimiser, the batch and the schedule. In lesson 3 the same family on Python code has another.
 #
