@@ -10,9 +10,6 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from docutils import nodes
-from latex2mathml.converter import convert
-
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(ROOT / ".package")]
@@ -36,50 +33,53 @@ nitpicky = True
 nitpick_ignore_regex = [("py:.*", ".*")]  # signatures name the types of other packages
 
 myst_heading_anchors = 4
-myst_enable_extensions = ["dollarmath"]  # of the lessons; prices are no formulas
-myst_dmath_allow_space = False
-myst_dmath_allow_digits = False
 nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
 nb_execution_mode = "off"  # `make lessons` runs them, and shows what they print
 
 autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_type_aliases = {"Floats": "Floats"}
+python_use_unqualified_type_names = True
+add_module_names = False
 
 suppress_warnings = ["ref.python"]  # two classes of one name, in a signature
 
 html_theme = "furo"
 html_title = f"isoflop {release}"
 html_show_sourcelink = False
+html_show_copyright = False
 html_copy_source = False
 html_extra_path = ["root"]  # beside the site's pages: the way to the first
-html_math_renderer = "mathml"
 
 
 def links(app: Any, name: str, source: list[str]) -> None:
     """Links to code open the file, and those to folders, which a site has not, are words."""
-    folder = Path(app.env.doc2path(name)).parent
+    document = Path(app.env.doc2path(name))
 
     def changed(link: re.Match[str]) -> str:
         words, place = link.groups()
-        path = folder / place
+        path = document.parent / place
         if path.is_dir():
             return words
-        return f"[{words}](path:{place})" if path.suffix == ".py" else link[0]
+        page = app.env.path2doc(str(path.resolve())) in app.project.docnames  # as a lesson is
+        return f"[{words}](path:{place})" if path.suffix == ".py" and not page else link[0]
 
-    if str(app.env.doc2path(name)).endswith(".md"):
+    if document.suffix == ".md":
         source[0] = re.sub(r"\[([^\[\]]+)\]\(([\w./-]+)\)", changed, source[0])
 
 
-def formula(translator: Any, node: nodes.Element) -> None:
-    """LaTeX as MathML, which browsers draw without a script and without a network."""
-    block = isinstance(node, nodes.math_block)
-    translator.body.append(convert(node.astext(), display="block" if block else "inline"))
-    raise nodes.SkipNode
+def explorer(app: Any, failed: Exception | None) -> None:
+    """The page of `isoflop explore`, which the lessons link."""
+    from isoflop.experiments.cli.explore import explore
+
+    if failed is None and app.builder.name == "html":
+        explore(out=Path(app.outdir) / "explore.html")
 
 
 def setup(app: Any) -> None:
     docstrings.write_pages(HERE / "api")
     app.connect("source-read", links)
     app.connect("autodoc-process-docstring", docstrings.process)
-    app.add_html_math_renderer("mathml", inline_renderers=(formula, None),
-                               block_renderers=(formula, None))  # fmt: skip
+    app.connect("autodoc-process-signature", docstrings.signature)
+    app.connect("build-finished", explorer)

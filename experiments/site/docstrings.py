@@ -121,3 +121,12 @@ def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[
     """Sphinx's event autodoc-process-docstring. A dataclass without words of its own has none."""
     generated = what == "class" and lines and lines[0].startswith(f"{name.rpartition('.')[2]}(")
     lines[:] = [] if generated else restructured(lines)
+
+
+def signature(
+    app: Any, what: str, name: str, obj: Any, options: Any, words: str, returned: str
+) -> tuple[str, str] | None:
+    """Sphinx's event autodoc-process-signature. A default that is made anew each time has no text
+    that Sphinx can read.
+    """
+    return (words.replace("<factory>", "..."), returned) if words else None
