@@ -8,7 +8,7 @@ judged on code and on English; what tuning forgets is the rise of the loss on En
 parent's. Losses are compared by seed, with 90 % t intervals.
 
 Command:   isoflop run specialise && isoflop figures specialise
-Duration:  not timed whole
+Duration:  5 minutes of one core
 Expected:  tuned beats general at every size, and at a tenth of the size is beside a general model,
            which sees code in every fourth sequence; LoRA learns less and forgets less; a model of
            code alone needs half the parameters of the mixture's or fewer
@@ -55,7 +55,8 @@ def measure(
     """The table: a row for each arm, size and seed.
 
     Args:
-        widths: of the two-layer models, the smallest first; 112 has ten times the parameters of 32.
+        widths: of the two-layer models, the smallest first; 112 has nine times the parameters of
+            32, twelve times those without embedding and head.
         steps: training length of the smallest model, of 1024 tokens a step; larger ones have fewer
             steps of the same FLOPs.
         share: of the FLOPs that goes into tuning.

@@ -110,7 +110,7 @@ def finding(numbers: Mapping[str, Any]) -> str:
             f"({one['mean']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}] nats)"
         )
     last = {one["arm"]: one for one in numbers["tuning"] if one["metric"] == "english"}
-    forgotten = [f"{arm} {one['mean']:+.3f}" for arm, one in last.items()]
+    forgotten = [f"{one['mean']:+.3f} nats by {arm}" for arm, one in last.items()]
     if forgotten:
-        said.append(f"on English the largest loses {', '.join(forgotten)}")
+        said.append(f"the loss on English of the largest rises {style.listed(forgotten)}")
     return "; ".join(said) or "What specialising is worth"
