@@ -29,7 +29,7 @@ GOOD = Design(family="dense", width=16, depth=1, lr=1e-3)
 @pytest.fixture
 def site(tmp_path):
     """A class, its tokens, and a server of it in a thread."""
-    room = classes.room(tmp_path / "class", students=())
+    room = classes.room(tmp_path / "class", students=(), largest=10**9)
     tokens = {name: room.enrol(name) for name in ("ada", "ben")}
     with served.listening(room, "127.0.0.1", 0) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -225,6 +225,30 @@ def test_a_mistake_is_told_on_the_page_and_buys_nothing(site, field, value, said
     assert said in ada.said
     assert "alert" in ada.page
     assert room.account("ada").log == ()
+
+
+def test_thirty_students_at_once_are_each_answered_and_none_overspends(site):
+    room, _, port = site
+    tokens = {f"s{i}": room.enrol(f"s{i}") for i in range(30)}
+    said = {}
+
+    def buys(name):
+        student, said[name] = Browser(port, tokens[name]), []
+        for steps in ("400", "500", "600"):  # of which the budget holds two
+            student.send("/submit", **SHAPE | {"width": "16", "steps": steps})
+            said[name].append(student.said)
+
+    threads = [threading.Thread(target=buys, args=(name,)) for name in tokens]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name in tokens:
+        account = room.account(name)
+        assert 0 <= account.left < account.budget
+        bought = sum("it waits to be trained" in one for one in said[name])
+        assert bought == len(account.purchases) == 2
+        assert "are left; make it smaller" in said[name][-1].replace("&#39;", "'")
 
 
 def test_a_port_that_is_taken_is_told(site):

@@ -70,17 +70,23 @@ def serve(folder: Path, port: int = 8000, host: str = "127.0.0.1", workers: int 
         server.serve_forever()
 
 
+class Server(ThreadingHTTPServer):
+    """A thread for each request, and room for a class that presses a button at once."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+
 @contextmanager
-def listening(room: Classroom, host: str, port: int) -> Iterator[ThreadingHTTPServer]:
+def listening(room: Classroom, host: str, port: int) -> Iterator[Server]:
     from isoflop.models.errors import UserError
 
     try:
-        server = ThreadingHTTPServer((host, port), handler(Site(room)))
+        server = Server((host, port), handler(Site(room)))
     except OSError as error:
         raise UserError(
             f"--host {host} --port {port} cannot be listened at: {error.strerror}; choose another"
         ) from None
-    server.daemon_threads = True
     try:
         yield server
     finally:

@@ -75,8 +75,8 @@ class Classroom:
         target = _parsed(Target, path)
         if target.commitment != self.rules.commitment:
             raise UserError(
-                f"{path} is not the target that the class was founded with; restore it with "
-                "isoflop class announce"
+                f"{path} is not the target that the class was founded with; remove it, and the "
+                f"teacher restores it with isoflop class announce {self.root}"
             )
         return target
 
@@ -238,9 +238,7 @@ class Classroom:
     def _file(self, name: str, file: str) -> Place:
         return self.root / "students" / name / file
 
-    def _append(
-        self, name: str, entry: Callable[[Account], Entry | None]
-    ) -> tuple[Account, bool]:  # fmt: skip
+    def _append(self, name: str, entry: Callable[[Account], Entry | None]) -> tuple[Account, bool]:
         """Add what `entry` makes of the log, if anything: it is asked again, of the longer log,
         whenever another process was first. The log then, and whether something was added.
         """
