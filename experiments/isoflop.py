@@ -7,7 +7,7 @@ the loss over the sizes is a valley, its lowest point is N*, and over budgets N*
 one size are cooldown branches of its longest.
 
 Command:   isoflop run isoflop --workers 2 && isoflop figures isoflop
-Duration:  about 5 minutes on 2 idle cores
+Duration:  about 3 minutes of processor time, shared by the workers
 Expected:  a valley at every budget with its lowest point inside the sizes; N* grows with compute.
            More slowly than C^½ was expected, as the ladder's surface says of Python code; a = .56
            [.44, .67] was found

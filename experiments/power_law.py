@@ -5,7 +5,7 @@ models on more tokens: a line of runs near the best size of each budget (`isoflo
 for it). On logarithmic axes a power law is a straight line; an irreducible loss E bends it.
 
 Command:   isoflop run power_law --workers 2 && isoflop figures power_law
-Duration:  about 1 minute on 2 idle cores
+Duration:  about 2 minutes of processor time, shared by the workers
 Expected:  loss falls at each step; α between .1 and .2 was expected, and is .09; six models tell no
            E
 Rule:      loss falls as a power law where the law of the five cheaper models predicts the loss of

@@ -187,7 +187,7 @@ def test_known_entropy_trained_anew_covers_the_entropy():
     "name",
     [
         *("ladder", "ladder_gpu", "lr_transfer", "lr_transfer_zoo", "quickstart", "recall"),
-        "known_entropy",
+        *("known_entropy", "power_law", "isoflop"),
     ],
 )
 def test_committed_records_are_of_the_runs_that_their_keys_name(name):

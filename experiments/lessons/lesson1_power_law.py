@@ -35,7 +35,7 @@
 # %%
 from isoflop.experiments import lessons
 from isoflop.figures import power_law as figure
-from isoflop.sim.compare.points import columns, points
+from isoflop.sim.compare.points import columns, envelope, points
 from isoflop.sim.laws.forms import fit_table
 
 # %% [markdown]
@@ -121,7 +121,8 @@ if "E" in bent.interval:
 ladder = points(lessons.records("ladder", "dense"))
 fewest = min(cell.tokens for cell in ladder)
 one_dial = [cell for cell in ladder if cell.tokens == fewest]
-for name, group in (("one number of tokens", one_dial), ("tokens grow too", ladder)):
+best = envelope(ladder, "executed")
+for name, group in (("one number of tokens", one_dial), ("best at each cost", best)):
     fit = power_law(group)
     low, high = fit.interval["alpha"]
     print(f"{name}: {len(group)} cells, α = {fit.estimate['alpha']:.3f} [{low:.3f}, {high:.3f}]")

@@ -15,7 +15,7 @@
 # - **Decision rule.** A budget counts if its best size is neither the smallest nor the largest that
 #   was tried. N\* grows with compute if the 90 % interval of a in N\* ∝ C^a lies above 0;
 #   parameters and tokens grow alike if it holds ½.
-# - **Minutes.** Under 1 from the committed runs; about 5 on two CPU cores with your own corpus.
+# - **Minutes.** Under 1 from the committed runs; about 3 on two CPU cores with your own corpus.
 #
 # A budget of C FLOPs buys either a large model that reads little or a small one that reads much.
 # Along one budget (an *IsoFLOP* line) the loss is a valley. This is the second approach of Hoffmann

@@ -126,10 +126,10 @@ print(ratio.status, "-", ratio.reason)
 # ## What a bootstrap can say, and what it cannot
 #
 # A bootstrap draws runs again and again and fits each draw. With few runs it fits them almost
-# exactly and so hardly varies. `isoflop run coverage` simulates this: with six runs, nominal 90 %
-# intervals of such ratios held the truth in 40 to 60 % of repeats (LOG.md). Below the number of
-# runs that a bootstrap needs, this library simulates the noise instead, with its degrees of
-# freedom, and says so:
+# exactly and so hardly varies. `isoflop run coverage` simulates this: with six runs an arm, nominal
+# 90 % intervals of compute-equivalent gains held the truth in 40 to 60 % of repeats (LOG.md). Below
+# the number of runs that a bootstrap needs, this library simulates the noise instead, with its
+# degrees of freedom, and says so:
 
 # %%
 few = [cell for cell in group if cell.tokens == group[-1].tokens or cell.width in (24, 64)][:6]
