@@ -48,22 +48,30 @@ def draw(rows: list[dict], out: Path) -> list[Path]:
 def finding(rows: Sequence[Mapping[str, Any]], lines: Mapping[str, Any]) -> str:
     """Whether gains are logarithmic, what the bytes are worth, and whether facts obey."""
     said = []
-    known = {family: found for family, found in lines.items() if found}
-    if known:
-        straight = [
-            family for family, found in known.items()
-            if found["slope"][1] > 0 and found["curvature"][1] <= 0 <= found["curvature"][2]
-        ]  # fmt: skip
-        whom = style.listed(straight) if straight else "no family"
-        said.append(f"The gain is logarithmic in the store for {whom} (of {len(known)})")
+    grown: dict[str, list[str]] = {}
+    for family, found in lines.items():
+        if found:
+            grown.setdefault(_growth(found), []).append(family)
+    if grown:
+        each = (f"{how} for {style.listed(whom)}" for how, whom in grown.items())
+        said.append(f"The gain grows {' and '.join(each)}")
     worth = [one for row in rows if row.get("arm") == "store" and (one := per_byte(row))]
     if worth:
         best = max(value for value, *_ in worth)
-        said.append(f"a byte of store is worth at most {best:.2g} of a byte of weights")
+        said.append(f"N_eff/N for each byte held is at most {best:.2g} of the run's own")
     facts = [row for row in rows if row["part"] == "facts"]
     if facts:
         said.append(f"{sum(map(obeys, facts))} of {len(facts)} losses on new facts obey the law")
     return "; ".join(said) or "What retrieval gains"
+
+
+def _growth(found: Mapping[str, Sequence[float]]) -> str:
+    """How a gain grows, by the intervals of its slope and curvature over log2 of the store."""
+    (_, rising, _), (_, low, high) = found["slope"], found["curvature"]
+    if rising <= 0:
+        return "by nothing that is resolved"
+    how = "faster than" if low > 0 else "slower than" if high < 0 else "with"
+    return f"{how} the logarithm of the store"
 
 
 def _stores(

@@ -317,6 +317,9 @@ def test_a_figure_is_drawn_of_stores_controls_and_facts(tmp_path):
     rows.append(rows[0] | {"arm": "random store"})
     assert retrieve.draw([], tmp_path) == []
     assert all(path.is_file() for path in retrieve.draw(rows, tmp_path))
+    bent = by_store(table(bend=0.002), "dense")
+    said = retrieve.finding([], {"dense": bent, "mamba": bent})
+    assert said == "The gain grows faster than the logarithm of the store for dense and mamba"
     said = retrieve.finding(rows, {"dense": by_store(rows, "dense")})
-    assert "logarithmic in the store for dense (of 1)" in said
-    assert "at most 2 of a byte of weights; 1 of 1 losses on new facts obey" in said
+    assert "The gain grows with the logarithm of the store for dense;" in said
+    assert "at most 2 of the run's own; 1 of 1 losses on new facts obey" in said

@@ -213,7 +213,7 @@ def retrieval_is_logarithmic(rows: list[dict[str, Any]]) -> Finding:
         if worth:
             best = max(worth, key=lambda one: one[0])
             answers.append(above(*best[1:], 1.0))
-            said.append(f"a byte is worth {told(*best)} of the run's own at best")
+            said.append(f"N_eff/N for each byte held at best {told(*best)}")
     facts = [row for row in rows if row["part"] == "facts"]
     off = [abs(row["loss"] / row["law"] - 1) for row in facts]
     beyond = [

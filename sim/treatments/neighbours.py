@@ -171,13 +171,12 @@ def nearest(
 
     def turn(best: Any, part: Any) -> tuple[Any, None]:
         number, keys, squares = part
-        place = number * chunk + jnp.arange(chunk)
+        first = number * chunk
         apart = square - 2 * queries @ keys.T + squares[None]
-        apart = jnp.where((place < store.count)[None], apart, jnp.inf)
-        far = jnp.concatenate([best[0], apart], 1)
-        where = jnp.concatenate([best[1], jnp.broadcast_to(place[None], apart.shape)], 1)
-        least, chosen = jax.lax.top_k(-far, k)
-        return (-least, jnp.take_along_axis(where, chosen, 1)), None
+        apart = jnp.where((first + jnp.arange(chunk) < store.count)[None], apart, jnp.inf)
+        least, place = jax.lax.top_k(-jnp.concatenate([best[0], apart], 1), k)
+        before = jnp.take_along_axis(best[1], jnp.minimum(place, k - 1), 1)
+        return (-least, jnp.where(place < k, before, first + place - k)), None
 
     none = (jnp.full((len(queries), k), jnp.inf), jnp.zeros((len(queries), k), jnp.int32))
     (far, where), _ = jax.lax.scan(turn, none, (jnp.arange(parts), store.keys, store.squares))
