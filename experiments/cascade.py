@@ -14,7 +14,7 @@ model's FLOPs for each token, all that it has to read included. Tokens for each 
 predicted where they are within 2 % of (1 − α^(γ+1))/(1 − α), with α of held-out text.
 
 Command:   isoflop run cascade && isoflop figures cascade
-Duration:  not timed on an idle machine
+Duration:  about five minutes of one core after those of `retrieve`; not timed on an idle machine
 Expected:  random is at most the rule and the rule at most the oracle; by tokens a twentieth closes
            about a tenth of the gap, and the large model has to read nearly everything all the same
 """
