@@ -116,11 +116,13 @@ for some in itertools.combinations(budgets, 3):
 #
 # ## A bad design
 #
-# A colleague is sure that larger is better and has trained only the three largest sizes:
+# A colleague is sure that larger is better and has trained only the three largest sizes (of the
+# committed runs):
 
 # %%
-sizes = sorted({cell.width for cell in group})
-large = [cell for cell in group if cell.width in sizes[-3:]]
+committed = points(lessons.records("isoflop"))
+sizes = sorted({cell.width for cell in committed})
+large = [cell for cell in committed if cell.width in sizes[-3:]]
 try:
     print(family_fits.valleys(large).a)
 except ValueError as error:
