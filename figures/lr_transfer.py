@@ -17,14 +17,16 @@ def draw(rows: list[Row], out: Path) -> list[Path]:
     if not found:
         return []
     columns = min(3, len(found))
-    styles = style.styles(found)
+    kinds = {name: name.split(", ")[0] for name in found}  # without optimiser and depth rule
+    styles = style.styles(kinds.values())
     with style.sheet(columns, -(-len(found) // columns), 4.0, 3.2) as (figure, panels):
         for axes, (family, widths) in zip(panels, found.items(), strict=False):
+            look = styles[kinds[family]]
             for shade, (width, losses) in enumerate(sorted(widths.items())):
                 known = {rate: loss for rate, loss in losses.items() if math.isfinite(loss)}
-                colour, alpha = styles[family].colour, 1 - 0.5 / (shade + 1)
+                colour, alpha = look.colour, 1 - 0.5 / (shade + 1)
                 axes.plot(
-                    list(known), list(known.values()), f"{styles[family].marker}-",
+                    list(known), list(known.values()), f"{look.marker}-",
                     label=f"{dial(rows)} {width}", color=colour, alpha=alpha,
                 )  # fmt: skip
                 if known:
@@ -41,25 +43,27 @@ def draw(rows: list[Row], out: Path) -> list[Path]:
             axes.set_ylabel("held-out loss (nats per token)")
             style.key(axes)
         style.drop(panels[len(found) :])
-        style.title(figure, finding(numbers))
-        style.note(figure, "means over seeds; a ring: the best rate of a width")
+        style.title(figure, finding(numbers, dial(rows)))
+        style.note(figure, f"means over seeds; a ring: the best rate of a {dial(rows)}")
     return style.save(figure, numbers, out, "lr_transfer")
 
 
-def finding(numbers: dict[str, Any]) -> str:
-    """How far the best rate moves from the narrowest width to the widest."""
+def finding(numbers: dict[str, Any], dial: str) -> str:
+    """How far the best rate moves from the least width (or depth) to the greatest."""
     shifts = {
         name: abs(family["shift"])
         for name, family in numbers["families"].items()
         if len(family["best"]) > 1
     }
     if not shifts:
-        return "Held-out loss against the learning rate, at one width"
+        return f"Held-out loss against the learning rate, at one {dial}"
     most = max(shifts, key=lambda name: shifts[name])
     moved = sum(shift > 0 for shift in shifts.values())
+    sizes = [int(size) for name in shifts for size in numbers["families"][name]["best"]]
+    ends = f"From {dial} {min(sizes)} to {max(sizes)}"
     if not moved:
-        return f"No best rate of {len(shifts)} families moves with the width under lr ∝ 1/width"
+        return f"{ends} no best rate of {len(shifts)} families moves"
     return (
-        f"Under lr ∝ 1/width the best rate moves for {moved} of {len(shifts)} families, by at most "
+        f"{ends} the best rate moves for {moved} of {len(shifts)} families, by at most "
         f"{2 ** shifts[most]:.3g} × ({most})"
     )
