@@ -272,5 +272,7 @@ def test_rates_over_width_with_muon_and_over_depth_with_completep():
         if name == "muon":
             written = told("Muon's best rates are N# and N#, and N# and N#. CompleteP")
         else:
-            written = told("N# and N# for `dense`, N# and N# for `gated_deltanet`")
+            with_rule = "N# and N# for `dense`, N# and N# for `gated_deltanet`"
+            ruled, free = told(with_rule), told("(`--depth-rule none`): N# and N#, N# and N#")
+            written = [*ruled[:2], *free[:2], *ruled[2:], *free[2:]]
         agree(written, best)
