@@ -400,7 +400,7 @@ def test_titles_say_what_the_data_say(awkward: dict[str, str]):
         "residuals": r"The law without E misses a cell by at most \d\.\d%",
         "subsets": r"α of dense is 0\.\d\d to 0\.\d\d by which",
         "context_scaling": "From 1k to 8k tokens, training step grows as T to the",
-        "lr_transfer": r"From width \d+ to \d+ (the best rate moves|no best rate)",
+        "lr_transfer": r"From (width|depth) \d+ to \d+ (the best rate moves|no best rate)",
         "bench": r"At width 64 a training step runs at 0\.50 \(dense\)",
         "peers": r"PyTorch's training steps take 2 \(dense\) to 2 \(",
     }
