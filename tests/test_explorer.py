@@ -406,6 +406,19 @@ def test_every_choice_draws_without_a_word_on_the_console(built, view):
     assert view.said == []
 
 
+@browser
+@pytest.mark.slow
+def test_a_page_of_a_table_alone_has_no_controls_that_do_nothing(table, tmp_path, view):
+    one = explorer.of_columns(table, arch="arch", costs=(), loss="loss", n="N", d="D", draws=DRAWS)
+    out = page.build({"mine": one}, tmp_path / "p.html")
+    view.open(out.as_uri(), "document.querySelectorAll('.chart svg.marks').length == 3")
+    seen = "(id) => Boolean(document.getElementById(id).offsetParent)"
+    shown = f"['study', 'context', 'budget'].map({seen})"
+    assert view.value(shown) == [False, False, True]
+    assert cards(view)["N*, parameters"]
+    assert view.said == []
+
+
 @pytest.mark.slow
 def test_bands_cover_inside_and_at_ten_times_the_runs():
     """Loss at the optimum of the law, of 40 grids drawn from a surface with E = .9."""

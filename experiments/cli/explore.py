@@ -35,7 +35,7 @@ def explore(
     outside the runs, and say so.
 
     Args:
-        records: .jsonl, .csv or .parquet files; without any, the committed ladders.
+        records: .jsonl, .csv, .json or .parquet files; without any, the committed ladders.
         n: of tables, the column of parameters; without it N, or params.active.
         d: of tables, the column of training tokens; without it D, or tokens.
         loss: of tables, the column of final losses, nats per token, or of another metric, as in

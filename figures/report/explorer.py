@@ -20,13 +20,14 @@ from isoflop.figures.report.page import render
 from isoflop.sim.compare.explorer import ASYMPTOTES, Along, Explorer
 from isoflop.sim.compare.points import axis_label
 from isoflop.sim.compare.trials import chosen
-from isoflop.sim.cost.hardware import DEVICES, SECONDS_PER_HOUR
+from isoflop.sim.cost.hardware import DEVICES
 from isoflop.sim.cost.names import CONVENTIONS
+from isoflop.sim.cost.training import training
 from isoflop.sim.records.store import Row
 
 UTILISATION = 0.4  # of a chip's peak: 38 to 43 % for Llama 3 405B (2407.21783, table 4)
 CHIPS = ("H100", "A100-80", "v5e")  # that have a dated price and that a class can rent
-SPECULATION = 10.0  # times the most expensive run
+SPECULATION = 10.0  # times beyond the runs
 FEW = "round(datum.value / pow(10, floor(log(datum.value) / LN10 + 1e-9))) == 1"  # powers of ten
 LABEL = f"!({FEW}) ? '' : datum.value >= 10000 ? {vega.POWER_LABEL} : format(datum.value, '~g')"
 PARTS = ["measured", "outside"]
@@ -73,17 +74,21 @@ def _values(
         "order": {name: i for i, name in enumerate(styles)},
         "chips": CHIPS,
         "pairs": sorted({row["pairs"] for row in remembered}),
-        "recall": remembered,
         "prices": {name: DEVICES[name].price for name in CHIPS},
         "utilisation": f"{UTILISATION:.0%}",
         "asymptotes": ASYMPTOTES,
         "speculation": f"{SPECULATION:g}",
-        "conventions": CONVENTIONS,
-        "named": style.named,
+        "conventions": {
+            style.named(cost): about
+            for cost, about in CONVENTIONS.items()
+            if any(cost in study["costs"] for study in studies.values())
+        },
         "data": {
             "studies": studies,
             "speculation": SPECULATION,
-            "chips": {name: _dollars(name) for name in CHIPS},
+            "chips": {
+                name: training(1.0, DEVICES[name], 1, UTILISATION).dollars for name in CHIPS
+            },  # of a FLOP, at the low, median and high rent
         },
     }
 
@@ -94,11 +99,15 @@ def _study(one: Explorer) -> dict[str, Any]:
     costs = [c for c in one.costs if any(any(by.values()) for cost, by in lines if cost == c)]
     return {
         "contexts": one.contexts,
-        "flops": one.flops,
+        "flops": one.flops if _unit(one, one.flops) == "FLOPs" else "",
         "loss": axis_label(one.loss).removeprefix("held-out "),
         "budgets": {cost: _short(one.budgets(cost), 6) for cost in costs},
         "costs": {
-            cost: {"name": style.named(cost), "unit": _unit(cost), "known": list(one.costs[cost])}
+            cost: {
+                "name": style.named(cost),
+                "unit": _unit(one, cost),
+                "known": list(one.costs[cost]),
+            }
             for cost in costs
         },
         "families": families,
@@ -157,18 +166,9 @@ def _short(values: Any, digits: int) -> list[float | None]:
     return [float(f"{v:.{digits}g}") if math.isfinite(v) else None for v in map(float, values)]
 
 
-def _unit(cost: str) -> str:
-    return "s" if cost == "seconds" else "FLOPs" if cost in CONVENTIONS or cost == "6ND" else ""
-
-
-def _dollars(name: str) -> list[float]:
-    """Dollars of a FLOP at the low, median and high rent."""
-    chip = DEVICES[name]
-    seconds = 1 / (UTILISATION * chip.flops_per_second)
-    return [
-        rate * seconds / SECONDS_PER_HOUR
-        for rate in (chip.price.low, chip.price.median, chip.price.high)
-    ]
+def _unit(one: Explorer, cost: str) -> str:
+    """Nothing is known of a column of anybody's, but that the first is of FLOPs."""
+    return "s" if cost == "seconds" else "FLOPs" if cost in (*CONVENTIONS, one.flops) else ""
 
 
 def _about(one: Explorer) -> str:
@@ -194,7 +194,7 @@ def _ends(one: Explorer, study: dict[str, Any]) -> list[dict[str, str]]:
         rows.append(
             {
                 "family": name,
-                "budget": f"{style.scientific(study['budgets'][cost][at], 3)} {_unit(cost)}",
+                "budget": f"{style.scientific(study['budgets'][cost][at], 3)} {_unit(one, cost)}",
                 **{
                     key: _interval([line[key][i][at] for i in range(3)])
                     for key in ("loss", "N", "D")
@@ -218,7 +218,8 @@ def _chart(field: str, title: str, families: list[str], cells: bool = False) -> 
     grows = (
         alt.Scale(zero=False) if field == "loss" else alt.Scale(type="log", nice=False, padding=8)
     )
-    axis = alt.Axis(tickCount=6, labelOverlap="greedy", format="~g" if field == "loss" else "~s")
+    told = f"format(datum.value, '{'~g' if field == 'loss' else '~s'}')"
+    axis = alt.Axis(tickCount=6, labelOverlap="greedy", labelExpr=told)
     y, low = (alt.Y(f"{f}:Q", title=title, scale=grows, axis=axis) for f in (field, f"{field}0"))
     colour = vega.colour(families)
     dash = alt.StrokeDash("part:N", legend=None,
