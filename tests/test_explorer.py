@@ -17,7 +17,7 @@ from isoflop.experiments.cli.main import main
 from isoflop.figures.report import explorer as page
 from isoflop.sim.compare import explorer
 from isoflop.sim.compare.study import Study
-from isoflop.sim.cost.flops import UPDATED, flops_at, training_flops
+from isoflop.sim.cost.flops import WORK, flops_at, training_flops
 from isoflop.sim.records.store import read_rows, write_rows
 
 SMALL = {"sizes": ((32, 2), (48, 2), (64, 4), (96, 4)), "steps": (500, 1000, 2000), "seeds": (0, 1)}
@@ -134,7 +134,7 @@ def test_a_longer_context_costs_attention_more_and_a_recurrence_the_same(rows, f
     dense, far = found.along("dense", "executed", 128), found.along("dense", "executed", 32768)
     assert (far.loss[0] > dense.loss[0]).all()  # the same budget buys less
     assert set(found.costs["6ND"]) == {0}
-    assert all(set(found.costs[way]) == set(found.contexts) for way in UPDATED)
+    assert all(set(found.costs[way]) == set(found.contexts) for way in WORK)
 
 
 def test_states_and_steps_are_the_configurations_own(found):

@@ -30,7 +30,7 @@ from isoflop.models.lm import ModelConfig
 from isoflop.sim.compare.gains import Arm, Curve, allowed, by_arch, fits_of, of_table
 from isoflop.sim.compare.points import COUNT, LOSS, family, label, usable
 from isoflop.sim.compare.study import DRAWS, Study
-from isoflop.sim.cost.flops import UPDATED, flops_at
+from isoflop.sim.cost.flops import WORK, flops_at
 from isoflop.sim.laws.cost_model import CostModel
 from isoflop.sim.laws.fit import LEVEL, Fit
 from isoflop.sim.laws.frontier import Frontier
@@ -169,8 +169,9 @@ def of_rows(rows: Sequence[Row], draws: int = DRAWS) -> Explorer:
     }
     costs: dict[str, dict[int, str]] = {}
     for way in study.conventions:
-        own = contexts if way in UPDATED else contexts[:1]
-        costs[way] = {t if len(own) > 1 else 0: f"{way} at {t}" for t in own}
+        known = way in WORK  # the others are of parameters and tokens alone
+        own = contexts if known else contexts[:1]
+        costs[way] = {t * known: f"{way} at {t}" for t in own}
         columns |= {f"{way} at {t}": [count[way] for count in counts[t]] for t in own}
     if all(cell.seconds for cell in study.points):
         costs["seconds"] = {0: "seconds"}

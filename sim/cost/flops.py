@@ -70,14 +70,14 @@ def _update_flops(optim: Optim, model: ModelConfig) -> int:
     return optim.matmul_flops(model)
 
 
-UPDATED = ("executed", "matmul", "causal")  # conventions that count the optimiser's matmuls
+WORK = ("executed", "matmul", "causal")  # know the context and the optimiser; 6ND knows neither
 
 
 def training_flops(run: Run) -> dict[str, int]:
     """What the whole run takes under each of CONVENTIONS, with the runs that it goes on from."""
     step = step_flops(run.model, run.budget.seq_len, run.budget.batch)
     update = _update_flops(run.optim, run.model)
-    step |= {name: step[name] + update for name in UPDATED}
+    step |= {name: step[name] + update for name in WORK}
     before = {} if run.start is None else training_flops(run.start)
     return {name: flops * run.budget.steps + before.get(name, 0) for name, flops in step.items()}
 
@@ -90,6 +90,6 @@ def flops_at(run: Run, seq_len: int) -> dict[str, float]:
     sequences = budget.tokens / (batch * seq_len)
     update = _update_flops(run.optim, run.model) * budget.steps
     return {
-        name: flops * sequences + update * (name in UPDATED)
+        name: flops * sequences + update * (name in WORK)
         for name, flops in step_flops(run.model, seq_len, batch).items()
     }
