@@ -34,15 +34,16 @@ def draw(rows: list[dict], out: Path) -> list[Path]:
     oracle = gains(_runs(known, "tokens"), PLAIN) if known else []
     arms = list(dict.fromkeys(_arm(row) for row in (*trained, *known)))
     looks = apart(arms)
-    with style.sheet(len(students) + 1, 1, 4.9, 4.6) as (figure, panels):
+    with style.sheet(len(students) + bool(known), 1, 4.9, 4.6) as (figure, panels):
         for axes, width in zip(panels, students, strict=False):
             own = [row for row in trained if row["width"] == width]
             _losses(axes, own, looks, "loss")
             axes.set(title=f"student of width {width} ({own[0]['N']:,} parameters)")
             axes.set_ylabel("held-out loss (nats per byte)")
-        _losses(panels[-1], known, looks, "excess")
-        panels[-1].set(title="Markov language, its own probabilities")
-        panels[-1].set_ylabel("loss less entropy (nats per token)")
+        if known:
+            _losses(panels[-1], known, looks, "excess")
+            panels[-1].set(title="Markov language, its own probabilities")
+            panels[-1].set_ylabel("loss less entropy (nats per token)")
         style.key_above(figure)
         style.title(figure, finding(found, oracle))
         style.note(
@@ -103,12 +104,12 @@ def finding(found: Mapping[str, Mapping[int, Table]], oracle: Table) -> str:
     """What the oracle saves, and what the best trained teacher does by each way of charging."""
     said = []
     if (one := best(oracle)) is not None:
-        said.append(f"An oracle's student has the loss of {_told(one)} times its tokens")
+        said.append(f"An oracle's student is where data alone are at {_told(one)} × its tokens")
     for charge, told in CHARGES.items():
         every = [row for of in found[charge].values() if (row := best(of)) is not None]
         if every:
             top = max(every, key=lambda row: row["ratio"])
-            said.append(f"a trained teacher's of {_told(top)} × its {told}")
+            said.append(f"a trained teacher's at {_told(top)} × its {told}")
     return "; ".join(said) or "What a teacher saves"
 
 

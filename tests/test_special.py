@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from isoflop.experiments import data_quality, specialise, tasks
-from isoflop.experiments.claims import account_methods
+from isoflop.experiments.claims import RESULTS, account_methods
 from isoflop.figures import distil as distil_figure
 from isoflop.figures import specialise as specialise_figure
 from isoflop.models.base import Init, Matrix
@@ -22,7 +22,7 @@ from isoflop.sim.compare.trials import Trial
 from isoflop.sim.cost.flops import training_flops
 from isoflop.sim.data import Corpus
 from isoflop.sim.records.metrics import Metric
-from isoflop.sim.records.store import Row
+from isoflop.sim.records.store import Row, read_table
 from isoflop.sim.treatments.retrain import _low_rank
 
 CODE = Corpus(name="sympy")
@@ -185,6 +185,17 @@ def test_the_figures_are_drawn_from_their_tables(tmp_path):
     found = distil_figure.gains(distil_figure._runs(students[:16], "tokens"), "data alone")
     assert distil_figure.best(found)["ratio"] == pytest.approx(2.0, rel=0.02)
     assert distil_figure.draw([], tmp_path) == []
+    assert len(distil_figure.draw(students[16:], tmp_path)) == 3  # the language alone
+    assert len(distil_figure.draw(students[:16], tmp_path)) == 3
+
+
+def test_the_committed_oracle_saves_tokens_and_no_student_is_below_the_entropy():
+    table = read_table(RESULTS / "distil.jsonl")
+    known = [row for row in table if row["floor"] is not None]
+    assert {row["teacher"] for row in known} == {"none", "oracle"}
+    assert all(row["loss"] > row["floor"] for row in known)
+    found = distil_figure.gains(distil_figure._runs(known, "tokens"), "data alone")
+    assert distil_figure.best(found)["low"] > 1.5
 
 
 def test_grids_state_what_is_asked_of_them():
