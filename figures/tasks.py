@@ -85,7 +85,7 @@ def _panel(axes: Axes, task: str, arms: dict[str, list[Trial]], found: dict[str,
         axes.plot([], [], f"{look.marker}-", color=look.colour, label=style.label(family))
         one = found[family]
         if one.high is not None:
-            low = one.low if one.low is not None else one.high * 0.97
+            low = one.low if one.low is not None else style.margins(x)[0]
             axes.axvspan(low, one.high, color=look.colour, alpha=0.13, linewidth=0)
         axes.axhline(_chance(own[0]), color="#5c6370", linestyle=":", linewidth=0.8)
     axes.axhline(REACHED, color="#5c6370", linestyle=(0, (4, 3)), linewidth=0.8)
