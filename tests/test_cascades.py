@@ -70,7 +70,7 @@ def test_a_share_of_everything_is_the_large_run(runs):
     assert every.ledger.step_flops == pytest.approx(small.ledger.step_flops + read, abs=1)
 
 
-@pytest.mark.parametrize("unit", ["tokens", "sequences"])
+@pytest.mark.parametrize("unit", ["tokens", pytest.param("sequences", marks=pytest.mark.slow)])
 def test_the_loss_falls_with_the_share_and_the_rule_beats_chance(runs, unit):
     root, small, large = runs
     how = {"large": large.key, "unit": unit, "prompt": 4}
@@ -115,6 +115,7 @@ def test_reading_what_stands_before_is_charged(runs):
     assert by_sequence._load(np.array([True, False]), 16) == (0.375, 0.5, 0.375)
 
 
+@pytest.mark.slow
 def test_chance_asks_as_often_as_it_is_told(runs):
     root, small, large = runs
     found = apply(small.key, (Cascade(large=large.key, share=0.25, rule="random"),), root)

@@ -241,6 +241,7 @@ def test_passages_are_chosen_by_earlier_tokens_alone(recurrent):
         assert not np.allclose(before[:, place], after[:, place])
 
 
+@pytest.mark.slow
 def test_a_passage_is_the_most_similar_one_and_stands_before_the_sequence(recurrent):
     plain = recurrent
     treated = Passages(store=200, stride=6, features=64).apply(plain)

@@ -38,7 +38,7 @@ from isoflop.sim.treatments.base import (
 )
 from isoflop.sim.treatments.splits import GRAM, Shelf, second
 
-CHUNK = 4096  # keys that are compared at once
+CHUNK, LEAST = 4096, 256  # keys that are compared at once; a multiple of the latter for few keys
 SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 TEMPERATURES = tuple(2.0**i for i in range(-2, 7))
 
@@ -148,15 +148,11 @@ class Neighbours(Treatment, Sizes):
 
 def stored(keys: Float[np.ndarray, "m d"], values: Int[np.ndarray, " m"]) -> Store:
     """A store of these."""
-    spare = -len(keys) % min(CHUNK, len(keys))
-    padded = np.pad(keys, [(0, spare), (0, 0)])
-    chunks = padded.reshape(-1, min(CHUNK, len(keys)), keys.shape[1])
-    return Store(
-        chunks,
-        (chunks**2).sum(-1),
-        np.pad(values, (0, spare)).astype(np.int32),
-        np.int32(len(keys)),
-    )
+    chunk = min(CHUNK, -(-len(keys) // LEAST) * LEAST)
+    spare = -len(keys) % chunk
+    chunks = np.pad(keys, [(0, spare), (0, 0)]).reshape(-1, chunk, keys.shape[1])
+    after = np.pad(values, (0, spare)).astype(np.int32)
+    return Store(chunks, (chunks**2).sum(-1), after, np.int32(len(keys)))
 
 
 def nearest(
