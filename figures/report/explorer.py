@@ -28,8 +28,8 @@ from isoflop.sim.records.store import Row
 UTILISATION = 0.4  # of a chip's peak: 38 to 43 % for Llama 3 405B (2407.21783, table 4)
 CHIPS = ("H100", "A100-80", "v5e")  # that have a dated price and that a class can rent
 SPECULATION = 10.0  # times beyond the runs
-FEW = "round(datum.value / pow(10, floor(log(datum.value) / LN10 + 1e-9))) == 1"  # powers of ten
-LABEL = f"!({FEW}) ? '' : datum.value >= 10000 ? {vega.POWER_LABEL} : format(datum.value, '~g')"
+DIGIT = "round(datum.value / pow(10, floor(log(datum.value) / LN10 + 1e-9)))"  # the leading one
+LABEL = f"{DIGIT} != 1 ? '' : datum.value >= 10000 ? {vega.POWER_LABEL} : format(datum.value, '~g')"
 PARTS = ["measured", "outside"]
 
 
@@ -218,7 +218,8 @@ def _chart(field: str, title: str, families: list[str], cells: bool = False) -> 
     grows = (
         alt.Scale(zero=False) if field == "loss" else alt.Scale(type="log", nice=False, padding=8)
     )
-    told = f"format(datum.value, '{'~g' if field == 'loss' else '~s'}')"
+    told = f"indexof([1, 2, 5], {DIGIT}) < 0 ? '' : format(datum.value, '~s')"
+    told = "format(datum.value, '~g')" if field == "loss" else told
     axis = alt.Axis(tickCount=6, labelOverlap="greedy", labelExpr=told)
     y, low = (alt.Y(f"{f}:Q", title=title, scale=grows, axis=axis) for f in (field, f"{field}0"))
     colour = vega.colour(families)
