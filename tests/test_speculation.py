@@ -78,7 +78,7 @@ def test_a_state_that_is_rolled_back_is_that_of_the_kept_tokens(family):
     """Were a refused token still in the state, a nearly deterministic target would leave its own
     greedy path.
     """
-    target, draft = model(family, 0, strength=4e4), model("dense", 5)
+    target, draft = model(family, 0, 32, strength=4e4), model("dense", 5)
     prompt, found = written(target, draft, 8, 12)
     greedy = target.generate(prompt, 12).tokens
     assert np.array_equal(found.tokens, greedy)
