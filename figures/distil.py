@@ -109,7 +109,7 @@ def finding(found: Mapping[str, Mapping[int, Table]], oracle: Table) -> str:
         every = [row for of in found[charge].values() if (row := best(of)) is not None]
         if every:
             top = max(every, key=lambda row: row["ratio"])
-            said.append(f"a trained teacher's at {_told(top)} × its {told}")
+            said.append(f"the best trained teacher's at {_told(top)} × its {told}")
     return "; ".join(said) or "What a teacher saves"
 
 
