@@ -11,8 +11,9 @@ equal size, has a 90 % interval above 0, and easier with size where that over ln
 δ the rise of the loss under int3 (2411.04330 finds .51 and −.34 for transformers of 30M to 220M).
 
 Command:   isoflop run compress && isoflop figures compress
-Duration:  4 minutes on 2 idle cores for --families dense --steps 64 100 150 --seeds 1; the whole
-           grid was not timed
+Duration:  36 minutes of one core for --families dense mamba gated_deltanet --steps 150 300 600,
+           whose records are committed, most of it treating; 4 minutes for --families dense
+           --steps 64 100 150 --seeds 1; the whole grid was not timed
 Expected:  int8 weights cost nothing that is resolved, then int4, int3 and int2 cost more and more;
            recurrent states at int8 cost nothing either
 """
