@@ -28,7 +28,7 @@ WIDEST = 64
     "a training step of a selective state space grows linearly with the context, and of attention "
     "faster; decoding needs a state of constant size",
     source="Gu & Dao 2023, 2312.00752, sections 1 and 4.5",
-    setting="width 64, 2 layers, batch 1, 1k to 8k tokens, 2 CPU cores; slopes of log seconds on "
+    setting="width 64, 2 layers, batch 1, 1k to 32k tokens, 2 CPU cores; slopes of log seconds on "
     "log tokens with 90 % intervals of the line",
     records=("context",),
 )
@@ -41,7 +41,7 @@ def cost_is_linear(rows: list[dict[str, Any]]) -> Finding:
     step, state = fitted["train_step_seconds"], fitted["state_bytes"]
     mamba, dense = step["mamba"], step["dense"]
     if mamba is None or dense is None or mamba.half is None or dense.half is None:
-        return Finding(None, "fewer than three lengths between 1k and 8k tokens")
+        return Finding(None, "fewer than three lengths between 1k and 32k tokens")
     off = abs(mamba.value - 1.0)
     linear = True if off <= 0.1 else None if off <= 0.1 + mamba.half else False
     faster = True if dense.value > 1.1 else None if dense.value + dense.half > 1.1 else False

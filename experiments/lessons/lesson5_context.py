@@ -11,10 +11,10 @@
 # - **Question.** How do time and memory of attention and of recurrences grow with the context, and
 #   from which length on is which cheaper?
 # - **What is measured.** Seconds of a training step, of reading a prompt and of writing a token,
-#   and bytes of decoding state, at lengths of 128 to 8192 tokens; beside the exact count of
+#   and bytes of decoding state, at lengths of 128 to 32768 tokens; beside the exact count of
 #   operations.
 # - **Decision rule.** A cost grows as T^p with p the slope of a line on logarithmic axes between 1k
-#   and 8k tokens, with its 90 % interval. A crossing is reported where one cost rises through the
+#   and 32k tokens, with its 90 % interval. A crossing is reported where one cost rises through the
 #   other inside the measured lengths.
 # - **Minutes.** About 2 on two CPU cores, most of it compiling the programs that are timed.
 #
