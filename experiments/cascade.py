@@ -30,15 +30,12 @@ import numpy as np
 from flax import nnx
 
 from isoflop.experiments.cli.text import tell
+from isoflop.experiments.finished import finished
 from isoflop.experiments.retrieve import SHAPES, STEPS, text_cells
 from isoflop.experiments.scores import routed, routing
 from isoflop.models.speculation import expected_tokens, speculate
 from isoflop.sim.compare.cascades import answers, closed, interval, oracle
 from isoflop.sim.evaluate.checkpoint import Checkpoint
-from isoflop.sim.grid.executors.local import Local
-from isoflop.sim.grid.grid import execute
-from isoflop.sim.records.store import Store
-from isoflop.sim.train.loop import train
 from isoflop.sim.treatments import Cascade, Speculate, Subject
 from isoflop.sim.treatments.base import judge
 from isoflop.sim.treatments.cascade import Unit, scores
@@ -68,28 +65,21 @@ def measure(
     """
     wanted = [cell for cell in text_cells(families, seeds, corpus)
               if cell.run.budget.steps == STEPS[2]]  # fmt: skip
-    execute(wanted, trained, train, executor=Local(workers=workers))
-    runs = {
-        (
-            str(row.labels["family"]),
-            row.labels["width"],
-            row.labels["depth"],
-            row.record.run.seed,
-        ): (row.record.key)
-        for row in Store(trained).rows(wanted)
-        if row.record.status == "ok"
-    }
+    pairs: dict[tuple[str, int], dict[tuple, str]] = {}
+    for row in finished(wanted, trained, workers):
+        shape = row.labels["width"], row.labels["depth"]
+        of = pairs.setdefault((str(row.labels["family"]), row.record.run.seed), {})
+        of[shape] = row.record.key
     found = published()
-    for family in families:
-        for seed in range(seeds):
-            small, large = (
-                Subject.of(Checkpoint.load(runs[family, width, depth, seed], trained))
-                for width, depth in (SHAPES[0], SHAPES[-1])
-            )
-            tell(f"{family}, seed {seed}")
-            about = {"family": family, "seed": seed}
-            found += [about | row for row in asked(small, large)]
-            found += [about | row for row in drafted(small, large)]
+    for (family, seed), keys in pairs.items():
+        if SHAPES[0] not in keys or SHAPES[-1] not in keys:
+            continue
+        small, large = (Subject.of(Checkpoint.load(keys[shape], trained))
+                        for shape in (SHAPES[0], SHAPES[-1]))  # fmt: skip
+        tell(f"{family}, seed {seed}")
+        about = {"family": family, "seed": seed}
+        found += [about | row for row in asked(small, large)]
+        found += [about | row for row in drafted(small, large)]
     tell("")
     return found
 

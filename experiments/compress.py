@@ -24,13 +24,10 @@ from pathlib import Path
 
 from isoflop.experiments.cli.text import tell
 from isoflop.experiments.families import grid
+from isoflop.experiments.finished import finished
 from isoflop.sim.compare.effective import of_cells
 from isoflop.sim.compare.study import Study
 from isoflop.sim.data import Corpus
-from isoflop.sim.grid.executors.local import Local
-from isoflop.sim.grid.grid import execute
-from isoflop.sim.records.store import Store
-from isoflop.sim.train.loop import train
 from isoflop.sim.treatments import Activations, Prune, Remove, States, Treatment, Weights, apply
 
 SHAPES = ((32, 1), (32, 2), (64, 2), (96, 2))  # (width, depth)
@@ -65,12 +62,10 @@ def measure(
         workers: processes that train.
     """
     cells = grid(families, SHAPES, steps, seeds, Corpus(name=corpus), eval_tokens=65_536)
-    execute(cells, trained, train, executor=Local(workers=workers))
-    rows = Store(trained).rows(cells)
+    rows = finished(cells, trained, workers)
     found = []
     for i, row in enumerate(rows):
         tell(f"run {i + 1} of {len(rows)}")
-        if row.record.status == "ok":
-            found += [apply(row.record.key, each, trained) for each in TREATMENTS]
+        found += [apply(row.record.key, each, trained) for each in TREATMENTS]
     tell("")
     return of_cells(found, Study(rows))

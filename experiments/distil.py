@@ -25,11 +25,9 @@ from typing import Any
 
 from isoflop.experiments.cli.text import tell
 from isoflop.experiments.families import grid, model
+from isoflop.experiments.finished import finished
 from isoflop.sim.data import AnyData, Corpus, Markov
-from isoflop.sim.grid.executors.local import Local
-from isoflop.sim.grid.grid import execute
-from isoflop.sim.records.store import Row, Store
-from isoflop.sim.train.loop import train
+from isoflop.sim.records.store import Row
 from isoflop.sim.treatments import Distil, apply
 
 DEPTH = 2
@@ -64,14 +62,12 @@ def measure(
     shapes = tuple((width, DEPTH) for width in teachers)
     code = grid((family,), shapes, (teacher_steps,), seeds, Corpus(name="sympy"), 32_768)
     spoken = grid((family,), ((students[0], DEPTH),), (min(steps),), seeds, LANGUAGE, 32_768)
-    execute([*code, *spoken], trained, train, executor=Local(workers=workers))
-    store = Store(trained)
     found: list[dict] = []
-    for row in store.rows(code):
+    for row in finished(code, trained, workers):
         plain = (0.0,) if row.labels["width"] == teachers[0] else ()
         for width in students:
             found += _taught(row, family, width, steps, (*plain, *shares), "run", trained)
-    for row in store.rows(spoken):
+    for row in finished(spoken, trained, workers):
         found += _taught(row, family, students[0], steps, (0.0, 1.0), "oracle", trained)
     tell("")
     return found

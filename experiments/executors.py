@@ -2,7 +2,7 @@
 
 Command: isoflop run executors --executors local ray slurm
 Duration: minutes for each executor on 2 idle cores
-Expected: hundredths of a second in processes that stay, as local workers and Ray's; seconds on
+Expected: tenths of a second in processes that stay, as local workers and Ray's; seconds on
 Slurm, where a job is a process that imports JAX and takes its programs from the cache.
 
 Two jobs train side by side, with one core each; the grid is of tiny runs, compiled before.

@@ -33,15 +33,13 @@ import numpy as np
 
 from isoflop.experiments.cli.text import tell
 from isoflop.experiments.families import grid, model, optim, seeds_of
+from isoflop.experiments.finished import finished
 from isoflop.sim.compare.effective import of_cells
 from isoflop.sim.compare.study import Study
 from isoflop.sim.data import ContextFacts, Corpus, FactTable, ZipfFacts
 from isoflop.sim.evaluate.checkpoint import Checkpoint
-from isoflop.sim.grid.executors.local import Local
-from isoflop.sim.grid.grid import execute
-from isoflop.sim.records.store import Row, Store
+from isoflop.sim.records.store import Row
 from isoflop.sim.spec import Budget, Cell, Eval, Run
-from isoflop.sim.train.loop import train
 from isoflop.sim.treatments import Neighbours, Passages, Subject, Treated, Treatment, apply
 from isoflop.sim.treatments.base import judge
 
@@ -79,13 +77,10 @@ def measure(
     """
     text = text_cells(families, seeds, corpus)
     facts = [cell for family in families for cell in fact_cells(family, seeds)]
-    execute([*text, *facts], trained, train, executor=Local(workers=workers))
-    store = Store(trained)
-    rows = [row for row in store.rows(text) if row.record.status == "ok"]
-    found = on_text(rows, stores, passages, trained)
-    for cell in facts:
-        tell(f"facts of {cell.labels['family']}")
-        found += on_facts(cell, trained)
+    found = on_text(finished(text, trained, workers), stores, passages, trained)
+    for row in finished(facts, trained, workers):
+        tell(f"facts of {row.labels['family']}")
+        found += on_facts(row, trained)
     tell("")
     return found
 
@@ -157,10 +152,10 @@ def fact_cells(family: str, seeds: int) -> list[Cell]:
     ]
 
 
-def on_facts(cell: Cell, trained: Path) -> list[dict[str, Any]]:
+def on_facts(row: Row, trained: Path) -> list[dict[str, Any]]:
     """A row for each table: the loss on facts that were drawn after training, and its law."""
     table = FactTable(seed=1, **FACTS)
-    costs = _costs(Subject.of(Checkpoint.load(cell.run.key, trained)), table)
+    costs = _costs(Subject.of(Checkpoint.load(row.record.key, trained)), table)
     language, unknown = table.language.open(), float(np.log(table.symbols))
     assert language.entropy is not None
     found = []
@@ -168,14 +163,14 @@ def on_facts(cell: Cell, trained: Path) -> list[dict[str, Any]]:
         looked_up = Neighbours(
             store=count, share=1 - 1e-6, temperature=1.0, nearest=1, radius=1e-3, data=table
         )
-        treated = apply(cell.run.key, (looked_up,), trained)
+        treated = apply(row.record.key, (looked_up,), trained)
         plain, loss = (one["drawn.loss"] for one in (treated.plain, treated.metrics))
-        if cell.labels["arm"] == "never twice":
+        if row.labels["arm"] == "never twice":
             law = language.entropy + (1 - table.coverage(count)) * unknown / 2
         else:
             law = plain.value - float(table.p[:count] @ costs[:count]) / 2
         found.append({
-            **{"part": "facts", **cell.labels, "seed": cell.run.seed, "store": count},
+            **{"part": "facts", **row.labels, "seed": row.record.run.seed, "store": count},
             **{"coverage": table.coverage(count), "loss": loss.value, "se": loss.se},
             **{"law": law, "plain": plain.value, "floor": language.entropy},
         })  # fmt: skip

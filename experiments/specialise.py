@@ -23,15 +23,13 @@ from pathlib import Path
 
 from isoflop.experiments.cli.text import tell
 from isoflop.experiments.families import model, optim, seeds_of
+from isoflop.experiments.finished import finished
 from isoflop.models.errors import UserError
 from isoflop.sim.compare.specialists import DOMAIN, GENERAL, LORA, PARENT, TUNED
 from isoflop.sim.cost.flops import step_flops
 from isoflop.sim.data import AnyData, Corpus, Mixture, Part
-from isoflop.sim.grid.executors.local import Local
-from isoflop.sim.grid.grid import execute
-from isoflop.sim.records.store import Row, Store
+from isoflop.sim.records.store import Row
 from isoflop.sim.spec import Budget, Cell, Eval, Run
-from isoflop.sim.train.loop import train
 from isoflop.sim.treatments import Retrain, apply
 
 DEPTH = 2
@@ -76,8 +74,7 @@ def measure(
         for seed in seeds_of(seeds):
             length = _as_long(family, widths[0], width, steps)
             cells += _arms(family, width, code, length, share, rate, seed)
-    execute(cells, trained, train, executor=Local(workers=workers))
-    rows = [row for row in Store(trained).rows(cells) if row.record.status == "ok"]
+    rows = finished(cells, trained, workers)
     found = []
     for i, row in enumerate(rows):
         tell(f"run {i + 1} of {len(rows)}")

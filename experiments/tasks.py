@@ -6,17 +6,17 @@ four types may close next, nested four deep) and classification (which of four t
 24 words). Every size has the same three trials of learning rate; the first seed chooses, the
 others report (sim/compare/trials.py). The answer is the smallest N that reaches 90 % of the
 answers, as the trained sizes that it lies between over the seeds, and with it whether accuracy
-stands still over sizes on the way, and whether the largest size's is foretold better by a sigmoid
+stands still over sizes on the way, and whether the largest size's is predicted better by a sigmoid
 of ln N or by way of the loss (2512.08894).
 
 Command:   isoflop run tasks && isoflop figures tasks
 Duration:  6 minutes of one busy core for --tasks language classification, whose records are
            committed; the whole grid was not timed
 Expected:  classification needs the smallest model and recall the largest; tracking and language lie
-           between; accuracy rises within a factor of four in N, so that neither way foretells it
+           between; accuracy rises within a factor of four in N, so that neither way predicts it
            from sizes below
 Rule:      reached is .9 of the answers, by every reporting seed and at every larger size; a plateau
-           is two sizes or more short of it within .05; foretold better is a smaller absolute error
+           is two sizes or more short of it within .05; predicted better is a smaller absolute error
            at the largest size in more than half of the tasks where both can be had
 """
 

@@ -131,4 +131,4 @@ def _dots(
     else:
         axes.set_ylim(bottom=0)
     if panel.even:
-        axes.axhline(1, color="#5c6370", linewidth=1)
+        axes.axhline(1, color=style.LINE, linewidth=1)

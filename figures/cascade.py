@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from isoflop.figures import style
 from isoflop.figures.palette import ORDER
 from isoflop.sim.compare.points import ordered
 
-GREY = "#5c6370"
 TOLERANCE = 0.02  # of the predicted tokens a reading
 PUBLISHED = {"gsm8k": "GSM8K", "mmlu": "MMLU"}
 
@@ -60,7 +60,7 @@ def finding(rows: Sequence[Mapping[str, Any]]) -> str:
         near = sum(one <= TOLERANCE for one in off)
         said.append(
             f"speculation gives the predicted tokens within 2 % in {near} of {len(drafts)}, within "
-            f"{100 * max(off):.0f} % in all"
+            f"{math.ceil(round(100 * max(off), 6))} % in all"
         )
     return "; ".join(said) or "What a cascade closes"
 
@@ -87,7 +87,7 @@ def _gap(
             marker=look.marker, elinewidth=1, label=style.label(family),
         )  # fmt: skip
         axes.plot(x, top, "--", color=look.colour)
-    axes.plot([0, 1], [0, 1], ":", color=GREY)
+    axes.plot([0, 1], [0, 1], ":", color=style.LINE)
     axes.set(title=f"By {unit}", xlabel=f"share of {unit} that the large model answers",
              ylabel="share of the gap closed")  # fmt: skip
 
@@ -98,7 +98,7 @@ def _published(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
         x = [row["share"] for row in mine]
         axes.plot(x, [row["closed"] for row in mine], color=colour, label=PUBLISHED[task])
         axes.plot(x, [row["oracle"] for row in mine], "--", color=colour)
-    axes.plot([0, 1], [0, 1], ":", color=GREY)
+    axes.plot([0, 1], [0, 1], ":", color=style.LINE)
     axes.set(title="Published answers", xlabel="share of questions that GPT-4 answers",
              ylabel="share of the gap closed")  # fmt: skip
 

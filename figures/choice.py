@@ -55,9 +55,9 @@ def _frontier(axes: Any, result: Recommendation, cost: str) -> None:
         axes.annotate(style.label(s.candidate.of), (s.costs[cost][1], last), xytext=(6, 2),
                       textcoords="offset points", fontsize=8)  # fmt: skip
     if cost in choice.limits:
-        axes.axvline(choice.limits[cost], ls="--", color="#5c6370", lw=1)
+        axes.axvline(choice.limits[cost], ls="--", color=style.LINE, lw=1)
     if QUALITY in choice.limits:
-        axes.axhline(choice.limits[QUALITY], ls="--", color="#5c6370", lw=1)
+        axes.axhline(choice.limits[QUALITY], ls="--", color=style.LINE, lw=1)
     axes.set(xlabel=f"{what}, {unit}", ylabel=result.quality, xscale="log")
     low, high = style.margins([v for s in choice.standings for v in s.costs[cost] if v > 0], 0.12)
     axes.set_xlim(low, high)
@@ -86,7 +86,7 @@ def _months(axes: Any, result: Recommendation) -> None:
         axes.plot(volumes, total, color=colour, ls=":" if bought else "-",
                   label=style.label(way.name))  # fmt: skip
         axes.fill_between(volumes, low, high, color=colour, alpha=0.1, lw=0)
-    axes.axvline(result.volume, ls="--", color="#5c6370", lw=1)
+    axes.axvline(result.volume, ls="--", color=style.LINE, lw=1)
     told = f"dollars a month, over {result.owner.months:g} months"
     axes.set(xlabel="tokens a month", ylabel=told, xscale="log", yscale="log")
     low, high = axes.get_ylim()

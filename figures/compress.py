@@ -80,7 +80,7 @@ def _sizes(
             markeredgecolor="white", markeredgewidth=0.4,
         )  # fmt: skip
     drawn = [row["ratio"] for row in shown if not row.get("reason")]
-    axes.axvline(1.0, color="#5c6370", linewidth=0.8)
+    axes.axvline(1.0, color=style.LINE, linewidth=0.8)
     axes.set_yticks(range(len(treatments)), treatments)
     axes.invert_yaxis()
     axes.set_xlim(min([0.2, *drawn]) * 0.9, max([1.05, *drawn]) * 1.08)

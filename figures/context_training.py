@@ -59,7 +59,7 @@ def _finish(panels: list[Axes], found: Contexts) -> None:
     style.log_axis(panels[1].xaxis, *panels[1].get_xlim())
     panels[1].set(xlabel="position (first of its bucket)", ylabel="held-out loss (nats per token)")
     panels[2].set(yscale="log", title="Gain over dense, executed FLOPs", ylabel="gain")
-    panels[2].axhline(1, color="#5c6370", linewidth=0.8)
+    panels[2].axhline(1, color=style.LINE, linewidth=0.8)
     panels[3].set(yscale="log", title="Compute-optimal size", ylabel="N* (parameters)")
     for axes in panels[2:]:
         low, high = axes.get_ylim()

@@ -64,7 +64,7 @@ def _gains(
             side = "◀" if "below" in row["reason"] else "▶"
             axes.annotate(side, (0.02 if side == "◀" else 0.98, y), color=look.colour,
                           xycoords=("axes fraction", "data"), va="center", ha="center")  # fmt: skip
-    axes.axvline(1.0, color="#5c6370", linewidth=0.8)
+    axes.axvline(1.0, color=style.LINE, linewidth=0.8)
     axes.set_yticks(range(len(shown)), shown)
     axes.invert_yaxis()
     axes.set(xscale="log", title="What the data are worth", xlabel="data gain D_eff / D")

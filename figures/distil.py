@@ -14,7 +14,11 @@ from isoflop.sim.compare.data_gain import gains
 
 Table = Sequence[Mapping[str, Any]]
 PLAIN = "data alone"
-CHARGES = {"tokens": "tokens", "free": "FLOPs, teacher at zero", "full": "FLOPs, teacher in full"}
+CHARGES = {
+    "tokens": "its tokens",
+    "free": "its FLOPs, the teacher charged at zero",
+    "full": "its FLOPs, the teacher charged in full",
+}
 
 
 def draw(rows: list[dict], out: Path) -> list[Path]:
@@ -105,11 +109,14 @@ def finding(found: Mapping[str, Mapping[int, Table]], oracle: Table) -> str:
     said = []
     if (one := best(oracle)) is not None:
         said.append(f"An oracle's student is where data alone are at {_told(one)} × its tokens")
+    taught = []
     for charge, told in CHARGES.items():
         every = [row for of in found[charge].values() if (row := best(of)) is not None]
         if every:
             top = max(every, key=lambda row: row["ratio"])
-            said.append(f"the best trained teacher's at {_told(top)} × its {told}")
+            taught.append(f"{_told(top)} × {told}")
+    if taught:
+        said.append(f"the best trained teacher's at {', '.join(taught)}")
     return "; ".join(said) or "What a teacher saves"
 
 

@@ -31,7 +31,7 @@ def _panel(axes: Axes, name: str, line: Line) -> None:
     axes.plot(line.x, line.excess, f"{look.marker}-", color=look.colour)
     first = line.excess[0]
     theory = [first * (x / line.x[0]) ** line.theory for x in line.x]
-    axes.plot(line.x, theory, "--", color="#57606a")
+    axes.plot(line.x, theory, "--", color=style.LINE)
     across, up = style.margins(line.x), style.margins([*line.excess, *theory])
     axes.set(xscale="log", yscale="log", xlim=across, ylim=up)
     style.log_axis(axes.xaxis, *across)

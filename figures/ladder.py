@@ -179,7 +179,7 @@ def gains_by_compute(
                 markeredgecolor="white", markeredgewidth=0.5, capsize=2,
                 label=style.label(item["arm"]),
             )  # fmt: skip
-        axes.axhline(1, color="#5c6370", linewidth=0.8)
+        axes.axhline(1, color=style.LINE, linewidth=0.8)
         axes.set(xscale="log", yscale="log")
         style.log_axis(axes.xaxis, *axes.get_xlim())
         style.log_axis(axes.yaxis, *axes.get_ylim())
@@ -208,7 +208,7 @@ def _of_compute(shown: list[dict[str, Any]]) -> str:
 def _forest(axes: Axes, items: list[dict[str, Any]], styles: dict[str, style.Style]) -> None:
     for row, item in enumerate(items):
         if not item["ceg"]:
-            axes.annotate("not resolved", (1, row), va="center", fontsize=8, color="#5c6370")
+            axes.annotate("not resolved", (1, row), va="center", fontsize=8, color=style.LINE)
             continue
         far = item["ceg"][-1]
         low, high = ends(far)
@@ -218,7 +218,7 @@ def _forest(axes: Axes, items: list[dict[str, Any]], styles: dict[str, style.Sty
         axes.plot(reach, [row, row], color=look.colour, linewidth=1.4)
         face = look.colour if resolved else "white"
         axes.plot(far["value"], row, look.marker, color=look.colour, markerfacecolor=face)
-    axes.axvline(1, color="#5c6370", linewidth=0.8)
+    axes.axvline(1, color=style.LINE, linewidth=0.8)
     axes.set_xscale("log")
     left, right = axes.get_xlim()
     style.log_axis(axes.xaxis, left, right)
@@ -287,7 +287,7 @@ def subsets(found: dict[str, Any], out: Path) -> list[Path]:
         left.set_xlim(left=0)
         errors = [100 * (item["predicted"] / item["measured"] - 1) for item in items]
         right.plot(errors, rows, "o", color=colour)
-        right.axvline(0, color="#5c6370", linewidth=0.8)
+        right.axvline(0, color=style.LINE, linewidth=0.8)
         reach = max(10.0, 1.2 * max(map(abs, errors)))
         right.set_xlim(-reach, reach)
         right.set_yticks(rows, [])

@@ -31,7 +31,7 @@ def draw(rows: list[Row], out: Path) -> list[Path]:
         scaling.bands(axes, [law])
         if band := law.band():
             axes.plot([at["flops"] for at in band], [at["loss"] for at in band], "--",
-                      color="#5c6370", label="law of all models but the costliest")  # fmt: skip
+                      color=style.LINE, label="law of all models but the costliest")  # fmt: skip
         style.key(axes)
         style.title(figure, heading(law, cells[-1]))
         style.note(figure, "bars: 90 % over seeds; band: 90 % of the law")

@@ -61,7 +61,7 @@ def _panel(axes: Axes, trials: list[Trial], families: list[str], pairs: int) -> 
             face = "white" if trial.edge else look.colour
             axes.plot(trial.state_bytes, one.mean, look.marker, mfc=face, mec=look.colour)
         axes.plot([], [], f"{look.marker}-", color=look.colour, label=style.label(family))
-    axes.axhline(REACHED, color="#5c6370", linestyle=(0, (4, 3)), linewidth=0.8)
+    axes.axhline(REACHED, color=style.LINE, linestyle=(0, (4, 3)), linewidth=0.8)
     axes.set(xscale="log", ylim=(-0.03, 1.03), title=f"{pairs} pairs", ylabel="accuracy")
     axes.set_xlabel("decoding state (bytes)")
     axes.set_xlim(*style.margins(shown))

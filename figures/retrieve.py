@@ -12,8 +12,8 @@ from isoflop.figures import style
 from isoflop.figures.palette import ORDER
 from isoflop.sim.compare.points import ordered
 from isoflop.sim.compare.retrieval import by_store, families, obeys, per_byte
+from isoflop.sim.records.metrics import Z90
 
-GREY = "#5c6370"
 CONTROLS = {
     "train on all": "as much text again, trained on",
     "seen text": "store of the trained text",
@@ -84,7 +84,7 @@ def _stores(
         )
         axes.errorbar(
             [row["store"] for row in mine], [-row["change"] for row in mine],
-            yerr=[1.645 * row["se"] for row in mine], label=style.label(family),
+            yerr=[Z90 * row["se"] for row in mine], label=style.label(family),
             color=looks[family].colour, marker=looks[family].marker, elinewidth=1,
         )  # fmt: skip
     sizes = [row["store"] for row in rows if row.get("arm") == "store"]
@@ -92,7 +92,7 @@ def _stores(
              ylabel="fall of the loss (nats per token)")  # fmt: skip
     if sizes:
         style.log_axis(axes.xaxis, *style.margins(sizes))
-    axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.axhline(0, color=style.LINE, linewidth=0.8)
 
 
 def _controls(
@@ -109,13 +109,13 @@ def _controls(
                     size is not None and row["store"] != size
                 ):  # fmt: skip
                     continue
-                error = 1.645 * row["se"] if "se" in row else 0.0
+                error = Z90 * row["se"] if "se" in row else 0.0
                 shift = 0.3 * ((i + 0.5) / len(names) - 0.5)
                 axes.errorbar(
                     [-row["change"]], [y + shift], xerr=[error], color=looks[family].colour,
                     marker=looks[family].marker, elinewidth=1,
                 )  # fmt: skip
-    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.axvline(0, color=style.LINE, linewidth=0.8)
     axes.set_yticks(range(len(told)), list(told.values()))
     axes.invert_yaxis()
     axes.set(title="Beside the controls", xlabel="fall of the loss (nats per token)")
@@ -128,7 +128,7 @@ def _facts(
     for row in facts:
         full = row["arm"] == "never twice"
         axes.errorbar(
-            [row["coverage"]], [row["loss"]], yerr=[1.645 * row["se"]], elinewidth=1,
+            [row["coverage"]], [row["loss"]], yerr=[Z90 * row["se"]], elinewidth=1,
             color=looks[row["family"]].colour, marker=looks[row["family"]].marker,
             fillstyle="full" if full else "none",
         )  # fmt: skip
@@ -137,15 +137,15 @@ def _facts(
             (r["coverage"], r["law"]) for r in facts
             if (r["family"], r["arm"], r["seed"]) == (family, arm, seed)
         )  # fmt: skip
-        axes.plot(*zip(*line, strict=True), color=GREY, linewidth=0.8, zorder=1)
+        axes.plot(*zip(*line, strict=True), color=style.LINE, linewidth=0.8, zorder=1)
     axes.set(title="Facts drawn after training", xlabel="share of questions that the table covers",
              ylabel="loss (nats per token)")  # fmt: skip
     if facts:
-        axes.axhline(facts[0]["floor"], color=GREY, linewidth=0.8, linestyle=":")
-        axes.text(0.0, facts[0]["floor"], "entropy of what is asked", fontsize=8, color=GREY,
+        axes.axhline(facts[0]["floor"], color=style.LINE, linewidth=0.8, linestyle=":")
+        axes.text(0.0, facts[0]["floor"], "entropy of what is asked", fontsize=8, color=style.LINE,
                   va="bottom", transform=axes.get_yaxis_transform())  # fmt: skip
         stale = [r for r in facts if r["arm"] == "others"]
         if stale:
             axes.text(0.97, 0.97, "open: learnt other facts\nfilled: facts never the same twice",
-                      fontsize=8, color=GREY, va="top", ha="right",
+                      fontsize=8, color=style.LINE, va="top", ha="right",
                       transform=axes.transAxes)  # fmt: skip

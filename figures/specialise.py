@@ -24,6 +24,7 @@ from isoflop.sim.compare.specialists import (
 )
 
 ARMS = (GENERAL, TUNED, LORA, DOMAIN)
+HOW = {TUNED: "full tuning"}  # in words, where an arm's name is none
 
 
 def draw(rows: list[dict], out: Path) -> list[Path]:
@@ -38,7 +39,7 @@ def draw(rows: list[dict], out: Path) -> list[Path]:
         left.set(title="Code, the domain", ylabel="held-out loss (nats per byte)")
         for arm in (TUNED, LORA):
             _changes(right, numbers["tuning"], arm, looks[arm])
-        right.axhline(0.0, color="#5c6370", linewidth=0.8)
+        right.axhline(0.0, color=style.LINE, linewidth=0.8)
         right.set(title="What tuning changes", ylabel="loss less the parent's (nats per byte)")
         for axes in (left, right):
             sizes = sorted({row["N"] for row in rows})
@@ -105,12 +106,17 @@ def finding(numbers: Mapping[str, Any]) -> str:
         word = "not told from" if one["low"] <= 0 <= one["high"] else (
             "better on its domain than" if one["high"] < 0 else "worse on its domain than"
         )  # fmt: skip
+        ends = ", ".join(_signed(one[end]) for end in ("low", "high"))
         said.append(
             f"A small tuned model is {word} a general one {numbers['ratio']:.0f} times its size "
-            f"({one['mean']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}] nats)"
+            f"(loss {_signed(one['mean'])} [{ends}] nats)"
         )
     last = {one["arm"]: one for one in numbers["tuning"] if one["metric"] == "english"}
-    forgotten = [f"{one['mean']:+.3f} nats by {arm}" for arm, one in last.items()]
+    forgotten = [f"{_signed(one['mean'])} nats by {HOW.get(arm, arm)}" for arm, one in last.items()]
     if forgotten:
-        said.append(f"the loss on English of the largest rises {style.listed(forgotten)}")
+        said.append(f"the largest's loss on English changes {style.listed(forgotten)}")
     return "; ".join(said) or "What specialising is worth"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")

@@ -75,7 +75,7 @@ def _dot(axes: Axes, x: float, trial: Trial, metric: str, look: style.Style) -> 
 
 
 def _finish(axes: Axes, title: str, chance: float) -> None:
-    axes.axhline(chance, color="#5c6370", linestyle=(0, (1, 2)), linewidth=1)
+    axes.axhline(chance, color=style.LINE, linestyle=(0, (1, 2)), linewidth=1)
     axes.set(ylim=(-0.03, 1.03), title=title, ylabel="accuracy of the last answer")
 
 

@@ -31,13 +31,14 @@ from isoflop.figures.palette import Style as Style
 from isoflop.figures.palette import styles as styles
 from isoflop.sim.cost.names import named as named
 
+LINE = "#5c6370"  # of axes, of lines to compare with, and of notes
 RC: dict[Any, Any] = {
     "axes.grid": True,
     "axes.grid.which": "major",
     "grid.color": "#e3e5e8",
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
-    "axes.edgecolor": "#5c6370",
+    "axes.edgecolor": LINE,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 11,
@@ -229,7 +230,7 @@ def drop(panels: Sequence[Axes]) -> None:
 def note(figure: Figure, text: str) -> None:
     """Below the panels, what is drawn."""
     lines = wrap(text, int(figure.get_figwidth() * 15.5))
-    figure.supxlabel("\n".join(lines), fontsize=8, color="#5c6370", x=0.01, ha="left")
+    figure.supxlabel("\n".join(lines), fontsize=8, color=LINE, x=0.01, ha="left")
 
 
 def tokens(count: float) -> str:

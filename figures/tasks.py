@@ -15,8 +15,8 @@ from isoflop.sim.compare.task_curves import (
     REACHED,
     Smallest,
     accuracies,
-    foretold,
     plateaus,
+    predicted,
     size,
     smallest,
 )
@@ -67,7 +67,7 @@ def _row(task: str, family: str, own: list[Trial], found: Smallest) -> dict[str,
         "sizes": [size(trial) for trial in own],
         "accuracies": [accuracies(trial) for trial in own],
         "plateaus": plateaus(own),
-        "foretold": foretold(own, _chance(own[0])),
+        "predicted": predicted(own, _chance(own[0])),
     }
 
 
@@ -87,8 +87,8 @@ def _panel(axes: Axes, task: str, arms: dict[str, list[Trial]], found: dict[str,
         if one.high is not None:
             low = one.low if one.low is not None else style.margins(x)[0]
             axes.axvspan(low, one.high, color=look.colour, alpha=0.13, linewidth=0)
-        axes.axhline(_chance(own[0]), color="#5c6370", linestyle=":", linewidth=0.8)
-    axes.axhline(REACHED, color="#5c6370", linestyle=(0, (4, 3)), linewidth=0.8)
+        axes.axhline(_chance(own[0]), color=style.LINE, linestyle=":", linewidth=0.8)
+    axes.axhline(REACHED, color=style.LINE, linestyle=(0, (4, 3)), linewidth=0.8)
     axes.set(xscale="log", ylim=(-0.03, 1.03), title=task, ylabel="accuracy")
     axes.set_xlabel("parameters N")
     axes.set_xlim(*style.margins(shown))
@@ -96,7 +96,7 @@ def _panel(axes: Axes, task: str, arms: dict[str, list[Trial]], found: dict[str,
 
 
 def finding(found: Found, table: list[dict[str, Any]]) -> str:
-    """The smallest size for each task, of the family that needs least, and what foretells it."""
+    """The smallest size for each task, of the family that needs least, and what predicts it."""
     said = []
     for task, by_family in found.items():
         reach = {f: one for f, one in by_family.items() if one.high is not None}
@@ -108,11 +108,11 @@ def finding(found: Found, table: list[dict[str, Any]]) -> str:
         said.append(f"{task} {reach[best]}{whose}")
     errors = [
         {way: abs(one[way] - one["measured"]) for way in ("direct", "from_loss")}
-        for row in table if (one := row["foretold"]) is not None
+        for row in table if (one := row["predicted"]) is not None
     ]  # fmt: skip
     better = sum(one["direct"] < one["from_loss"] for one in errors)
     ways = (
-        f"; a sigmoid of ln N foretells the largest better than the loss in {better} of "
+        f"; a sigmoid of ln N predicts the largest better than the loss in {better} of "
         f"{len(errors)}"
         if errors
         else ""

@@ -35,8 +35,8 @@ def draw(found: Allocation, path: Path) -> list[Path]:
         reach = style.margins([v.C for v in found.valleys], 0.04)
         c = np.geomspace(*reach, 50)
         low, high = np.array([found.band(float(at)) for at in c]).T
-        right.fill_between(c, low, high, color="#5c6370", alpha=0.15, lw=0)
-        right.plot(c, found(c), color="#5c6370", label=f"N* ∝ C^{found.a:.2f}, 90 % band")
+        right.fill_between(c, low, high, color=style.LINE, alpha=0.15, lw=0)
+        right.plot(c, found(c), color=style.LINE, label=f"N* ∝ C^{found.a:.2f}, 90 % band")
         sizes = np.concatenate([v.N for v in found.valleys])
         losses = np.concatenate([v.loss for v in found.valleys])
         left.set(xlabel="N, parameters", ylabel="loss, nats per token", xscale="log", yscale="log")

@@ -25,7 +25,7 @@ from isoflop.sim.data import Corpus
 from isoflop.sim.data.tasks.recall import MQAR
 from isoflop.sim.evaluate import context, machine
 from isoflop.sim.evaluate import probe as timing
-from isoflop.sim.records.metrics import Metric
+from isoflop.sim.records.metrics import Z90, Metric
 from isoflop.sim.records.store import Store
 from isoflop.sim.spec import Budget, Eval
 from isoflop.sim.train.loop import names
@@ -193,7 +193,7 @@ def test_answers_of_a_run_are_told_by_their_settings(folders):
     assert (first["set"], second["set"], second["seq_len"]) == ("its own", "hard", 32)
     assert second["settings"] == {"pairs": 4, "length": 32}
     assert second["accuracy"] == 0.5
-    assert second["accuracy_high"] == pytest.approx(0.5 + 1.645 * 0.1)
+    assert second["accuracy_high"] == pytest.approx(0.5 + Z90 * 0.1)
     assert 0 < second["chance"] < second["optimum"] <= 1
 
 

@@ -17,7 +17,7 @@ from isoflop.models.base import Init, Matrix
 from isoflop.models.errors import UserError
 from isoflop.models.families import zoo
 from isoflop.sim.compare.specialists import less, not_above
-from isoflop.sim.compare.task_curves import foretold, plateaus, smallest
+from isoflop.sim.compare.task_curves import plateaus, predicted, smallest
 from isoflop.sim.compare.trials import Trial
 from isoflop.sim.cost.flops import training_flops
 from isoflop.sim.data import Corpus
@@ -61,21 +61,21 @@ def test_plateaus_are_neighbouring_sizes_of_equal_accuracy_short_of_the_mark():
     assert plateaus([trial(1, [0.99]), trial(2, [1.0])]) == []
 
 
-def test_accuracy_is_foretold_exactly_where_it_is_a_sigmoid_of_what_foretells_it():
+def test_accuracy_is_predicted_exactly_where_it_is_a_sigmoid_of_what_predicts_it():
     def curve(x):
         return 0.25 + 0.75 / (1 + math.exp(-x))
 
     sizes = [1000, 2000, 4000, 8000, 16000]
     direct = [trial(n, [curve(math.log(n / 4e3))], loss=2 * n**-0.1) for n in sizes]
-    found = foretold(direct, 0.25)
+    found = predicted(direct, 0.25)
     assert found["direct"] == pytest.approx(found["measured"], abs=1e-5)
     by_loss = [
         trial(n, [curve(20 * (0.9 - 2 * n**-0.1))], loss=2 * n**-0.1) for n in sizes
     ]  # fmt: skip
-    found = foretold(by_loss, 0.25)
+    found = predicted(by_loss, 0.25)
     assert found["from_loss"] == pytest.approx(found["measured"], abs=1e-5)
-    assert foretold(direct[:3], 0.25) is None
-    assert foretold([trial(n, [1.0]) for n in sizes], 0.25) is None
+    assert predicted(direct[:3], 0.25) is None
+    assert predicted([trial(n, [1.0]) for n in sizes], 0.25) is None
 
 
 def test_a_merged_change_of_low_rank_is_the_unmerged_one():
@@ -155,10 +155,10 @@ def test_the_verdict_on_specialists_follows_the_table(alone, holds):
 
 def test_the_verdict_on_compression_can_be_refuted_and_waits_for_a_student():
     row = {"family": "dense", "N": 1, "D": 1, "ratio": 0.97, "low": 0.95, "high": 0.99}
-    good = [row | {"treatment": name} for name in ("weights int4", "prune")]
+    good = [row | {"treatment": name} for name in ("weights int4", "prune 0.5")]
     judge = account_methods.compression_costs_little.judge
     assert judge(good).holds is None
-    bad = [good[0], {"family": "dense", "N": 1, "D": 1, "treatment": "prune",
+    bad = [good[0], {"family": "dense", "N": 1, "D": 1, "treatment": "prune 0.5",
                      "reason": "…: N_eff/N is below 0.5"}]  # fmt: skip
     assert judge(bad).holds is False
     assert "below .9 in dense" in judge(bad).result

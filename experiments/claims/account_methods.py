@@ -36,10 +36,10 @@ from isoflop.sim.compare.verdicts import (
     outside,
     told,
 )
+from isoflop.sim.records.metrics import Z90
 from isoflop.sim.records.store import Row
 
 DRAWS = 120
-NOISE = 1.645  # standard errors in half of a 90 % interval
 LADDER = "14k to 200k non-embedding parameters, 256k to 666k tokens of Python code, bytes"
 FILE = "account_methods"
 
@@ -216,9 +216,7 @@ def retrieval_is_logarithmic(rows: list[dict[str, Any]]) -> Finding:
             said.append(f"N_eff/N for each byte held at best {told(*best)}")
     facts = [row for row in rows if row["part"] == "facts"]
     off = [abs(row["loss"] / row["law"] - 1) for row in facts]
-    beyond = [
-        abs(row["loss"] - row["law"]) > 0.01 * row["law"] + NOISE * row["se"] for row in facts
-    ]
+    beyond = [abs(row["loss"] - row["law"]) > 0.01 * row["law"] + Z90 * row["se"] for row in facts]
     answers.append(True if max(off) <= 0.01 else False if any(beyond) else None)
     said.append(f"losses on new facts are off their law by at most {max(off):.1%}")
     return Finding(all_of(answers), "; ".join(said))
@@ -240,7 +238,7 @@ def compression_costs_little(rows: list[dict[str, Any]]) -> Finding:
     """
     answers: list[bool | None] = [None]
     said = []
-    for what, word in (("weights int4", "int4"), ("prune", "half masked")):
+    for what, word in (("weights int4", "int4"), ("prune 0.5", "half masked")):
         of = [row for row in largest(rows) if row["treatment"] == what]
         answers += [_kept(row) for row in of]
         known = [row for row in of if not row.get("reason")]

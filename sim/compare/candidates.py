@@ -31,6 +31,7 @@ from isoflop.sim.cost.choose import METRICS, Candidate
 from isoflop.sim.laws.forms import Chinchilla
 from isoflop.sim.laws.law import FLOPS_PER_ND
 from isoflop.sim.laws.published import PUBLISHED
+from isoflop.sim.records.metrics import Z90
 from isoflop.sim.records.store import Row
 from isoflop.sim.records.tables import BadCell, Columns, Dropped, describe, label, number, require
 
@@ -192,7 +193,7 @@ def carried(
     low, middle, high = gain
     if not 0 < low <= middle <= high < 1e6:
         raise UserError(f"a gain must have 0 < low ≤ middle ≤ high, and is {gain}; correct it")
-    spread = np.log(high / low) / (2 * 1.645)
+    spread = np.log(high / low) / (2 * Z90)
     g = np.sqrt(middle * np.exp(spread * np.random.default_rng(seed).standard_normal(draws)))
     law_ = _surface(law)
     return [

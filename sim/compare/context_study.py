@@ -31,7 +31,7 @@ from isoflop.sim.evaluate.copying import copying
 from isoflop.sim.evaluate.extrapolation import TIMES, extrapolate
 from isoflop.sim.evaluate.position import Part, difference, held_out, judge, loss_by_position
 from isoflop.sim.evaluate.probe import Tell, interleave
-from isoflop.sim.records.metrics import Metric
+from isoflop.sim.records.metrics import Z90, Metric
 from isoflop.sim.records.store import Store, layers
 from isoflop.sim.train.program import Judged
 
@@ -41,7 +41,6 @@ LENGTHS = (128, 1024, 4096)  # that costs are measured at
 BATCHES = (1, 8, 32)  # sequences that are decoded together
 TOKENS = 32_768  # targets that each loss is the mean of
 REPEATS = (8, 4, 2)  # parts of the training length that are repeated to be copied
-Z90 = 1.645  # of a normal, 5 % on either side
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ from isoflop.sim.laws.law import FLOPS_PER_ND
 from isoflop.sim.laws.noise import SHARED
 from isoflop.sim.laws.published import PUBLISHED
 from isoflop.sim.laws.resample import DELTA, Floats, minimise
+from isoflop.sim.records.metrics import Z90
 from isoflop.sim.records.tables import LEAST, MOST
 
-Z90 = 1.6448536269514722  # half of a central 90 % normal interval, in standard deviations
 COOLDOWN = 0.2  # share of a branch that is its own cooldown (Hägele et al. 2024, arXiv 2405.18392)
 SEARCHED = range(4, 9), range(3, 7), range(1, 6)  # numbers of sizes, of ratios D/N, of seeds
 NARROW, SPAN = 4.0, 30.0  # least and, unless told, greatest ratio of the sizes

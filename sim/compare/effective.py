@@ -25,13 +25,14 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import ndtri, stdtrit
 
+from isoflop.models.base import Tagged
 from isoflop.models.errors import UserError
+from isoflop.models.lm import ModelConfig
 from isoflop.sim.compare.points import COUNT, family, label
 from isoflop.sim.compare.study import Study
 from isoflop.sim.laws.law import Law
 from isoflop.sim.records.store import Row
 from isoflop.sim.treatments.apply import Treated
-from isoflop.sim.treatments.base import Treatment
 
 SPAN = (0.05, 0.95)
 REACH = 30.0  # of |ln N_eff/N| that is looked through
@@ -186,12 +187,15 @@ def _row(what: str, found: Sequence[Treated], rows: Sequence[Row], study: Study)
     }  # fmt: skip
 
 
-def _named(treatment: Treatment) -> str:
-    """As in `weights int4 gptq`: the kind, and what differs from the defaults."""
-    fields = type(treatment).model_fields
-    said = [
-        str(value)
-        for name, value in treatment.model_dump().items()
-        if name != "kind" and value != fields[name].default
-    ]
-    return " ".join([treatment.kind, *said])
+def _named(one: Tagged) -> str:
+    """As in `weights int4 gptq`: the kind, its first field, and what differs from the defaults."""
+    _, dial, *_ = fields = type(one).model_fields
+    said = [getattr(one, name) for name in fields if name != "kind"
+            and (name == dial or getattr(one, name) != fields[name].default)]  # fmt: skip
+    return " ".join([one.kind, *(_told(value) for value in said)])
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, ModelConfig):
+        return f"{value.d_model} × {len(value.blocks)}"
+    return _named(value) if isinstance(value, Tagged) else str(value)

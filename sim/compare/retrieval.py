@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
+from isoflop.sim.records.metrics import Z90
+
 SPAN = 0.95  # of each side of a 90 % interval
 POINTS_MIN = 5  # of a parabola with a residual that an interval can be made of
 
@@ -48,7 +50,7 @@ def families(rows: Sequence[Mapping[str, Any]], part: str) -> list[str]:
 
 def obeys(row: Mapping[str, Any]) -> bool:
     """Whether a loss on facts is within its 90 % interval of the law."""
-    return abs(row["loss"] - row["law"]) <= 1.645 * row["se"]
+    return abs(row["loss"] - row["law"]) <= Z90 * row["se"]
 
 
 def per_byte(row: Mapping[str, Any]) -> tuple[float, float, float | None] | None:

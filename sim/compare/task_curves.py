@@ -1,4 +1,4 @@
-"""Accuracy against size: the smallest that learns a task, plateaus, and what foretells accuracy.
+"""Accuracy against size: the smallest that learns a task, plateaus, and what predicts accuracy.
 
 Trials are those of sim/compare/trials.py: every size at its best learning rate, told by the seeds
 that had no part in choosing it.
@@ -21,7 +21,7 @@ from isoflop.sim.compare.trials import Trial
 
 REACHED = 0.9
 FLAT = 0.05  # of accuracy, that sizes of a plateau are within
-SIZES_MIN = 4  # of a prediction: three to fit by, the largest to foretell
+SIZES_MIN = 4  # of a prediction: three to fit by, the largest to predict
 
 
 def size(trial: Trial) -> int:
@@ -88,9 +88,9 @@ def plateaus(trials: Sequence[Trial], reached: float = REACHED) -> list[tuple[in
     return found
 
 
-def foretold(trials: Sequence[Trial], chance: float) -> dict[str, Any] | None:
-    """The largest size's accuracy, and what smaller ones foretell: `direct`, a sigmoid of ln N, and
-    `from_loss`, a sigmoid of the loss at a loss that a power law of N foretells (both from chance
+def predicted(trials: Sequence[Trial], chance: float) -> dict[str, Any] | None:
+    """The largest size's accuracy, and what smaller ones predict: `direct`, a sigmoid of ln N, and
+    `from_loss`, a sigmoid of the loss at a loss that a power law of N predicts (both from chance
     to 1, by least squares). None with fewer than four sizes, or where those to fit by lie within
     FLAT, which no sigmoid can be told from.
 

@@ -24,6 +24,8 @@ from pydantic import NonNegativeInt
 
 from isoflop.models.base import Config
 
+Z90 = 1.6448536269514722  # half of a central 90 % normal interval, in standard errors
+
 
 class Metric(Config):
     """One number of a run, measured on held-out targets."""

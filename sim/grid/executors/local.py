@@ -50,8 +50,8 @@ class Local:
 
 @dataclass(frozen=True)
 class Apart(Local):
-    """Every job in a process of its own kin, even a single one's, so that one that dies takes
-    nothing along.
+    """Every job in a spawned process, even with one worker, so that one that dies takes nothing
+    along.
     """
 
     def run(self, jobs: Sequence[Any], work: Work, on_event: OnEvent) -> None:
