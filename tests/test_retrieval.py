@@ -19,12 +19,14 @@ from isoflop.models.mixers.mlp import SwiGLU
 from isoflop.sim.compare.retrieval import by_store
 from isoflop.sim.cost.jaxpr import executed_flops
 from isoflop.sim.data import ContextFacts, FactTable, File, ZipfFacts
+from isoflop.sim.data.source import drawn
 from isoflop.sim.evaluate.checkpoint import Checkpoint
 from isoflop.sim.optim import AdamW
 from isoflop.sim.records.store import Store, write_table
 from isoflop.sim.spec import Budget, Eval, Run
 from isoflop.sim.train.loop import train
 from isoflop.sim.treatments import (
+    Activations,
     Cascade,
     Neighbours,
     Passages,
@@ -32,7 +34,9 @@ from isoflop.sim.treatments import (
     Weights,
     apply,
 )
-from isoflop.sim.treatments.neighbours import _hidden, nearest, stored
+from isoflop.sim.treatments.base import judge
+from isoflop.sim.treatments.neighbours import SHARES, _hidden, nearest, stored
+from isoflop.sim.treatments.passages import _counts
 from isoflop.sim.treatments.splits import Shelf, judged, second, shared
 
 FACTS = {"facts": 64, "symbols": 16, "alpha": 0.5}
@@ -115,7 +119,9 @@ def test_a_search_is_in_the_ledger_to_the_flop_and_the_byte(runs):
     assert treated.ledger.store_bytes == store
     assert treated.ledger.read_bytes == plain.ledger.read_bytes + store
     assert treated.ledger.resident_bytes == plain.ledger.resident_bytes
-    assert treated.ledger.train_flops > plain.ledger.train_flops
+    sequences = 24  # three batches
+    made = plain.model.cost(24, sequences).flops
+    assert treated.ledger.train_flops == plain.ledger.train_flops + made
 
 
 def test_without_a_share_retrieval_is_the_plain_run_bit_for_bit(runs):
@@ -155,6 +161,34 @@ def test_what_is_chosen_is_chosen_on_text_that_is_not_judged(runs):
     assert second(fresh).tokens.shape == (80, 25)
 
 
+def test_the_share_is_that_of_least_loss_on_the_second_split(runs):
+    plain, batch = subject(runs), second(runs[1])
+    how = {"store": 2000, "temperature": 2.0, "nearest": 8}
+    losses = {
+        share: judge(Neighbours(share=share, **how).apply(plain), batch)[0].mean(dtype=float)
+        for share in SHARES
+    }
+    assert Neighbours(**how).apply(plain).chosen["share"] == min(losses, key=losses.get)
+
+
+def test_a_store_is_the_text_from_its_first_batch_on(runs):
+    plain = subject(runs)
+    batch = drawn(plain.run.data.open(), 2, plain.run.seed, 8, 24)
+    how = {"first": 2, "purge": None}
+    (store,) = Neighbours(store=150, share=0.5, temperature=1.0, **how).apply(plain).memory
+    assert np.array_equal(np.asarray(store.values)[:150], batch.targets.ravel()[:150])
+    (store,) = Passages(store=9, stride=6, **how).apply(plain).memory
+    assert np.array_equal(store.text[:3], [batch.tokens[0, i : i + 12] for i in (0, 6, 12)])
+
+
+def test_a_shelf_ends_with_the_text(runs):
+    shelf = Shelf(subject(runs).run, None, 0, None, 1, "store=1")
+    shelf.rows = 10
+    assert [shelf.draw()[1].any(1).sum() for _ in range(2)] == [8, 2]
+    with pytest.raises(UserError, match="store=1 is more than there is of the 240 tokens"):
+        shelf.draw()
+
+
 def test_near_copies_are_known_token_by_token():
     rows = np.arange(40).reshape(2, 20)
     text = np.concatenate([np.full((1, 5), 99), rows[:1, 8:14], np.full((1, 5), 98)], 1)
@@ -189,6 +223,8 @@ def test_retrieval_comes_last(runs):
         Weights(format="int8").apply(treated)
     with pytest.raises(UserError, match="give them before passages and cascade"):
         Neighbours(store=64, share=0.5).apply(treated)
+    with pytest.raises(UserError, match="states and activations too"):
+        Activations(format="int8").apply(treated)
 
 
 def test_a_random_store_is_worth_nothing(runs):
@@ -262,8 +298,23 @@ def test_passages_are_charged_for_what_is_read_anew(recurrent):
     more = treated.ledger.step_flops - plain.ledger.step_flops
     assert more == pytest.approx(again + 2 * 3 / 24 * 200 * 64, abs=1)
     assert treated.ledger.store_bytes == 4 * (200 * 64 + 200 * 12 + 64)
+    read = treated.ledger.read_bytes - plain.ledger.read_bytes
+    assert read == pytest.approx(3 / 24 * 4 * 200 * 64)
     with pytest.raises(UserError, match="at most a third of the training length, 8"):
         Passages(store=200, stride=9).apply(plain)
+
+
+def test_a_store_of_passages_weighs_what_is_rare_holds_nothing_judged_and_may_be_shuffled(runs):
+    plain = subject(runs)
+    how = {"store": 200, "stride": 6, "features": 64, "purge": 8}
+    (store,) = Passages(**how).apply(plain).memory
+    there = np.asarray(_counts(jnp.asarray(store.text[:, :6]), 4, 64))
+    assert np.allclose(store.rarity, np.log(200 / np.maximum(there.sum(0), 1)), atol=1e-5)
+    assert not shared(store.text, judged(plain.run), 8).any()
+    (mixed,) = Passages(shuffled=True, **how).apply(plain).memory
+    assert np.array_equal(mixed.keys, store.keys)
+    assert (mixed.text != store.text).any(1).mean() > 0.9
+    assert sorted(map(bytes, mixed.text)) == sorted(map(bytes, store.text))
 
 
 def test_treatments_that_retrieve_survive_json(runs):

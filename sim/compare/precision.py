@@ -14,11 +14,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
 
+from isoflop.sim.compare.regression import coefficients
 from isoflop.sim.treatments.formats import BITS
 
-LEVEL = 0.95  # a 90 % interval's upper end
 CELLS_MIN = 5  # of a line over tokens and size
 ROUNDED = {f"weights {name}": BITS[name] for name in ("int4", "int3", "int2")}
 
@@ -40,8 +39,7 @@ def hardness(rows: Sequence[Mapping[str, Any]], treatment: str) -> dict[str, dic
         cells = [row for row in rows if (row["family"], row["treatment"]) == (name, treatment)]
         if len(cells) < CELLS_MIN or not all(map(_resolved, cells)):
             continue
-        design = [[math.log(cell["D"]), -math.log(cell["N"])] for cell in cells]
-        line = _line(design, cells)
+        line = _line(cells)
         found[name] = dict(zip(("gamma_D", "gamma_N"), line, strict=True)) | {"cells": len(cells)}
     return found
 
@@ -57,13 +55,10 @@ def post_training(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]
         cells = [row for row in rows if row["family"] == name and row["treatment"] in ROUNDED]
         kept = [cell for cell in cells if _resolved(cell)]
         told: dict[str, Any] = {"resolved": len(kept), "unresolved": len(cells) - len(kept)}
-        design = [
-            [math.log(c["D"]), -math.log(c["N"]), -float(ROUNDED[c["treatment"]])] for c in kept
-        ]
         if reason := _lacks(kept):
             found[name] = told | {"status": "unidentifiable", "reason": reason}
             continue
-        *exponents, bits = _line(design, kept)
+        *exponents, bits = _line(kept, [-float(ROUNDED[cell["treatment"]]) for cell in kept])
         if bits[1] <= 0:  # 1/γ_P: an interval that holds 0 is no bound on γ_P
             reason = "the rise does not fall with bits beyond its noise"
             found[name] = told | {"status": "unidentifiable", "reason": reason}
@@ -92,14 +87,9 @@ def _lacks(cells: Sequence[Mapping[str, Any]]) -> str:
     return ""
 
 
-def _line(
-    design: Sequence[Sequence[float]], cells: Sequence[Mapping[str, Any]]
-) -> list[list[float]]:
-    """Coefficients of ln δ on the design's columns, each with its interval."""
-    x = np.column_stack([np.ones(len(cells)), np.array(design)])
-    y = np.log([cell["change"] for cell in cells])
-    theta, *_ = np.linalg.lstsq(x, y, rcond=None)
-    freedom = len(cells) - x.shape[1]
-    variance = float(((y - x @ theta) ** 2).sum()) / freedom
-    half = float(stdtrit(freedom, LEVEL)) * np.sqrt(variance * np.diag(np.linalg.inv(x.T @ x)))
-    return [[float(t), float(t - h), float(t + h)] for t, h in zip(theta, half, strict=True)][1:]
+def _line(cells: Sequence[Mapping[str, Any]], *more: Sequence[float]) -> list[list[float]]:
+    """Coefficients of ln δ on ln D, −ln N and more columns, each with its interval."""
+    tokens = [math.log(cell["D"]) for cell in cells]
+    sizes = [-math.log(cell["N"]) for cell in cells]
+    columns = map(np.array, (tokens, sizes, *more))
+    return coefficients([*columns], np.log([cell["change"] for cell in cells]))

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
 
+from isoflop.sim.compare.regression import coefficients
 from isoflop.sim.records.metrics import Z90
 
-SPAN = 0.95  # of each side of a 90 % interval
 POINTS_MIN = 5  # of a parabola with a residual that an interval can be made of
 
 
@@ -23,17 +22,8 @@ def parabola(stores: Sequence[float], gains: Sequence[float]) -> dict[str, list[
         return {}
     x = np.log2(np.asarray(stores, float))
     x = x - x.mean()
-    design = np.stack([np.ones_like(x), x, x**2], -1)
-    theta, *_ = np.linalg.lstsq(design, np.asarray(gains, float), rcond=None)
-    freedom = len(gains) - 3
-    variance = float(((np.asarray(gains) - design @ theta) ** 2).sum()) / freedom
-    half = float(stdtrit(freedom, SPAN)) * np.sqrt(
-        variance * np.diag(np.linalg.inv(design.T @ design))
-    )
-    return {
-        name: [float(theta[i]), float(theta[i] - half[i]), float(theta[i] + half[i])]
-        for name, i in (("slope", 1), ("curvature", 2))
-    }
+    found = coefficients([x, x**2], np.asarray(gains, float))
+    return dict(zip(("slope", "curvature"), found, strict=True))
 
 
 def by_store(rows: Sequence[Mapping[str, Any]], family: str) -> dict[str, list[float]]:

@@ -7,15 +7,13 @@ import json
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
-from pydantic import Field, NonNegativeInt, PositiveFloat
 
 from isoflop.models.errors import UserError
-from isoflop.sim.data.languages import TABLE_MAX, ZipfFacts
-from isoflop.sim.data.source import Batch, DataConfig, Source
+from isoflop.sim.data.languages import Facts, ZipfFacts
+from isoflop.sim.data.source import Batch, Source
 
 
-class FactTable(DataConfig):
+class FactTable(Facts):
     """The facts of `ZipfFacts` of the same fields, each once, those that are asked most first.
 
     A window holds seq_len / 2 of them, number and symbol; symbols weigh 1 and numbers 0, so what is
@@ -24,25 +22,11 @@ class FactTable(DataConfig):
     """
 
     kind: Literal["fact_table"] = "fact_table"
-    facts: int = Field(ge=2, le=TABLE_MAX)
-    symbols: int = Field(ge=2, le=TABLE_MAX)
-    alpha: PositiveFloat
-    seed: NonNegativeInt = 0
 
     @property
     def language(self) -> ZipfFacts:
         """Whose facts these are."""
         return ZipfFacts(facts=self.facts, symbols=self.symbols, alpha=self.alpha, seed=self.seed)
-
-    @property
-    def vocab_size(self) -> int:
-        return self.facts + self.symbols
-
-    @property
-    def p(self) -> Float[np.ndarray, " facts"]:
-        """How often each fact is asked for."""
-        weight = np.arange(1, self.facts + 1) ** -(1 + self.alpha)
-        return weight / weight.sum()
 
     def coverage(self, count: int) -> float:
         """Share of what is asked for that the first `count` facts are."""

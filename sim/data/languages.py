@@ -64,16 +64,9 @@ class Generated(Source):
             )
 
 
-class ZipfFacts(DataConfig):
-    """Pairs (k, z_k): a fact's number, Zipf-distributed, then the symbol that belongs to it.
+class Facts(DataConfig):
+    """Facts k = 1..facts, asked for with p_k ∝ k^-(1+α); each belongs to one of `symbols`."""
 
-    p_k ∝ k^-(1+α) for k = 1..facts; z_k is one of `symbols`, fixed by `seed`. Numbers cost H(k),
-    known symbols nothing, so the entropy is H(k) / 2 per token. A model that knows n facts has an
-    excess ∝ n^-α, one that saw D pairs ∝ D^(-α/(1+α)) (Hutter 2021, 2102.04074; Michaud et al.
-    2023, 2303.13506).
-    """
-
-    kind: Literal["zipf_facts"] = "zipf_facts"
     facts: int = Field(ge=2, le=TABLE_MAX)
     symbols: int = Field(ge=2, le=TABLE_MAX)
     alpha: PositiveFloat
@@ -83,15 +76,32 @@ class ZipfFacts(DataConfig):
     def vocab_size(self) -> int:
         return self.facts + self.symbols
 
+    @property
+    def p(self) -> Float[np.ndarray, " facts"]:
+        """How often each fact is asked for."""
+        weight = np.arange(1, self.facts + 1) ** -(1 + self.alpha)
+        return weight / weight.sum()
+
+
+class ZipfFacts(Facts):
+    """Pairs (k, z_k): a fact's number, Zipf-distributed, then the symbol that belongs to it.
+
+    p_k ∝ k^-(1+α) for k = 1..facts; z_k is one of `symbols`, fixed by `seed`. Numbers cost H(k),
+    known symbols nothing, so the entropy is H(k) / 2 per token. A model that knows n facts has an
+    excess ∝ n^-α, one that saw D pairs ∝ D^(-α/(1+α)) (Hutter 2021, 2102.04074; Michaud et al.
+    2023, 2303.13506).
+    """
+
+    kind: Literal["zipf_facts"] = "zipf_facts"
+
     def open(self) -> Source:
         return _ZipfFacts(self)
 
 
 class _ZipfFacts(Generated):
-    def __init__(self, config: ZipfFacts | ContextFacts):
+    def __init__(self, config: Facts):
         super().__init__(config, period=2)
-        weight = np.arange(1, config.facts + 1) ** -(1 + config.alpha)
-        self.p = weight / weight.sum()
+        self.p = config.p
         self.cdf = np.cumsum(self.p)[:-1]
         symbol = stream(LANGUAGE, config.seed).integers(config.symbols, size=config.facts)
         self.symbol = config.facts + symbol
@@ -122,7 +132,7 @@ class _ZipfFacts(Generated):
         return self.symbol[fact]
 
 
-class ContextFacts(DataConfig):
+class ContextFacts(Facts):
     """Zipf facts of which a share `fresh` has other symbols in every window: those are recalled.
 
     Pairs (k, z_k) as of `ZipfFacts`. Which facts are fresh is drawn once, by `seed`; in each window
@@ -133,15 +143,7 @@ class ContextFacts(DataConfig):
     """
 
     kind: Literal["context_facts"] = "context_facts"
-    facts: int = Field(ge=2, le=TABLE_MAX)
-    symbols: int = Field(ge=2, le=TABLE_MAX)
-    alpha: PositiveFloat
     fresh: float = Field(0.5, ge=0, le=1)
-    seed: NonNegativeInt = 0
-
-    @property
-    def vocab_size(self) -> int:
-        return self.facts + self.symbols
 
     def open(self) -> Source:
         return _ContextFacts(self)

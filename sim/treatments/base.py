@@ -92,6 +92,7 @@ class Subject:
     memory: tuple[Any, ...] = ()  # arrays that `logits` reads beside the parameters
     chosen: Mapping[str, float] = field(default_factory=dict)  # what treatments chose, by name
     runs: Path | None = None  # the directory of the run, where a treatment finds others
+    speculated: bool = False  # whether its costs are those of decoding with drafts
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Subject:
@@ -108,17 +109,41 @@ class Subject:
         return cls(run, checkpoint.model, params, parallel, train_flops=flops, runs=runs)
 
     def to(self, **changes: Any) -> Subject:
-        """With these fields. Raises UserError where weights change that a memory was made with."""
-        if self.memory and "params" in changes:
+        """With these fields. Raises UserError where the model changes that a memory was made with,
+        and where anything does after speculation.
+        """
+        if self.memory and changes.keys() & {"params", "logits"}:
             raise UserError(
-                "weights are treated before what reads with them: give neighbours, passages and "
-                "cascade last"
+                "weights are treated before what reads with them, and states and activations too: "
+                "give neighbours, passages and cascade last"
+            )
+        return self._with(changes)
+
+    def _with(self, changes: Mapping[str, Any]) -> Subject:
+        if self.speculated:
+            raise UserError(
+                "drafts are kept as often as the model is like them, and save what it costs: give "
+                "speculate after all other treatments"
             )
         return replace(self, **changes)
 
     def reading(self, logits: Logits, memory: Any, **changes: Any) -> Subject:
         """That predicts by `logits`, which reads (what it read until now, `memory`)."""
-        return self.to(logits=logits, memory=(*self.memory, memory), **changes)
+        return self._with({"logits": logits, "memory": (*self.memory, memory), **changes})
+
+    def beside(self, key: str) -> Subject:
+        """Another run of the same directory. Raises UserError where it is not there, or has other
+        tokens.
+        """
+        if self.runs is None:
+            raise UserError(f"run {key} is looked for beside the treated one; give a run's folder")
+        other = Subject.of(Checkpoint.load(key, self.runs))
+        if other.model.vocab_size != self.model.vocab_size:
+            raise UserError(
+                f"models that decode together must share their tokens; {key} has "
+                f"{other.model.vocab_size} and the run {self.model.vocab_size}; take another run"
+            )
+        return other
 
     def costing(self, **more: float) -> dict[str, float]:
         """`extra` with so much more of each field."""

@@ -24,7 +24,6 @@ from isoflop.models.base import Sizes
 from isoflop.models.errors import UserError
 from isoflop.models.lm import ModelConfig
 from isoflop.sim.data import Batch
-from isoflop.sim.evaluate.checkpoint import Checkpoint
 from isoflop.sim.treatments.base import Logits, Subject, Treatment, by_parts
 from isoflop.sim.treatments.splits import second
 
@@ -57,7 +56,7 @@ class Cascade(Treatment, Sizes):
             raise UserError(
                 f"prompt={self.prompt} must be shorter than the sequences of {length} tokens"
             )
-        large = self.opened(subject)
+        large = subject.beside(self.large)
         batch = second(subject.run)
         scored = scores(subject, batch, self)
         threshold = threshold_of(scored, self.share)
@@ -77,18 +76,6 @@ class Cascade(Treatment, Sizes):
                 large_calls=calls,
             ),
         )  # fmt: skip
-
-    def opened(self, subject: Subject) -> Subject:
-        """The large model. Raises UserError where it is not there or has other tokens."""
-        if subject.runs is None:
-            raise UserError("a cascade finds the large model beside the run; give a run's folder")
-        large = Subject.of(Checkpoint.load(self.large, subject.runs))
-        if large.model.vocab_size != subject.model.vocab_size:
-            raise UserError(
-                f"a cascade's models must share their tokens; {self.large} has "
-                f"{large.model.vocab_size} and the run {subject.model.vocab_size}"
-            )
-        return large
 
     def _load(self, asked: np.ndarray, length: int) -> tuple[float, float, float]:
         """For each token of a sequence: predictions asked of the large model, tokens that it reads,

@@ -19,10 +19,8 @@ from jaxtyping import Array, Float, Int
 from pydantic import Field, PositiveInt
 
 from isoflop.models.base import Sizes
-from isoflop.models.errors import UserError
 from isoflop.models.speculation import expected_tokens, rollback_bytes
 from isoflop.sim.data import Batch
-from isoflop.sim.evaluate.checkpoint import Checkpoint
 from isoflop.sim.treatments.base import Subject, Treatment, by_parts
 from isoflop.sim.treatments.splits import second
 
@@ -35,14 +33,7 @@ class Speculate(Treatment, Sizes):
     gamma: PositiveInt = 4  # tokens that are drafted for each reading of the target
 
     def apply(self, subject: Subject) -> Subject:
-        if subject.runs is None:
-            raise UserError("speculation finds its draft beside the run; give a run's folder")
-        draft = Subject.of(Checkpoint.load(self.draft, subject.runs))
-        if draft.model.vocab_size != subject.model.vocab_size:
-            raise UserError(
-                f"a draft must have its target's {subject.model.vocab_size} tokens, and "
-                f"{self.draft} has {draft.model.vocab_size}; take another run"
-            )
+        draft = subject.beside(self.draft)
         alpha = acceptance(subject, draft, second(subject.run))
         each, gamma = expected_tokens(alpha, self.gamma), self.gamma
         context = subject.run.budget.seq_len
@@ -53,6 +44,7 @@ class Speculate(Treatment, Sizes):
         flops += (gamma + twice[1] * each) * small.step_flops
         read = (1 + twice[0]) * now.read_bytes + (gamma + twice[1]) * small.read_bytes
         return subject.to(
+            speculated=True,
             chosen={**subject.chosen, "alpha": alpha, "tokens_per_call": each},
             extra=subject.costing(
                 train_flops=small.train_flops,
