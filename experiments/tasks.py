@@ -10,8 +10,7 @@ stands still over sizes on the way, and whether the largest size's is predicted 
 of ln N or by way of the loss (2512.08894).
 
 Command:   isoflop run tasks && isoflop figures tasks
-Duration:  6 minutes of one busy core for --tasks language classification, whose records are
-           committed; the whole grid was not timed
+Duration:  9 minutes of one busy core
 Expected:  classification needs the smallest model and recall the largest; tracking and language lie
            between; accuracy rises within a factor of four in N, so that neither way predicts it
            from sizes below
