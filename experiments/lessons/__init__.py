@@ -86,7 +86,8 @@ def show(paths: Iterable[Path]) -> None:
     notebook = ipython is not None and ipython.get_ipython() is not None
     for picture in (found for found in paths if found.suffix == ".png"):
         if ipython is not None and notebook:
-            ipython.display.display(ipython.display.Image(str(picture)))
+            alt = picture.stem.replace("_", " ")
+            ipython.display.display(ipython.display.Image(str(picture), alt=alt))
         else:
             print(f"written: {picture}")
 

@@ -16,7 +16,7 @@
 # - **Decision rule.** It is a power law here if the law of the five cheaper models predicts the
 #   loss of the sixth within 3 %. An irreducible loss E is told only if its 90 % interval lies above
 #   zero.
-# - **Minutes.** About 2 on two CPU cores, nearly all of it training; the second time none.
+# - **Minutes.** Under 1 on two CPU cores, nearly all of it training; the second time none.
 #
 # A *power law* is L = A/C^α: each tenfold increase of the compute C multiplies the loss by the same
 # factor, 10^−α. On two logarithmic axes it is a straight line.

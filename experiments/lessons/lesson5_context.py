@@ -16,7 +16,7 @@
 # - **Decision rule.** A cost grows as T^p with p the slope of a line on logarithmic axes between 1k
 #   and 32k tokens, with its 90 % interval. A crossing is reported where one cost rises through the
 #   other inside the measured lengths.
-# - **Minutes.** About 2 on two CPU cores, most of it compiling the programs that are timed.
+# - **Minutes.** Under 1 on two CPU cores, most of it compiling the programs that are timed.
 #
 # Attention compares each token with all that came before: T²/2 comparisons for T tokens. A
 # recurrence updates a state of fixed size, once for each token: T updates.
