@@ -21,7 +21,7 @@ def draw(rows: list[Row], out: Path) -> list[Path]:
     lengths = sorted({length for steps in found.values() for length in steps})
     with style.sheet(1, 1, 6.4, 4.4) as (figure, (axes,)):
         for i, (family, look) in enumerate(looks.items()):
-            apart = 1 + 0.02 * (i - len(looks) / 2)  # equal ones show
+            apart = 1 + 0.01 * (2 * i + 1 - len(looks))  # equal ones show
             x = [length * apart for length in found[family]]
             y = [never if math.isinf(count) else count for count in found[family].values()]
             axes.plot(x, y, f"{look.marker}-", color=look.colour, label=style.label(family))
@@ -43,12 +43,11 @@ def draw(rows: list[Row], out: Path) -> list[Path]:
 def finding(found: dict[str, dict[int, float]]) -> str:
     """Who copies the longest strings, and in how many steps."""
     longest = max(length for steps in found.values() for length in steps)
-    able = {family: steps[longest] for family, steps in found.items()
-            if math.isfinite(steps.get(longest, math.inf))}  # fmt: skip
+    needed = {family: steps.get(longest, math.inf) for family, steps in found.items()}
+    able = sorted((f for f in found if math.isfinite(needed[f])), key=lambda f: needed[f])
     if not able:
         return f"No family copies {longest} letters within these steps"
-    first = [family for family in able if able[family] == min(able.values())]
+    said = style.listed(f"{family} from {needed[family]:g} steps on" for family in able)
     rest = [family for family in found if family not in able]
     never = f"; {style.listed(rest)} not within these steps" if rest else ""
-    said = f"{style.listed(first)} in {min(able.values()):g} steps"
-    return f"{len(able)} of {len(found)} families copy {longest} letters, {said}{never}"
+    return f"Strings of {longest} letters are copied by {said}{never}"

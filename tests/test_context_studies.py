@@ -69,7 +69,7 @@ def test_words_are_judged_by_the_least_depth(tmp_path):
 
     found = JUDGES["words_need_depth"](rows(cells, value))
     assert found.holds is True
-    assert found.result.startswith("dense: S3 from 1 layers on, A5 from 2 layers on; mamba:")
+    assert found.result.startswith("dense: S3 from 1 layer on, A5 from 2 layers on; mamba:")
     assert state_figure.draw(rows(cells, value), tmp_path)
 
 
@@ -81,7 +81,7 @@ def test_copying_is_judged_and_drawn_by_the_steps_it_takes(tmp_path):
     assert verdict.holds is True
     assert "dense: 500 at 8, 500 at 16; mamba: 1000 at 8" in verdict.result
     said = title(copying_figure.draw(found, tmp_path))
-    assert "2 of 2 families copy 16 letters, dense in 500 steps" in said
+    assert "16 letters are copied by dense from 500 steps on" in said
 
 
 def test_mad_scores_are_ranked_beside_the_ladder(tmp_path):
