@@ -5,7 +5,8 @@
     create  written beside and linked, which        a PUT on the condition that there is none:
             fails where there is one                If-None-Match: * (S3), generation 0 (GCS)
 
-Of several that `create` one name at once, one succeeds, on either.
+Of several that `create` one name at once, one succeeds, on either. A store is listed in one call,
+however many objects a folder has: its answers come by the thousand.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from isoflop.models.errors import UserError, quoted
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:  # or what has its methods for an object store: universal-path
 else:
     Place = Any
 
+WRITTEN = ("LastModified", "last_modified", "mtime", "updated", "created")  # times, by store
+TAGS = ("ETag", "etag", "generation", "content_md5")  # what a store calls one content of an object
 URL = re.compile(r"(\w[\w.+-]+):/+(?=[^/])")  # two letters or more: C:/ is a drive
 
 
@@ -113,6 +117,84 @@ def contents(path: Place) -> bytes:
     return path.read_bytes()
 
 
+class Stamp(NamedTuple):
+    """Of a file: when it was written, by the clock of its file system or store, and its size in
+    bytes; `tag` is a store's own name of what it holds. Another content has another stamp.
+    """
+
+    time_ns: int
+    size: int
+    tag: str = ""
+
+
+def files(root: Place) -> Iterator[tuple[tuple[str, ...], Stamp]]:
+    """Every file below a folder, by the parts of its name there; none where there is no folder.
+    Raises UserError where a store does not answer.
+    """
+    if remote(root):
+        fs, base = _object(root)
+        try:
+            found = fs.find(base, detail=True)
+        except FileNotFoundError:
+            return
+        except Exception as error:  # whatever its package raises
+            raise unreachable(root, error) from error
+        for name, info in found.items():
+            yield tuple(name[len(base) :].strip("/").split("/")), _stamp(info)
+        return
+    for folder, _, names in os.walk(root):
+        inside = Path(folder).relative_to(root).parts
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                found = os.stat(f"{folder}/{name}", follow_symlinks=False)
+                yield (*inside, name), Stamp(found.st_mtime_ns, found.st_size)
+
+
+def named(root: Place, name: str) -> Iterator[tuple[str, Stamp]]:
+    """Of every folder in `root` that has a file of this name, that file's stamp."""
+    if remote(root):
+        yield from ((parts[0], one) for parts, one in files(root) if parts[1:] == (name,))
+        return
+    try:
+        entries = os.scandir(root)
+    except FileNotFoundError:
+        return
+    with entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                found = os.stat(f"{entry.path}/{name}")
+                yield entry.name, Stamp(found.st_mtime_ns, found.st_size)
+
+
+def _stamp(info: Mapping[str, Any]) -> Stamp:
+    when = next((info[name] for name in WRITTEN if info.get(name)), 0)
+    if isinstance(when, str):
+        when = datetime.fromisoformat(when)
+    seconds = when.timestamp() if isinstance(when, datetime) else when
+    tag = next((str(info[name]) for name in TAGS if info.get(name)), "")
+    return Stamp(int(seconds * 1e9), int(info["size"] or 0), tag)
+
+
+def contents_of(paths: Sequence[Place]) -> Iterator[bytes | None]:
+    """All of each file; None of one that is gone or cannot be read. A store is asked for many at
+    once. Raises UserError where it does not answer.
+    """
+    if paths and remote(paths[0]):
+        names = [_object(path)[1] for path in paths]
+        found = _object(paths[0])[0].cat(names, on_error="return")
+        for path, name in zip(paths, names, strict=True):
+            content = found.get(name)
+            if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
+                raise unreachable(path, content) from content
+            yield content if isinstance(content, bytes) else None
+        return
+    for path in paths:
+        try:
+            yield path.read_bytes()
+        except OSError:
+            yield None
+
+
 def create(path: Place, content: bytes) -> None:
     """Make a file with these bytes. Raises FileExistsError where there is one."""
     if remote(path):
@@ -146,6 +228,15 @@ def remove_folder(path: Place) -> None:
 def _object(path: Any) -> tuple[Any, str]:
     """Its file system of fsspec, and its name there."""
     return path.fs, path.path
+
+
+def unreachable(path: Place, error: Exception) -> UserError:
+    """Of whatever a store's package raises: no network, no credentials, no such bucket."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return UserError(
+        f"{path} cannot be reached ({said:.300}); check the address, the network and what its "
+        "package takes for credentials"
+    )
 
 
 def unwritable(path: Place, error: OSError) -> UserError:

@@ -3,14 +3,19 @@
 import json
 import shutil
 import sqlite3
+import time
+from datetime import UTC, datetime
 
 import fakes
+import numpy as np
 import pytest
 
 from isoflop.models.errors import UserError
+from isoflop.sim import durable
 from isoflop.sim.grid.estimate import asked_of
 from isoflop.sim.records import grids, index, readers
 from isoflop.sim.records.index import opened, place
+from isoflop.sim.records.metrics import Metric
 from isoflop.sim.records.store import Row, Store, flatten
 from isoflop.sim.records.where import chosen
 from isoflop.sim.records.writers import write_flat
@@ -119,6 +124,69 @@ def test_what_changed_is_read_again_and_nothing_else(runs, monkeypatch):
     assert len(rows) == 7
 
 
+def test_an_object_store_has_an_index_of_its_own_that_reads_what_changed(
+    runs, tmp_path, monkeypatch
+):
+    store = Store(f"memory://{tmp_path.name}/runs")
+    for cell in fakes.cells():
+        store.save(Store(runs).load(cell.run.key), {"w": np.zeros(3, np.float32)})
+    (path,) = grids.begun(runs)
+    grids.save(store.root, grids.load(path))
+    read, original = [], index._read
+    monkeypatch.setattr(index, "_read", lambda *a: (read.append(a[1]), original(*a))[1])
+    where = "seed == 0 and loss < 3"
+    expected = [row | {"recorded_ns": 0} for row in listed(runs, where)]
+    read.clear()
+    assert [row | {"recorded_ns": 0} for row in listed(store.root, where)] == expected
+    assert len(read) == 8
+    assert place(store.root) != place(runs)
+    read.clear()
+    first, second, third, *_ = (cell.run for cell in fakes.cells())
+    before = store.load(first.key)
+    store.save(before.model_copy(update={"metrics": {"loss": Metric(value=9.9)}}), {})
+    durable.write(store.directory(second.key) / "result.json", b'{"key": "')
+    durable.remove_folder(store.directory(third.key))
+    with opened(store.root, pytest.fail) as found:
+        rows = {row["key"]: row for row in found.listing()}
+        assert ["is not a whole record" in text for text in found.left_out()] == [True]
+    assert sorted(read) == sorted([first.key, second.key])
+    assert rows[first.key]["loss"] == 9.9
+    assert not {second.key, third.key} & rows.keys()
+    assert abs(rows[first.key]["recorded_ns"] / 1e9 - time.time()) < 600
+
+
+def test_a_store_that_does_not_answer_is_one_line_and_no_record_is_left_out_for_it(
+    runs, tmp_path, monkeypatch
+):
+    store = Store(f"memory://{tmp_path.name}/runs")
+    store.save(fakes.record(fakes.run()), {})
+    failed = {store.root.joinpath(fakes.run().key, "result.json").path: TimeoutError("503")}
+
+    def fail(*args, **options):
+        raise TimeoutError("503")
+
+    for what, answer in {"cat": lambda *args, **options: failed, "find": fail}.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(type(store.root.fs), what, answer)
+            with pytest.raises(UserError, match=r"cannot be reached \(503\); check the address"):
+                listed(store.root)
+    assert len(listed(store.root)) == 1
+
+
+@pytest.mark.parametrize(
+    ("info", "stamp"),
+    [
+        ({"LastModified": datetime(2026, 1, 2, tzinfo=UTC), "ETag": '"ab"'}, (1767312000, '"ab"')),
+        ({"updated": "2026-01-02T00:00:00.5Z", "generation": "7"}, (1767312000.5, "7")),
+        ({"created": 1767312000.25}, (1767312000.25, "")),
+    ],
+    ids=["S3", "GCS", "memory"],
+)
+def test_when_an_object_was_written_is_read_in_each_stores_own_words(info, stamp):
+    found = durable._stamp({"name": "x", "type": "file", "size": 3} | info)
+    assert found == (int(stamp[0] * 1e9), 3, stamp[1])
+
+
 def test_an_index_of_another_version_or_a_damaged_one_is_made_afresh_and_that_is_said(runs):
     before = listed(runs)
     for harm in ("version", "garbage", "table", "cut"):
@@ -163,9 +231,9 @@ def test_damaged_and_foreign_records_are_left_out_with_their_reason(runs):
 
 
 def test_a_grid_is_one_file_however_often_it_is_begun_and_a_damaged_one_is_told(runs):
-    (path,) = grids.files(runs)
+    (path,) = grids.begun(runs)
     grids.save(runs, grids.load(path))
-    assert grids.files(runs) == [path]
+    assert list(grids.begun(runs)) == [path]
     assert grids.load(path).runs == asked_of(fakes.cells())
     path.write_text(path.read_text()[:-40])
     with pytest.raises(UserError, match=r"is not a whole grid .*delete it"):

@@ -13,7 +13,8 @@ from test_cli import TOY
 from isoflop import experiments
 from isoflop.experiments.cli import work
 from isoflop.experiments.cli.main import main
-from isoflop.sim.grid import leases
+from isoflop.sim import durable
+from isoflop.sim.grid import garbage, leases
 from isoflop.sim.grid.executors import local
 from isoflop.sim.grid.grid import QUEUED, jobs
 from isoflop.sim.records.store import Store
@@ -164,6 +165,49 @@ def test_gc_names_what_no_run_needs_and_deletes_only_when_asked(isoflop, tmp_pat
     assert begun.exists()
     assert young.exists()
     assert records == {path: path.read_bytes() for path in runs.glob("*/result.json")}
+
+
+def test_an_object_store_is_surveyed_listed_and_cleared_as_a_folder_is(
+    isoflop, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loop, "train", fakes.breaks_at_16)
+    url = f"memory://{tmp_path.name}/runs"
+    runs, here = durable.place(url), ("--runs", url)
+    assert isoflop("status", *here)[2] == (
+        f"error: there is no runs directory {url}; name another with --runs\n"
+    )
+    isoflop("run", "toy", "--quiet", *here)
+    wide, narrow = jobs(fakes.cells())
+    durable.write(runs / "jobs" / wide.trunk / QUEUED, b"Ray task ab12\n")
+    leases.acquire(runs / "leases" / narrow.trunk, "mine")
+    monkeypatch.setattr(leases, "EXPIRY_SECONDS", 3600)
+    code, out, err = isoflop("status", *here)
+    assert (code, err) == (0, "")
+    assert f"toy --runs {url}: 5 of 8 runs done, 3 failed, 1 jobs running, 1 queued\n" in out
+    assert f"process {os.getpid()} on " in out
+    monkeypatch.setattr(leases, "EXPIRY_SECONDS", 0.2)
+    assert len(isoflop("records", *here, "--where", "width == 8 and loss < 9")[1].splitlines()) == 5
+    assert isoflop("records", "toy", *here, "--out", "x.csv")[0] == 0
+    assert len((tmp_path / "x.csv").read_text().splitlines()) == 9
+
+    lost = runs / narrow.runs[0].key
+    (lost / "result.json").unlink()
+    done = runs / "jobs" / "0123456789abcdef" / "work"
+    for name in ("1/state", "2/state"):
+        durable.write(done / name, b"1234")
+    time.sleep(0.3)  # the lease lapses
+    monkeypatch.setattr(garbage, "OLD_SECONDS", -1.0)
+    found = {item["path"]: item for item in json.loads(isoflop("gc", "--json", *here)[1])}
+    assert {path: item["why"] for path, item in found.items()} == {
+        str(done): "checkpoints of no job",
+        str(lost / "model.safetensors"): "weights without a record",
+        str(runs / "leases" / narrow.trunk): "a stale lease",
+    }
+    assert found[str(done)]["bytes"] == 8
+    records = {path: durable.contents(path) for path in runs.glob("*/result.json")}
+    assert "3 things" in isoflop("gc", "--delete", *here)[1]
+    assert isoflop("gc", *here)[1] == f"{url} has nothing to remove\n"
+    assert {path: durable.contents(path) for path in runs.glob("*/result.json")} == records
 
 
 def test_a_worker_trains_the_grid_and_ends(isoflop):

@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isoflop import experiments
 from isoflop.experiments.cli.flags import HELP, ListFlags, Usage, parse
 from isoflop.experiments.cli.text import print_json, table
+
+if TYPE_CHECKING:
+    from isoflop.sim.durable import Place
 
 
 def list_(json: bool = False) -> None:
@@ -72,15 +75,21 @@ def named(
     return experiments.find(args[0]), args[1:]
 
 
-def on_this_machine(runs: Path) -> Path:
-    """A runs directory that an index can be made of. Usage if there is none."""
-    from isoflop.sim.durable import place, remote
+def runs_directory(runs: Path) -> Place:
+    """One that is there, or an object store's folder. Usage if there is none."""
+    from isoflop.sim.durable import place, unreachable
 
-    if remote(place(runs)):
-        raise Usage(f"{runs} is an object store's; copy its records to a folder and name that")
-    if not runs.is_dir():
-        raise Usage(f"there is no runs directory {runs}; name another with --runs")
-    return runs
+    there = place(runs)
+    try:
+        there.stat()  # is_dir tells of no error
+        found = there.is_dir()
+    except (FileNotFoundError, NotADirectoryError):
+        found = False
+    except Exception as error:  # whatever a store's package raises
+        raise unreachable(there, error) from None
+    if not found:
+        raise Usage(f"there is no runs directory {there}; name another with --runs")
+    return there
 
 
 def measured(runs: Path, name: str) -> Path:

@@ -21,7 +21,7 @@ from isoflop.experiments.cli.flags import (
     once,
     parse,
 )
-from isoflop.experiments.cli.listing import measured, named, on_this_machine
+from isoflop.experiments.cli.listing import measured, named, runs_directory
 from isoflop.experiments.cli.text import labelled, print_json, table
 from isoflop.models.errors import shortened
 
@@ -150,12 +150,12 @@ def _every(flags: RecordFlags) -> int:
 
     if flags.records:
         raise Usage("--records is read for one experiment; name it: isoflop records NAME")
-    on_this_machine(flags.runs)
+    runs = runs_directory(flags.runs)
 
     def note(text: str) -> None:
         print(f"warning: {text}", file=sys.stderr)
 
-    with opened(flags.runs, note) as index:
+    with opened(runs, note) as index:
         for problem in (problems := index.left_out())[:1]:
             note(f"{len(problems)} records are left out; the first: {problem}")
         if flags.out.suffix:

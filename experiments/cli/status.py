@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isoflop.experiments.cli.flags import HELP, Usage, deferred, once, parse
-from isoflop.experiments.cli.listing import named, on_this_machine
+from isoflop.experiments.cli.listing import named, runs_directory
 from isoflop.experiments.cli.text import console, duration, labelled, print_json, si, table
 from isoflop.models.errors import printable, shortened
 
 if TYPE_CHECKING:
+    from isoflop.sim.durable import Place
     from isoflop.sim.grid.survey import Survey
     from isoflop.sim.records.grids import Asked
 
@@ -42,9 +42,9 @@ def status(args: Sequence[str]) -> int:
     """
     if args and args[0] in HELP:
         parse("status [NAME]", status.__doc__, ["--help"], StatusFlags)
+    one: Grids = {}
     if not args or args[0].startswith("-"):
         (flags,) = parse("status", status.__doc__, args, StatusFlags)
-        asked = functools.partial(_begun, flags.runs)
     else:
         experiment, rest = named("status", status.__doc__, args, StatusFlags)
         if not experiment.trains:
@@ -55,9 +55,8 @@ def status(args: Sequence[str]) -> int:
         flags, cells = parse(words, status.__doc__, rest, StatusFlags, maker)
         from isoflop.sim.grid.estimate import asked_of
 
-        one: Grids = {experiment.word: asked_of(cells())}
-        asked = functools.partial(dict, one)
-    on_this_machine(flags.runs)
+        one = {experiment.word: asked_of(cells())}
+    runs = runs_directory(flags.runs)
     if not flags.every > 0:
         raise Usage(f"--every {flags.every:g} must be above 0 seconds")
     from isoflop.sim.records.index import opened
@@ -65,12 +64,12 @@ def status(args: Sequence[str]) -> int:
     def note(text: str) -> None:
         print(f"warning: {text}", file=sys.stderr)
 
-    with opened(flags.runs, note) as index:
+    with opened(runs, note) as index:
         from isoflop.sim.grid.survey import survey
 
         def look() -> dict[str, Survey]:
             index.refresh()
-            return {name: survey(index, runs) for name, runs in asked().items()}
+            return {name: survey(index, asked) for name, asked in (one or _begun(runs)).items()}
 
         if flags.json:
             print_json({name: _plain(one) for name, one in look().items()})
@@ -81,13 +80,13 @@ def status(args: Sequence[str]) -> int:
     return 0
 
 
-def _begun(runs: Path) -> Grids:
+def _begun(runs: Place) -> Grids:
     """The grids that were begun, by the command that began them; all records where none was."""
     from isoflop.models.errors import UserError
     from isoflop.sim.records import grids
 
     found: Grids = {}
-    for path in grids.files(runs):
+    for path in grids.begun(runs):
         try:
             grid = grids.load(path)
         except UserError as error:

@@ -11,16 +11,14 @@ A record is never among them, nor what a live process works on: its lease says s
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from isoflop.models.errors import UserError
+from isoflop.sim.durable import Place, Stamp, files, remove_folder
 from isoflop.sim.grid import leases
 from isoflop.sim.grid.grid import read_arrangement
 from isoflop.sim.records.store import Store
@@ -29,13 +27,15 @@ OLD_SECONDS = 3600.0  # nobody writes one file for so long
 TEMPORARY = re.compile(r"\..*\.tmp$|.*\.orbax-checkpoint-tmp.*")  # sim/durable.py, Orbax
 KEY = re.compile(r"[0-9a-f]{16}$")
 
+Name = tuple[str, ...]  # the parts of a file's or a folder's, below the runs directory
+
 
 @dataclass(frozen=True)
 class Garbage:
-    path: Path
+    path: Place
     why: str
     size: int  # bytes
-    lease: Path | None = None  # of its job: it is removed while that is as it was, and no other's
+    lease: Place | None = None  # of its job: it is removed while that is as it was, and no other's
     seen: leases.Lease | None = None
 
     @property
@@ -43,7 +43,7 @@ class Garbage:
         return {"path": str(self.path), "why": self.why, "bytes": self.size}
 
 
-def find(root: Path, note: Callable[[str], None]) -> list[Garbage]:
+def find(root: Place, note: Callable[[str], None]) -> list[Garbage]:
     """Everything of the kinds above. It takes EXPIRY_SECONDS where there are leases, which are
     watched for so long; `note` is told of records that cannot be read.
     """
@@ -52,16 +52,16 @@ def find(root: Path, note: Callable[[str], None]) -> list[Garbage]:
     if seen:
         note(f"{len(seen)} leases are watched for {leases.EXPIRY_SECONDS:g} s")
         time.sleep(leases.EXPIRY_SECONDS)
-    stale = {path for path, lease in seen.items() if leases.read(path) == lease}
-    found = [Garbage(path, "a stale lease", _size(path), path, seen[path]) for path in stale]
-    found += _jobs(root, {path.name for path in seen.keys() - stale}, note)
-    found += _runs(root)
-    found += [
-        _item(path, "a file that a killed writer left")
-        for path in _temporary(root)
-        if _age(path) > OLD_SECONDS
-    ]
-    return sorted(found, key=lambda item: str(item.path))
+    stale = {path.name for path, lease in seen.items() if leases.read(path) == lease}
+    live = {path.name for path in seen} - stale
+    there = dict(files(root))
+    old = {name for name, one in there.items() if time.time() - one.time_ns / 1e9 > OLD_SECONDS}
+    whys: dict[Name, str] = {("leases", name): "a stale lease" for name in stale}
+    whys |= _jobs(root, there, live, note)
+    whys |= _weights(there, old)
+    whys |= _temporary(there, old, whys)
+    sizes = _sizes(there, whys)
+    return [_garbage(root, name, whys[name], sizes[name]) for name in sorted(sizes)]
 
 
 def remove(item: Garbage) -> bool:
@@ -69,60 +69,70 @@ def remove(item: Garbage) -> bool:
     if item.lease is not None and leases.read(item.lease) not in (item.seen, None):
         return False
     if item.path.is_dir():
-        shutil.rmtree(item.path, ignore_errors=True)
+        remove_folder(item.path)
     else:
         item.path.unlink(missing_ok=True)
     return not item.path.exists()
 
 
-def _jobs(root: Path, live: set[str], note: Callable[[str], None]) -> Iterator[Garbage]:
+def _jobs(
+    root: Place, there: Mapping[Name, Stamp], live: set[str], note: Callable[[str], None]
+) -> Iterator[tuple[Name, str]]:
     store = Store(root)
-    for folder in (root / "jobs").glob("*"):
-        work = folder / "work"
-        if folder.name in live or not work.is_dir():
+    for work in sorted({name[:3] for name in there if name[::2][:2] == ("jobs", "work")}):
+        job = work[:2]
+        if job[1] in live:
             continue
-        lease = root / "leases" / folder.name
-        if not (folder / "job.json").exists():
-            yield _item(work, "checkpoints of no job", lease)
+        if (*job, "job.json") not in there:
+            yield work, "checkpoints of no job"
             continue
         try:
-            runs = read_arrangement(folder / "job.json")
+            runs = read_arrangement(root.joinpath(*job, "job.json"))
             done = all(store.done(run.key) for run in runs)
         except UserError as error:
             note(str(error))
             continue
         if done:
-            yield _item(work, "checkpoints of a finished job", lease)
+            yield work, "checkpoints of a finished job"
 
 
-def _runs(root: Path) -> Iterator[Garbage]:
-    for folder in root.iterdir():
-        if not (KEY.match(folder.name) and folder.is_dir()) or (folder / "result.json").exists():
-            continue
-        weights = folder / "model.safetensors"
-        if weights.exists() and _age(weights) > OLD_SECONDS:
-            yield _item(weights, "weights without a record")
+def _weights(there: Mapping[Name, Stamp], old: set[Name]) -> Iterator[tuple[Name, str]]:
+    for name in old:
+        key, *rest = name
+        if rest == ["model.safetensors"] and KEY.match(key) and (key, "result.json") not in there:
+            yield name, "weights without a record"
 
 
-def _temporary(root: Path) -> Iterator[Path]:
-    for folder, folders, files in os.walk(root):
-        for name in (*files, *folders):
-            if TEMPORARY.match(name):
-                yield Path(folder, name)
-        folders[:] = [name for name in folders if not TEMPORARY.match(name)]
+def _temporary(
+    there: Mapping[Name, Stamp], old: set[Name], named: Mapping[Name, str]
+) -> Iterator[tuple[Name, str]]:
+    """Files and folders of which nothing is young, and that go with nothing that is named."""
+    found = {top for name in old if (top := _top(name)) and not {*_above(top)} & named.keys()}
+    for top in found - {_top(name) for name in there.keys() - old}:
+        yield top, "a file that a killed writer left"
 
 
-def _age(path: Path) -> float:
-    try:
-        return time.time() - path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+def _top(name: Name) -> Name:
+    """What a writer would have renamed, of which this is a part."""
+    return next((up for up in _above(name) if TEMPORARY.match(up[-1])), ())
 
 
-def _item(path: Path, why: str, lease: Path | None = None) -> Garbage:
-    return Garbage(path, why, _size(path), lease, leases.read(lease) if lease else None)
+def _above(name: Name) -> Iterator[Name]:
+    """Its folders from the first on, and itself."""
+    return (name[:i] for i in range(1, len(name) + 1))
 
 
-def _size(path: Path) -> int:
-    files = [path, *path.rglob("*")] if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+def _sizes(there: Mapping[Name, Stamp], whys: Mapping[Name, str]) -> dict[Name, int]:
+    sizes = dict.fromkeys(whys, 0)
+    for name, one in there.items():
+        for up in _above(name):
+            if up in sizes:
+                sizes[up] += one.size
+    return sizes
+
+
+def _garbage(root: Place, name: Name, why: str, size: int) -> Garbage:
+    if name[0] not in ("leases", "jobs") or TEMPORARY.match(name[-1]):
+        return Garbage(root.joinpath(*name), why, size)
+    lease = root / "leases" / name[1]
+    return Garbage(root.joinpath(*name), why, size, lease, leases.read(lease))

@@ -1,8 +1,9 @@
 """How a grid stands: from its records, its leases and what its jobs last said of themselves.
 
-A lease is stale that was not renewed for EXPIRY_SECONDS by the clock of its own file system. The
-time left is the FLOPs of the runs that are missing over those that were recorded per second of the
-last hour. Nothing is written but the index (sim/records/index.py).
+A lease is stale that was not renewed for EXPIRY_SECONDS by the clock of its own file system; on an
+object store, by its owner's clock and this machine's. The time left is the FLOPs of the runs that
+are missing over those that were recorded per second of the last hour. Nothing is written but the
+index (sim/records/index.py).
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from isoflop.sim.durable import Place, contents_of, named, remote
 from isoflop.sim.grid import leases
 from isoflop.sim.grid.grid import QUEUED
 from isoflop.sim.records.grids import Asked
@@ -115,7 +116,7 @@ def _throughput(rows: Sequence[dict], flops: dict[str, int]) -> tuple[int, float
     return len(fresh), sum(cost for *_, cost in fresh) / max(now - began, 1e-3)
 
 
-def _working(root: Path, trunks: Collection[str] | None) -> Iterator[Working]:
+def _working(root: Place, trunks: Collection[str] | None) -> Iterator[Working]:
     now = _file_clock_ns(root)
     for path in sorted((root / "leases").glob("*")):
         if path.name.startswith(".") or (trunks is not None and path.name not in trunks):
@@ -125,8 +126,10 @@ def _working(root: Path, trunks: Collection[str] | None) -> Iterator[Working]:
             yield Working(path.name, lease.owner, silent, **_last_words(root, path.name))
 
 
-def _file_clock_ns(root: Path) -> int:
+def _file_clock_ns(root: Place) -> int:
     """The time by the runs directory's file system, whose leases are compared with it."""
+    if remote(root):
+        return time.time_ns()
     probe = root / "leases" / f".clock-{os.getpid()}.tmp"
     try:
         probe.touch()
@@ -138,7 +141,7 @@ def _file_clock_ns(root: Path) -> int:
             probe.unlink()
 
 
-def _last_words(root: Path, trunk: str) -> dict[str, Any]:
+def _last_words(root: Place, trunk: str) -> dict[str, Any]:
     """Of the job's last event that has a step."""
     path = root / "jobs" / trunk / "metrics.jsonl"
     try:
@@ -157,14 +160,16 @@ def _last_words(root: Path, trunk: str) -> dict[str, Any]:
     return {}
 
 
-def _queued(root: Path, trunks: Collection[str]) -> dict[str, str]:
+def _queued(root: Place, trunks: Collection[str]) -> dict[str, str]:
     """What schedulers have; a job of Slurm's that its queue no longer knows is left out."""
-    told = {}
-    for trunk in trunks:
-        try:
-            told[trunk] = (root / "jobs" / trunk / QUEUED).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            continue
+    jobs = root / "jobs"
+    there = [trunk for trunk, _ in named(jobs, QUEUED) if trunk in trunks]
+    texts = contents_of([jobs / trunk / QUEUED for trunk in there])
+    told = {
+        trunk: text.decode("utf-8", "replace").strip()
+        for trunk, text in zip(there, texts, strict=True)
+        if text is not None
+    }
     slurm = {name: trunk for trunk, where in told.items() if (name := _slurm_name(where))}
     if not slurm:
         return told

@@ -13,11 +13,10 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from isoflop.models.errors import UserError
-from isoflop.sim.durable import unwritable, write
+from isoflop.sim.durable import Place, files, unwritable, write
 from isoflop.sim.jsonlines import json_object
 
 FOLDER = "grids"
@@ -47,7 +46,7 @@ class Grid:
         return f"{re.sub(r'[^A-Za-z0-9_.-]', '_', self.name)[:80]}-{digest}"
 
 
-def save(root: Path, grid: Grid) -> None:
+def save(root: Place, grid: Grid) -> None:
     """Write the grid down, unless it is. Raises UserError where that cannot be."""
     path = root / FOLDER / f"{grid.file}.jsonl"
     if path.exists():
@@ -61,13 +60,17 @@ def save(root: Path, grid: Grid) -> None:
         raise unwritable(path, error) from error
 
 
-def files(root: Path) -> list[Path]:
-    """Of every grid that was begun in a runs directory, the latest last."""
-    found = [(path.stat().st_mtime_ns, path) for path in (root / FOLDER).glob("*.jsonl")]
-    return [path for _, path in sorted(found)]
+def begun(root: Place) -> dict[Place, int]:
+    """The file of each grid that was begun in a runs directory, and when (ns): the latest last."""
+    found = [(one.time_ns, name) for name, one in files(root / FOLDER) if _is_grid(*name)]
+    return {root.joinpath(FOLDER, *name): time_ns for time_ns, name in sorted(found)}
 
 
-def load(path: Path) -> Grid:
+def _is_grid(name: str, *inside: str) -> bool:
+    return name.endswith(".jsonl") and not inside
+
+
+def load(path: Place) -> Grid:
     """UserError, with the remedy, where the file is not a whole grid."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

@@ -3,7 +3,8 @@
 The records are the truth, and this a copy that can be made again at any time: from each record that
 is new or whose file has another time or size than when it was read. It lies in the user's cache, on
 this machine's own disk and under this machine's name, since SQLite's write-ahead log is for the
-processes of one machine; a directory that others share, or that cannot be written, has one as well.
+processes of one machine; a directory that others share, or that cannot be written, or an object
+store's, has one as well, named after its path or its URL.
 An index of another version, or one that is damaged, is made afresh, and that is said.
 
     runs      a record's columns, as `isoflop records` writes them; those that are asked for most
@@ -16,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import socket
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
@@ -28,12 +28,14 @@ import pydantic_core
 
 from isoflop.models.errors import UserError
 from isoflop.sim.data import cache
+from isoflop.sim.durable import Place, Stamp, contents_of, named, remote
 from isoflop.sim.records import grids
 from isoflop.sim.records.store import Store, columns, upgraded
 from isoflop.sim.records.where import Sql, condition, path
 from isoflop.sim.spec import Run
 
-VERSION = 1  # of the tables below; raised with them
+VERSION = 2  # of the tables below; raised with them
+RECORD = "result.json"  # of a run, in its folder
 BATCH = 2000  # records read between two writes
 COLUMNS = ("key", "trunk", "status", "reason", "loss", "seconds", "recorded_ns")  # most asked for
 NOT_ITS_FAULT = {  # errors of SQLite that a new file would have as well
@@ -42,7 +44,7 @@ NOT_ITS_FAULT = {  # errors of SQLite that a new file would have as well
 }
 TABLES = """
 CREATE TABLE runs(
-    key TEXT PRIMARY KEY, time_ns INTEGER, size INTEGER, problem TEXT,
+    key TEXT PRIMARY KEY, time_ns INTEGER, size INTEGER, tag TEXT, problem TEXT,
     trunk TEXT, status TEXT, reason TEXT, loss REAL, seconds REAL, columns TEXT
 ) WITHOUT ROWID;
 CREATE TABLE labels(grid TEXT, key TEXT, labels TEXT, PRIMARY KEY(grid, key)) WITHOUT ROWID;
@@ -55,37 +57,39 @@ CREATE TABLE grids(file TEXT PRIMARY KEY, time_ns INTEGER) WITHOUT ROWID;
 class Index:
     """The index of one runs directory, as it is on the disk now. Made by `opened`."""
 
-    root: Path
+    root: Place
     note: Callable[[str], None]  # is told, in words, what was made afresh
     database: sqlite3.Connection
 
     def refresh(self) -> None:
         """Read what is new, changed or gone since the last time."""
-        known = {key: (time_ns, size) for key, time_ns, size in self._all(
-            "SELECT key, time_ns, size FROM runs"
-        )}  # fmt: skip
-        found = dict(_stamps(self.root))
+        known = {
+            key: Stamp(*stamp)
+            for key, *stamp in self._all("SELECT key, time_ns, size, tag FROM runs")
+        }
+        found = dict(named(self.root, RECORD))
         gone = [(key,) for key in known.keys() - found.keys()]
         new = sorted(key for key, stamp in found.items() if known.get(key) != stamp)
         self._write("DELETE FROM runs WHERE key = ?", gone)
         for first in range(0, len(new), BATCH):
             rows, names = [], set[str]()
-            for key in new[first : first + BATCH]:
-                row, own = _read(self.root, key, found[key])
+            some = new[first : first + BATCH]
+            texts = contents_of([self.root / key / RECORD for key in some])
+            for key, text in zip(some, texts, strict=True):
+                row, own = _read(self.root, key, found[key], text)
                 rows.append(row)
                 names |= own
-            self._write(f"INSERT OR REPLACE INTO runs VALUES({', '.join('?' * 10)})", rows)
+            self._write(f"INSERT OR REPLACE INTO runs VALUES({', '.join('?' * 11)})", rows)
             self._write("INSERT OR IGNORE INTO names VALUES(?, 0)", [(name,) for name in names])
         self._refresh_grids()
 
     def _refresh_grids(self) -> None:
         known = dict(self._all("SELECT file, time_ns FROM grids"))
-        there = {path.stem: path for path in grids.files(self.root)}
+        there = {path.stem: (path, time_ns) for path, time_ns in grids.begun(self.root).items()}
         for file in known.keys() - there.keys():
             self._write("DELETE FROM labels WHERE grid = ?", [(file,)])
             self._write("DELETE FROM grids WHERE file = ?", [(file,)])
-        for file, source in there.items():
-            time_ns = source.stat().st_mtime_ns
+        for file, (source, time_ns) in there.items():
             if known.get(file) == time_ns:
                 continue
             try:
@@ -149,7 +153,7 @@ class Index:
 
 
 @contextlib.contextmanager
-def opened(root: Path, note: Callable[[str], None]) -> Iterator[Index]:
+def opened(root: Place, note: Callable[[str], None]) -> Iterator[Index]:
     """The index of a runs directory, made or brought up to date. `note` is told what was wrong with
     the one that was there, or why this one is in memory only.
     """
@@ -166,13 +170,14 @@ def opened(root: Path, note: Callable[[str], None]) -> Iterator[Index]:
         yield index
 
 
-def place(root: Path) -> Path:
+def place(root: Place) -> Path:
     """Where the index of a runs directory is, on this machine."""
-    name = cache.name(f"{socket.gethostname()}", str(root.absolute()))
+    where = root if remote(root) else root.absolute()
+    name = cache.name(socket.gethostname(), str(where))
     return cache.folder() / "index" / f"{name}.sqlite"
 
 
-def _fresh(root: Path, file: Path, note: Callable[[str], None]) -> Index:
+def _fresh(root: Place, file: Path, note: Callable[[str], None]) -> Index:
     for last in (False, True):
         database = sqlite3.connect(file, timeout=60)  # while another process writes
         try:
@@ -188,6 +193,9 @@ def _fresh(root: Path, file: Path, note: Callable[[str], None]) -> Index:
             index = Index(root, note, database)
             index.refresh()
             return index
+        except UserError:  # of the runs directory
+            database.close()
+            raise
         except (sqlite3.DatabaseError, ValueError) as error:
             database.close()
             if last or getattr(error, "sqlite_errorcode", None) in NOT_ITS_FAULT:
@@ -198,39 +206,26 @@ def _fresh(root: Path, file: Path, note: Callable[[str], None]) -> Index:
     raise AssertionError
 
 
-def _stamps(root: Path) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Time and size of every record's file, by run."""
-    try:
-        entries = os.scandir(root)
-    except FileNotFoundError:
-        return
-    with entries:
-        for entry in entries:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                found = os.stat(f"{entry.path}/result.json")
-                yield entry.name, (found.st_mtime_ns, found.st_size)
-
-
-def _read(root: Path, key: str, stamp: tuple[int, int]) -> tuple[tuple, set[str]]:
+def _read(root: Place, key: str, stamp: Stamp, text: bytes | None) -> tuple[tuple, set[str]]:
     """A record's row and the names of its columns."""
     try:
-        values = upgraded(pydantic_core.from_json((root / key / "result.json").read_bytes()))
+        values = upgraded(pydantic_core.from_json(text or b""))
         if values["key"] != key:
             raise ValueError
         flat = columns({}, values, _trunk(values["run"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return (key, *stamp, _problem(root, key), *[None] * 6), set()
     own = [flat["run"], flat["status"], flat["reason"], flat.get("loss"), flat["seconds"]]
     return (key, *stamp, "", *own, json.dumps(flat)), set(flat)
 
 
-def _problem(root: Path, key: str) -> str:
+def _problem(root: Place, key: str) -> str:
     """What is wrong with a record, in the words of whoever reads it for its run."""
     try:
         Store(root).load(key)
     except (UserError, OSError) as error:
         return str(error)
-    return f"{root / key / 'result.json'} was replaced while it was read"
+    return f"{root / key / RECORD} was replaced while it was read"
 
 
 _trunks: dict[str, str] = {}  # by all that they depend on: a spec is validated once for each
