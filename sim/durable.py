@@ -31,7 +31,7 @@ else:
     Place = Any
 
 WRITTEN = ("LastModified", "last_modified", "mtime", "updated", "created")  # times, by store
-TAGS = ("ETag", "etag", "generation", "content_md5")  # what a store calls one content of an object
+TAGS = ("ETag", "etag", "generation")  # what a store calls one content of an object
 URL = re.compile(r"(\w[\w.+-]+):/+(?=[^/])")  # two letters or more: C:/ is a drive
 
 

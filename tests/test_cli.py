@@ -284,6 +284,9 @@ MISTAKES = {
         *("run", "toy", "--hosts", "env", "--layout", "data=2", "--workers", "2")
     ],
     "--hosts needs the --layout of a job on all hosts": ["run", "toy", "--hosts", "env"],
+    "--executor ray --nodes 2 --hosts ray, and not with a part of these": [
+        *("run", "toy", "--hosts", "ray", "--layout", "data=2")
+    ],
     "--hosts mpi must be one of env, slurm": [
         *("run", "toy", "--hosts", "mpi", "--layout", "data=2")
     ],

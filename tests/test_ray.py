@@ -4,14 +4,17 @@ import os
 import sys
 
 import fakes
+import numpy as np
 import pytest
 import real
+import together
 
 from isoflop.models.errors import UserError
 from isoflop.sim.grid.executors.local import Local
 from isoflop.sim.grid.executors.ray import Ray
-from isoflop.sim.grid.grid import Recorded, Started, execute
+from isoflop.sim.grid.grid import Recorded, Retried, Started, execute
 from isoflop.sim.records.store import Store
+from isoflop.sim.train import loop
 
 pytestmark = [
     pytest.mark.ray,
@@ -66,6 +69,29 @@ def test_what_a_job_raises_ends_the_grid_and_a_worker_that_dies_only_its_job(clu
     with pytest.raises(UserError, match="enough"):
         execute(grid, tmp_path / "stops", fakes.slowly, executor=executor, on_event=stop)
     assert not list((tmp_path / "stops").glob("leases/*"))
+
+
+def test_a_run_on_two_nodes_has_the_losses_of_one_and_goes_on_when_one_of_its_processes_dies(
+    cluster, tmp_path
+):
+    made, _ = cluster
+    grid, heard = together.cells("dense"), []
+    execute(grid, tmp_path / "one", loop.train)
+    executor = Ray(ray_address=made.address, nodes=2)
+    outcome = execute(
+        grid, tmp_path / "two", together.second_dies_once, executor=executor, on_event=heard.append
+    )
+    assert list(tmp_path.glob("two/jobs/*/died"))
+    assert [message.trunk for message in heard if isinstance(message, Retried)] == [
+        grid[0].run.trunk
+    ]
+    assert not [record.reason for record in outcome.trained if record.status != "ok"]
+    assert outcome.count("ok") == len(grid) == 4
+    for cell in grid:
+        one, two = (Store(tmp_path / where).load(cell.run.key) for where in ("one", "two"))
+        assert two.layout == {"fsdp": 2}
+        np.testing.assert_allclose(two.loss, one.loss, rtol=1e-5)
+        np.testing.assert_allclose(two.curve, one.curve, rtol=1e-5)
 
 
 def test_a_grid_that_loses_a_node_half_way_has_the_bits_of_a_local_one(cluster, tmp_path):

@@ -38,7 +38,7 @@ def test_resources_of_a_job_are_asked_for_by_rays_names():
     asked = ray.Ray(cpus=2, gpus=0.25, memory=1.5)
     assert asked._resources() == {"CPU": 2.0, "GPU": 0.25, "memory": 1.5 * 2**30}
     assert ray.Ray()._resources() == {"CPU": 1.0}
-    with pytest.raises(UserError, match="cpus=0 must be at least 1"):
+    with pytest.raises(UserError, match="cpus=0 and nodes=1 must be at least 1"):
         ray.Ray(cpus=0)
 
 

@@ -6,6 +6,7 @@ The first prints {key: loss}. With a signal, the second process gets it after it
 
 import json
 import os
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -54,6 +55,20 @@ def cells(family: str) -> list[Cell]:
     ]
 
 
+def second_dies_once(runs, work, emit, wanted):
+    """The trainer on two devices, of two processes; the second is killed at its first steps."""
+    loop.DISPATCH, checkpoints.CHECKPOINT_SECONDS = 3, -1.0
+    died = work.parent / "died"
+
+    def struck(event):
+        if getattr(event, "step", 0) >= 3 and not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    heard = emit if hosts.first() else struck
+    yield from loop.train(runs, work, heard, wanted, layout=Layout(fsdp=2))
+
+
 def main(root: Path, family: str, number: int = 0) -> int:
     together = "ISOFLOP_PROCESS" in os.environ
     if together:
@@ -75,7 +90,7 @@ def main(root: Path, family: str, number: int = 0) -> int:
             return 0
         grid = cells(family)
         with hosts.together():
-            execute(grid, root, hosts.leading(trainer))
+            execute(grid, root, trainer)
     except Preempted as error:
         return 128 + error.signal
     found = (Store(root).load(cell.run.key) for cell in grid)

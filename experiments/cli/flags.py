@@ -47,7 +47,8 @@ class RunFlags:
     hosts: str = ""
     """Train every job on several hosts together, all of which start this command: env, told by
     ISOFLOP_COORDINATOR=host:port, ISOFLOP_PROCESSES and ISOFLOP_PROCESS; or slurm, told by srun.
-    --layout says how a job lies on all their devices."""
+    Or ray, by one command, on the --nodes of --executor ray. --layout says how a job lies on all
+    their devices."""
     time_limit: float | None = None
     """Seconds of training that a run may take; beyond them it is a failed run, from whose state a
     larger limit goes on."""

@@ -106,8 +106,8 @@ def train(
         raise Usage("these options leave the grid without a run; see --help")
     if flags.time_limit is not None and not flags.time_limit > 0:
         raise Usage(f"--time-limit {flags.time_limit:g} must be above 0 seconds")
-    if flags.hosts and not flags.dry_run:
-        _join(flags, workers)
+    if flags.hosts or getattr(where, "nodes", 1) > 1:
+        _together(flags, where)
     for name in flags.tracker:
         pick(name, names(), "tracker")
     asked = _laid_out(flags, workers, cells)
@@ -128,11 +128,9 @@ def train(
     if flags.time_limit is not None:
         options["time_limit"] = flags.time_limit
     trainer: Trainer = functools.partial(loop.train, **options) if options else loop.train
-    if flags.hosts:
-        if not hosts.first():
-            hosts.follow(trainer)
-            return 0
-        trainer = hosts.leading(trainer)
+    if not hosts.first():
+        hosts.follow(trainer)
+        return 0
     store.check(budget.peak_bytes)
     shown = mirrors(
         store.root, flags.tracker, lambda text: print(f"warning: {text}", file=sys.stderr)
@@ -180,17 +178,24 @@ def train(
     return _verdict(outcome)
 
 
-def _join(flags: RunFlags, workers: int) -> None:
-    """Find the other hosts, before anything touches a device."""
+def _together(flags: RunFlags, where: Executor) -> None:
+    """Find the other hosts, before anything touches a device, unless Ray is to find them."""
     from isoflop.sim.train import hosts
 
-    if workers > 1 or flags.executor != RunFlags.executor:
+    if hosts.known(flags.hosts or "ray") == "ray":
+        if not flags.hosts or getattr(where, "nodes", 1) < 2:
+            raise Usage(
+                "several nodes of a Ray cluster train one job with --executor ray --nodes 2 "
+                "--hosts ray, and not with a part of these options; give all three"
+            )
+    elif where.workers > 1 or flags.executor != RunFlags.executor:
         raise Usage(
             "--hosts gives every host to one job at a time; leave out --workers, --executor"
         )
     if not flags.layout:
         raise Usage("--hosts needs the --layout of a job on all hosts' devices, as in fsdp=8")
-    hosts.join(flags.hosts)
+    if flags.hosts != "ray" and not flags.dry_run:
+        hosts.join(flags.hosts)
 
 
 def _laid_out(flags: RunFlags, workers: int, cells: list[Cell]) -> Layout | None:
@@ -198,13 +203,14 @@ def _laid_out(flags: RunFlags, workers: int, cells: list[Cell]) -> Layout | None
     if not flags.layout:
         return None
     asked = layout(flags.layout)
-    if asked.devices > 1 and workers > 1:
+    apart = flags.hosts == "ray"  # its devices are elsewhere
+    if asked.devices > 1 and workers > 1 and not apart:
         raise Usage(
             f"--layout {asked} gives every device to one job; leave out --workers {workers}"
         )
     for model, batch in {(cell.run.model, cell.run.budget.batch) for cell in cells}:
         asked.check(model, batch)
-    if not flags.dry_run:
+    if not flags.dry_run and not apart:
         asked.mesh()
     return asked
 

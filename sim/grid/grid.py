@@ -36,7 +36,7 @@ from isoflop.sim.grid.executors.local import Local
 from isoflop.sim.records.provenance import changed
 from isoflop.sim.records.store import Record, Store, brief
 from isoflop.sim.spec import Cell, Run, canonical
-from isoflop.sim.train import preemption
+from isoflop.sim.train import hosts, preemption
 from isoflop.sim.train.preemption import Preempted
 
 if TYPE_CHECKING:
@@ -296,8 +296,13 @@ def train_job(
     """Train one job's missing runs and write their records, unless another process leased it.
 
     Raises UserError when the disk is full or forbids writing, and Preempted after SIGTERM or
-    SIGUSR1, once the job has saved where it stands.
+    SIGUSR1, once the job has saved where it stands. Of several processes (sim/train/hosts.py) the
+    first does all this, and the others its steps.
     """
+    if not hosts.first():
+        hosts.follow(trainer)
+        return
+    trainer = hosts.leading(trainer) if hosts.several() else trainer
     store = Store(root)
     root = store.root
     try:

@@ -6,8 +6,10 @@ process feeds the rows of its own devices, and all run the same program in step.
 alone decides what to train, leases jobs and writes records; `decided` tells the others.
 
     env     ISOFLOP_COORDINATOR=host:port of the first, ISOFLOP_PROCESSES how many, ISOFLOP_PROCESS
-            which: for Ray's actors, Kubernetes' indexed jobs, terminals
+            which: for Kubernetes' indexed jobs, terminals
     slurm   what srun tells each of its tasks
+    ray     the tasks that sim/grid/executors/ray.py starts for a job, which it tells the variables
+            of env: with this way no process but those joins
 
 Where one process dies, the others end too, and go on from the last checkpoint when all are started
 again. Nothing here needs JAX while there is one process.
@@ -31,7 +33,7 @@ from isoflop.sim.spec import Run, canonical
 from isoflop.sim.train import preemption
 
 Trainer = Callable[..., Any]  # of sim/grid/grid.py
-WAYS = ("env", "slurm")
+WAYS = ("env", "slurm", "ray")
 VARIABLES = ("ISOFLOP_COORDINATOR", "ISOFLOP_PROCESSES", "ISOFLOP_PROCESS")
 TIMEOUT_SECONDS = 300  # until all processes have come
 _joined = [0, 1]  # this process, and how many there are
@@ -46,13 +48,18 @@ def several() -> bool:
     return _joined[1] > 1
 
 
+def known(way: str) -> str:
+    """The way, if it is one. UserError otherwise."""
+    if way not in WAYS:
+        raise UserError(f"--hosts {way} must be one of {', '.join(WAYS)}; none is one host")
+    return way
+
+
 def join(way: str) -> None:
     """Wait for the other processes that `way` tells of. UserError if it tells of none, or if they
     do not come.
     """
-    if way not in WAYS:
-        raise UserError(f"--hosts {way} must be one of {', '.join(WAYS)}; none is one host")
-    options = _explicit() if way == "env" else _slurm()
+    options = _slurm() if known(way) == "slurm" else _explicit()
     import jax
 
     try:
@@ -63,6 +70,14 @@ def join(way: str) -> None:
             "start all of them within five minutes, with a coordinator that all can reach"
         ) from None
     _joined[:] = jax.process_index(), jax.process_count()
+
+
+def part() -> None:
+    """Leave the others, which wait for one another to: none misses one that has ended."""
+    import jax
+
+    jax.distributed.shutdown()
+    _joined[:] = 0, 1
 
 
 def _explicit() -> dict[str, Any]:
@@ -116,7 +131,16 @@ def leading(trainer: Trainer) -> Trainer:
             except Exception as error:  # which the others cannot know of: they are in its step
                 raise Apart(error) from error
 
-        yield from trainer(runs, work, told, wanted)
+        try:
+            yield from trainer(runs, work, told, wanted)
+        except preemption.Preempted:
+            raise
+        except Exception as error:  # of all of them, or since one is gone
+            try:
+                decided(lambda: {"runs": ""})
+            except Exception:
+                raise Apart(error) from error
+            raise
 
     return train
 
@@ -156,6 +180,8 @@ def follow(trainer: Trainer) -> None:
     write. Raises Preempted as the first does.
     """
     while order := decided(lambda: {}):
+        if not order["runs"]:  # the first only asks who is there
+            continue
         runs = TypeAdapter(tuple[Run, ...]).validate_json(order["runs"])
         try:
             with preemption.watched():

@@ -1,25 +1,29 @@
 """Jobs as tasks of a Ray cluster, one that is there or one that is started here.
 
 All of them are submitted at once, so that a cluster that grows by demand sees the whole queue. Ray
-begins a task again on another node when its node or its process is lost. This package travels with
-the jobs; what it depends on, and a file system with the runs directory, the nodes must have.
-Nothing of Ray is hidden: `ray status`, `ray list tasks`, its dashboard and its logs are as ever.
+begins a task again on another node when its node or its process is lost. With several `nodes`, a
+job is a task on each of them, which find each other by jax.distributed (sim/train/hosts.py): where
+one is lost all are, and the grid begins the job again. This package travels with the jobs; what it
+depends on, and a file system with the runs directory, the nodes must have. Nothing of Ray is
+hidden: `ray status`, `ray list tasks`, its dashboard and its logs are as ever.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 import os
 import socket
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from isoflop.models.errors import UserError, need
 from isoflop.sim.grid.executors.base import OnEvent, Queued, Work, WorkerDied
+from isoflop.sim.train import hosts
 from isoflop.sim.train.preemption import Preempted
 
 CONNECT_SECONDS = 10.0
@@ -42,22 +46,24 @@ class Ray:
     """GiB that the scheduler sets aside for each job; 0 leaves that to Ray."""
     retries: int = 3
     """How often a job is begun again whose node or process was lost."""
+    nodes: int = 1
+    """Nodes that train each job together, each with these resources; several need --hosts ray."""
 
     def __post_init__(self) -> None:
-        if self.cpus < 1 or min(self.gpus, self.memory, self.retries) < 0:
+        if min(self.cpus, self.nodes) < 1 or min(self.gpus, self.memory, self.retries) < 0:
             raise UserError(
-                f"cpus={self.cpus} must be at least 1, and gpus={self.gpus:g}, "
-                f"memory={self.memory:g} and retries={self.retries} at least 0"
+                f"cpus={self.cpus} and nodes={self.nodes} must be at least 1, and "
+                f"gpus={self.gpus:g}, memory={self.memory:g} and retries={self.retries} at least 0"
             )
 
     @property
     def workers(self) -> int:
         """Jobs that the cluster as it is now has room for."""
         if not self.ray_address:
-            return max(1, (os.cpu_count() or 1) // self.cpus)
+            return max(1, (os.cpu_count() or 1) // self.cpus // self.nodes)
         have = self._connected().cluster_resources()
         room = [have.get(name, 0.0) // part for name, part in self._resources().items()]
-        return max(1, int(min(room)))
+        return max(1, int(min(room)) // self.nodes)
 
     def _resources(self) -> dict[str, float]:
         """What one job takes, by Ray's names."""
@@ -71,20 +77,14 @@ class Ray:
             ray.get_runtime_context().get_node_id(), soft=False
         )
         mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(_Mailbox).remote()
-        task = ray.remote(
-            num_cpus=self.cpus,
-            num_gpus=self.gpus,
-            memory=int(self.memory * 2**30) or None,
-            max_retries=self.retries,
-        )(_serve)
-        running = {}
+        running: dict[Any, _Tasks] = {}
         for job in jobs:
-            ref = task.options(name=f"isoflop {job}").remote(work, job, mailbox)
-            running[ref] = job
+            tasks = self._submit(ray, work, job, mailbox)
+            running |= dict.fromkeys(tasks.refs, tasks)
         post = mailbox.take.remote()
         try:
-            for ref, job in running.items():
-                on_event(Queued(job, f"Ray task {ref.task_id().hex()}"))
+            for tasks in dict.fromkeys(running.values()):
+                on_event(Queued(tasks.job, f"Ray task {tasks.refs[0].task_id().hex()}"))
             while running:
                 ready, _ = ray.wait([post, *running])
                 for message in ray.get(post) if post in ready else ():
@@ -94,13 +94,45 @@ class Ray:
                 for message in ray.get(mailbox.rest.remote()) if ended else ():
                     on_event(message)
                 for ref in ended:
-                    _end(ray, ref, running.pop(ref), on_event)
+                    if ref not in running:  # it went with another of its job
+                        continue
+                    tasks = running.pop(ref)
+                    died = _end(ray, ref, tasks.job)
+                    rest = [other for other in tasks.refs if other in running]
+                    if died is not None:
+                        _cancel(ray, rest)
+                        running = {ref: one for ref, one in running.items() if one is not tasks}
+                        on_event(died)
+                    if died is not None or not rest:
+                        tasks.free()
         finally:
-            for ref in running:
-                ray.cancel(ref, force=True)
-            if running:
-                ray.wait(list(running), num_returns=len(running), timeout=CONNECT_SECONDS)
+            _cancel(ray, list(running))
+            for tasks in {*running.values()}:
+                tasks.free()
             ray.kill(mailbox)
+
+    def _submit(self, ray: Any, work: Work, job: Any, mailbox: Any) -> _Tasks:
+        """A task; of several nodes, one on each, for which room is made all at once."""
+        asked: dict[str, Any] = {
+            "name": f"isoflop {job}",
+            "num_cpus": self.cpus,
+            "num_gpus": self.gpus,
+            "memory": int(self.memory * 2**30) or None,
+        }
+        if self.nodes == 1:
+            task = ray.remote(_serve).options(**asked, max_retries=self.retries)
+            return _Tasks(job, [task.remote(work, job, mailbox)])
+        group = ray.util.placement_group([self._resources()] * self.nodes, "STRICT_SPREAD")
+        strategy = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy
+        # a process can join once: it ends with its task
+        task = ray.remote(max_calls=1)(_serve_together)
+        refs = [
+            task.options(**asked, max_retries=0, scheduling_strategy=strategy(group, i)).remote(
+                work, job, mailbox, i, self.nodes
+            )
+            for i in range(self.nodes)
+        ]
+        return _Tasks(job, refs, lambda: ray.util.remove_placement_group(group))
 
     def _connected(self) -> Any:
         """Ray itself, once this process is one of a cluster's. UserError if it cannot be."""
@@ -144,12 +176,29 @@ class Ray:
         return carried
 
 
+@dataclass(eq=False)
+class _Tasks:
+    """Of a job: one, or one on each of its nodes."""
+
+    job: Any
+    refs: list[Any]
+    free: Callable[[], None] = field(default=lambda: None)  # the room that they had
+
+
 class _Mailbox:
     """An actor that hands on what jobs emit: every message once, in order."""
 
     def __init__(self) -> None:
         self.messages: list[Any] = []
         self.there = asyncio.Event()
+        self.addresses: dict[str, asyncio.Future] = {}
+
+    async def meet(self, job: str, address: str) -> str:
+        """Where the first of a job's tasks can be reached, once that has said so."""
+        found = self.addresses.setdefault(job, asyncio.get_running_loop().create_future())
+        if address:
+            found.set_result(address)
+        return await found
 
     async def put(self, message: Any) -> None:
         self.messages.append(message)
@@ -178,8 +227,39 @@ def _serve(work: Work, job: Any, mailbox: Any) -> None:
         os._exit(128 + error.signal)
 
 
-def _end(ray: Any, ref: Any, job: Any, on_event: OnEvent) -> None:
-    """What became of a task. Raises what its job raised."""
+def _serve_together(work: Work, job: Any, mailbox: Any, which: int, nodes: int) -> None:
+    """One of a job's tasks, each on a node of its own: the first does as `_serve`, the others its
+    steps. Where one is lost the others are, too.
+    """
+    import ray
+
+    host = ray.util.get_node_ip_address()
+    with socket.socket() as free:
+        free.bind(("", 0))
+        own = f"{host}:{free.getsockname()[1]}" if which == 0 else ""
+    address = ray.get(mailbox.meet.remote(str(job), own))
+    told = zip(hosts.VARIABLES, (address, str(nodes), str(which)), strict=True)
+    os.environ.update(told)
+    hosts.join("ray")
+    try:
+        with hosts.together() if hosts.first() else contextlib.nullcontext():
+            _serve(work, job, mailbox)
+    except Exception:
+        if hosts.first():
+            raise
+        os._exit(1)  # what it could not do is for the first to say
+    hosts.part()
+
+
+def _cancel(ray: Any, refs: list[Any]) -> None:
+    for ref in refs:
+        ray.cancel(ref, force=True)
+    if refs:
+        ray.wait(refs, num_returns=len(refs), timeout=CONNECT_SECONDS)
+
+
+def _end(ray: Any, ref: Any, job: Any) -> WorkerDied | None:
+    """What became of a task; None if it ended well. Raises what its job raised."""
     try:
         ray.get(ref)
     except ray.exceptions.RayTaskError as error:
@@ -192,7 +272,8 @@ def _end(ray: Any, ref: Any, job: Any, on_event: OnEvent) -> None:
             "isoflop depends on, in the versions of this one"
         ) from None
     except ray.exceptions.RayError as error:
-        on_event(WorkerDied(job, f"its Ray task was lost ({_line(error)})"))
+        return WorkerDied(job, f"its Ray task was lost ({_line(error)})")
+    return None
 
 
 def _package() -> list[str]:
