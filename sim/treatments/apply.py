@@ -7,6 +7,7 @@ in the run's folder. What is there is not computed again.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,6 +47,25 @@ class Treated(Config):
     def change(self) -> Metric:
         """Of the loss on the run's own data."""
         return self.changes["loss"]
+
+    def over(self, control: Treated) -> Treated:
+        """Compared with the same run under another treatment instead of the run as it was; a
+        change's standard error is that of two changes that know nothing of each other. Raises
+        UserError for another run's.
+        """
+        if control.run != self.run:
+            raise UserError(
+                f"a control is of the same run, and is of {control.run} beside {self.run}; apply "
+                "it to that"
+            )
+
+        def less(change: Metric, other: Metric) -> Metric:
+            error = math.hypot(change.se or 0.0, other.se or 0.0)
+            return change.model_copy(update={"value": change.value - other.value, "se": error})
+
+        changes = {name: less(one, control.changes[name]) for name, one in self.changes.items()}
+        plain = {"plain": control.metrics, "plain_ledger": control.ledger}
+        return self.model_copy(update={"changes": changes, **plain})
 
 
 def apply(run: str | Path, treatments: Sequence[Treatment], runs: Path = Path("runs")) -> Treated:
