@@ -1,8 +1,9 @@
 """How much of a large model's quality does a small one get from it by asking at the hardest tokens?
 
 Runs of one family, a small and a large one, answer held-out text: the small one by itself, and the
-large one where the small one's prediction has most entropy, token by token or, judged by a prompt,
-sequence by sequence. Beside the rule stand a choice at random and the best there is (the oracle).
+large one where the small one's prediction has most entropy, or where most is predicted to be gained
+by a regression on a second held-out split; token by token or, judged by a prompt, sequence by
+sequence. Beside these rules stand a choice at random and the best there is (the oracle).
 Published answers of two large models are read in the same way (RouteLLM: Ong et al. 2024,
 2406.18665), where the rule at hand is the length of the question. The same pairs decode
 speculatively: tokens for each reading of the large model, as predicted and as counted.
@@ -16,12 +17,14 @@ predicted where they are within 2 % of (1 − α^(γ+1))/(1 − α), with α of 
 Command:   isoflop run cascade && isoflop figures cascade
 Duration:  about five minutes of one core after those of `retrieve`; not timed on an idle machine
 Expected:  random is at most the rule and the rule at most the oracle; by tokens a twentieth closes
-           about a tenth of the gap, and the large model has to read nearly everything all the same
+           about a tenth of the gap, more by the regression than by entropy, and the large model has
+           to read nearly everything all the same
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +41,11 @@ from isoflop.sim.compare.cascades import answers, closed, interval, oracle
 from isoflop.sim.evaluate.checkpoint import Checkpoint
 from isoflop.sim.treatments import Cascade, Speculate, Subject
 from isoflop.sim.treatments.base import judge
-from isoflop.sim.treatments.cascade import Unit, scores
+from isoflop.sim.treatments.cascade import Rule, Unit, scores
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 UNITS: tuple[Unit, ...] = ("tokens", "sequences")
+RULES: tuple[Rule, ...] = ("entropy", "learnt")
 PROMPT = 32
 GAMMAS = (1, 2, 4)
 ROWS, COUNT = 64, 64  # prompts, and tokens that are written after each
@@ -54,7 +58,7 @@ def measure(
     trained: Path = Path("runs"),
     workers: int = 1,
 ) -> list[dict]:
-    """The table: a row for each pair, way of asking and share, and for each γ.
+    """The table: a row for each pair, unit, rule and share, and for each γ.
 
     Args:
         families: names of families with a tuned learning rate.
@@ -85,28 +89,31 @@ def measure(
 
 
 def asked(small: Subject, large: Subject) -> list[dict[str, Any]]:
-    """A row for each unit and share: the part of the gap that is closed, and what is read for it.
-    The threshold is of a second held-out split; the rule is judged at the share that it asks.
+    """A row for each unit, rule and share: the part of the gap that is closed, and what is read for
+    it. Threshold and regression are of a second held-out split; the rule is judged at the share
+    that it asks.
     """
     batch = small.run.splits[0].draw(small.run.data.open())
     nats = [judge(one, batch)[0].astype(float) for one in (small, large)]
     found: list[dict[str, Any]] = []
-    for unit in UNITS:
+    for unit, rule in product(UNITS, RULES):
         losses = nats if unit == "tokens" else [x[:, PROMPT:].mean(-1, keepdims=True) for x in nats]
         rows = np.repeat(np.arange(len(losses[0])), losses[0].shape[1])
         pair = losses[0].ravel(), losses[1].ravel()
-        how = [Cascade(large=large.run.key, share=share, unit=unit, prompt=PROMPT)
+        how = [Cascade(large=large.run.key, share=share, unit=unit, rule=rule, prompt=PROMPT)
                for share in SHARES]  # fmt: skip
-        score = scores(small, batch, how[0]).ravel()
         treated = [one.apply(small) for one in how]
+        score = scores(small, batch, how[0], treated[0].memory[-1].weights).ravel()
         sent = [float((score >= one.chosen["threshold"]).mean()) for one in treated]
         value, best = closed(*pair, score, sent), oracle(*pair, sent)
         low, high = interval(*pair, score, sent, rows)
         for i, one in enumerate(treated):
             found.append({
-                **{"part": "cascade", "unit": unit, "share": SHARES[i], "asked": sent[i]},
-                **{"closed": float(value[i]), "low": float(low[i]), "high": float(high[i])},
+                **{"part": "cascade", "unit": unit, "rule": rule, "share": SHARES[i]},
+                **{"asked": sent[i], "closed": float(value[i])},
+                **{"low": float(low[i]), "high": float(high[i])},
                 **{"oracle": float(best[i]), "gap": float((pair[0] - pair[1]).mean())},
+                "explained": one.chosen.get("explained"),
                 "large_calls": one.ledger.large_calls,
                 "flops": one.ledger.step_flops / large.ledger.step_flops,
                 "read_bytes": one.ledger.read_bytes / large.ledger.read_bytes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from isoflop.figures import style
 from isoflop.figures.palette import ORDER
 from isoflop.sim.compare.points import ordered
 
+RULES = {"entropy": {}, "learnt": {"markerfacecolor": "white", "linewidth": 1.0}}
 TOLERANCE = 0.02  # of the predicted tokens a reading
 PUBLISHED = {"gsm8k": "GSM8K", "mmlu": "MMLU"}
 
@@ -35,24 +37,27 @@ def draw(rows: list[dict], out: Path) -> list[Path]:
         style.title(figure, finding(rows))
         style.note(
             figure,
-            "solid: the rule, bars 90 % by a bootstrap over sequences, means over seeds; dashed: "
-            "the best choice (oracle); dotted: at random, and the prediction of 2211.17192, eq. 1; "
-            "published: Mixtral-8x7B and GPT-4 (RouteLLM), rule: the longest questions",
+            "solid: by entropy, hollow: by the gain that a regression predicts; bars 90 % by a "
+            "bootstrap over sequences, means over seeds; dashed: the best choice (oracle); dotted: "
+            "at random, and the prediction of 2211.17192, eq. 1; published: Mixtral-8x7B and GPT-4 "
+            "(RouteLLM), rule: the longest questions",
         )
     return style.save(figure, {"rows": rows}, out, "cascade")
 
 
 def finding(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What a twentieth closes, and whether speculation is as predicted."""
+    """What a twentieth closes by each rule, and whether speculation is as predicted."""
     said = []
-    some = [row for row in rows if row["part"] == "cascade" and row["unit"] == "tokens"
-            and row["share"] == 0.05]  # fmt: skip
-    if some:
-        value, top, read = (float(np.mean([row[name] for row in some]))
+    some = {rule: [row for row in rows if row["part"] == "cascade" and row["unit"] == "tokens"
+                   and row["share"] == 0.05 and row["rule"] == rule] for rule in RULES}  # fmt: skip
+    if all(some.values()):
+        value, top, read = (float(np.mean([row[name] for row in some["entropy"]]))
                             for name in ("closed", "oracle", "flops"))  # fmt: skip
+        learnt = float(np.mean([row["closed"] for row in some["learnt"]]))
         said.append(
-            f"The hardest 5 % of tokens close {100 * value:.0f} % of the gap (the best 5 %: "
-            f"{100 * top:.0f} %), at {read:.2f} of the large model's FLOPs"
+            f"The 5 % of tokens of most entropy close {100 * value:.0f} % of the gap, of most "
+            f"predicted gain {100 * learnt:.0f} % (the best 5 %: {100 * top:.0f} %), at "
+            f"{read:.2f} of the large model's FLOPs"
         )
     drafts = [row for row in rows if row["part"] == "speculation"]
     if drafts:
@@ -75,18 +80,20 @@ def _gap(
     axes: Axes, rows: Sequence[Mapping[str, Any]], unit: str, names: Sequence[str],
     looks: Mapping[str, Any],
 ) -> None:  # fmt: skip
-    for family in names:
-        mine = [row for row in rows if row["part"] == "cascade" and row["unit"] == unit
-                and row["family"] == family]  # fmt: skip
+    every = [row for row in rows if row["part"] == "cascade" and row["unit"] == unit]
+    for family, (rule, marks) in product(names, RULES.items()):
+        mine = [row for row in every if row["family"] == family and row["rule"] == rule]
         look = looks[family]
         x = _mean(mine, "share", "asked")[1]
         y, low, high, top = (_mean(mine, "share", name)[1]
                              for name in ("closed", "low", "high", "oracle"))  # fmt: skip
+        label = style.label(family) if rule == "entropy" else None
         axes.errorbar(
             x, y, yerr=[np.subtract(y, low), np.subtract(high, y)], color=look.colour,
-            marker=look.marker, elinewidth=1, label=style.label(family),
+            marker=look.marker, elinewidth=1, label=label, **marks,
         )  # fmt: skip
-        axes.plot(x, top, "--", color=look.colour)
+        if rule == "entropy":
+            axes.plot(x, top, "--", color=look.colour)
     axes.plot([0, 1], [0, 1], ":", color=style.LINE)
     axes.set(title=f"By {unit}", xlabel=f"share of {unit} that the large model answers",
              ylabel="share of the gap closed")  # fmt: skip

@@ -28,6 +28,7 @@ def apply(
     cascade: str | None = None,
     ask: float = 0.05,
     unit: Literal["tokens", "sequences"] = "tokens",
+    rule: Literal["entropy", "learnt", "random"] = "entropy",
     draft: str | None = None,
     gamma: int = 4,
     retrain: Literal["full", "lora"] | None = None,
@@ -67,9 +68,11 @@ def apply(
         passages: passages in a store of training text, of which the most similar one is put into
             the context.
         after: training batch from which on the text of either store is read.
-        cascade: a larger run in the same runs directory, which is asked where a run is least sure.
+        cascade: a larger run in the same runs directory, which is asked for some of the tokens.
         ask: share of tokens, or of sequences, at which it is asked.
         unit: whether single tokens are asked for, or whole sequences after a prompt.
+        rule: where: the run is least sure, most is predicted to be gained (by a regression on a
+            second held-out split), or anywhere.
         draft: a smaller run in the same runs directory, which drafts tokens (speculative decoding).
         gamma: tokens that are drafted at once.
         retrain: train on, all weights or a change of low rank of each matrix (LoRA).
@@ -126,7 +129,7 @@ def apply(
     if passages is not None:
         chosen.append(t.Passages(store=passages, first=after))
     if cascade is not None:
-        chosen.append(t.Cascade(large=_key(cascade, runs), share=ask, unit=unit))
+        chosen.append(t.Cascade(large=_key(cascade, runs), share=ask, unit=unit, rule=rule))
     if draft is not None:
         chosen.append(t.Speculate(draft=_key(draft, runs), gamma=gamma))
     if not chosen:

@@ -5,8 +5,9 @@ prediction is highest; to do so it has to have read all tokens before, which is 
 sequences, the mean entropy over a prompt decides who goes on after it, as one routes queries (Ding
 et al. 2024, 2404.14618; Ong et al. 2024, 2406.18665); the large model reads the prompts that it is
 given. The threshold is the one that a share of a second held-out split exceeds; on the judged one
-the share may differ. `rule="random"` asks for the large model without looking, the baseline; the
-best choice that knows the answers is in sim/compare/cascades.py.
+the share may differ. `rule="learnt"` asks where most is predicted to be gained, by a regression on
+that same split (sim/treatments/deferral.py). `rule="random"` asks without looking, the baseline;
+the best choice that knows the answers is in sim/compare/cascades.py.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from isoflop.models.base import Sizes
 from isoflop.models.errors import UserError
 from isoflop.models.lm import ModelConfig
 from isoflop.sim.data import Batch
-from isoflop.sim.treatments.base import Logits, Subject, Treatment, by_parts
+from isoflop.sim.treatments.base import Logits, Subject, Treatment, by_parts, judge
+from isoflop.sim.treatments.deferral import features, learnt
 from isoflop.sim.treatments.splits import second
 
 Unit = Literal["tokens", "sequences"]
-Rule = Literal["entropy", "random"]
+Rule = Literal["entropy", "learnt", "random"]
+UNLEARNT = np.zeros(0, np.float32)
 
 
 class Large(NamedTuple):
@@ -36,6 +39,7 @@ class Large(NamedTuple):
 
     params: Any
     threshold: Any  # of a score, from which on the large model is asked
+    weights: Any  # of what is known of a token, by `rule="learnt"`
 
 
 class Cascade(Treatment, Sizes):
@@ -58,15 +62,19 @@ class Cascade(Treatment, Sizes):
             )
         large = subject.beside(self.large)
         batch = second(subject.run)
-        scored = scores(subject, batch, self)
+        weights, explained = UNLEARNT, {}
+        if self.rule == "learnt":
+            weights, explained["explained"] = _learn(subject, large, batch)
+        scored = scores(subject, batch, self, weights)
         threshold = threshold_of(scored, self.share)
         asked = scored >= threshold
         model, whole = large.model, large.ledger
         calls, read, saved = self._load(asked, length)
         return subject.reading(
             _either(subject.logits, large.logits, large.model, self.unit, self.rule, self.prompt),
-            Large(large.reads, np.float32(threshold)),
-            chosen={**subject.chosen, "threshold": threshold, "asked": float(asked.mean())},
+            Large(large.reads, np.float32(threshold), weights),
+            chosen={**subject.chosen, "threshold": threshold, "asked": float(asked.mean()),
+                    **explained},
             extra=subject.costing(
                 train_flops=whole.train_flops,
                 step_flops=round(read * model.cost(length).flops / length
@@ -96,35 +104,63 @@ def threshold_of(scored: Float[np.ndarray, "..."], share: float) -> float:
     return float(np.quantile(scored, 1 - share, method="higher"))
 
 
-def scores(subject: Subject, batch: Batch, how: Cascade) -> Float[np.ndarray, "..."]:
-    """How much a token, or a sequence, asks for the large model: (n, t) or (n,)."""
+def scores(
+    subject: Subject, batch: Batch, how: Cascade, weights: Float[np.ndarray, " f"] = UNLEARNT
+) -> Float[np.ndarray, "..."]:
+    """How much a token, or a sequence, asks for the large model: (n, t) or (n,). `weights` are what
+    `rule="learnt"` has learnt.
+    """
     return by_parts(
         subject.run, batch,
         lambda part: _scored(
-            subject.logits, subject.model, how.unit, how.rule, how.prompt, subject.reads,
+            subject.logits, subject.model, how.unit, how.rule, how.prompt, subject.reads, weights,
             part.tokens[:, :-1],
         ),
     )  # fmt: skip
 
 
+def _learn(small: Subject, large: Subject, batch: Batch) -> tuple[Float[np.ndarray, " f"], float]:
+    """Weights of what is known of a token, by what the large model gains on this text."""
+    gains = judge(small, batch)[0] - judge(large, batch)[0]
+    known = by_parts(
+        small.run, batch,
+        lambda part: _known(small.logits, small.model, small.reads, part.tokens[:, :-1]),
+    )  # fmt: skip
+    weights, explained = learnt(known, gains if batch.weights is None else batch.weights * gains)
+    return weights.astype(np.float32), explained
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _known(
+    logits: Logits, model: ModelConfig, reads: Any, tokens: Int[Array, "b t"]
+) -> Float[Array, "b t f"]:
+    return features(logits(model, reads, tokens), tokens)
+
+
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _scored(
     logits: Logits, model: ModelConfig, unit: Unit, rule: Rule, prompt: int, reads: Any,
-    tokens: Int[Array, "b t"],
+    weights: Float[Array, " f"], tokens: Int[Array, "b t"],
 ) -> Float[Array, "..."]:  # fmt: skip
-    return _score(logits(model, reads, tokens), tokens, unit, rule, prompt)
+    return _score(logits(model, reads, tokens), tokens, unit, rule, prompt, weights)
 
 
 def _score(
-    logits: Float[Array, "b t w"], tokens: Int[Array, "b t"], unit: Unit, rule: Rule, prompt: int
-) -> Float[Array, "..."]:
-    """Entropy in nats, or a number in [0, 1) that is random and the same every time."""
+    logits: Float[Array, "b t w"], tokens: Int[Array, "b t"], unit: Unit, rule: Rule, prompt: int,
+    weights: Float[Array, " f"],
+) -> Float[Array, "..."]:  # fmt: skip
+    """Entropy in nats, the gain in nats that is predicted, or a number in [0, 1) that is random and
+    the same every time.
+    """
     if rule == "random":
         scored = _chance(tokens)
         return scored if unit == "tokens" else scored[:, prompt - 1]
-    log_p = jax.nn.log_softmax(logits, -1)
-    entropy = -(jnp.exp(log_p) * log_p).sum(-1)
-    return entropy if unit == "tokens" else entropy[:, :prompt].mean(-1)
+    if rule == "learnt":
+        scored = features(logits, tokens) @ weights
+    else:
+        log_p = jax.nn.log_softmax(logits, -1)
+        scored = -(jnp.exp(log_p) * log_p).sum(-1)
+    return scored if unit == "tokens" else scored[:, :prompt].mean(-1)
 
 
 def _chance(tokens: Int[Array, "b t"]) -> Float[Array, "b t"]:
@@ -143,7 +179,8 @@ def _either(
     def logits(model: ModelConfig, reads: Any, tokens: Int[Array, "b t"]) -> Any:
         within, beside = reads
         own = small(model, within, tokens)
-        asked = _score(own, tokens, unit, rule, prompt) >= beside.threshold
+        scored = _score(own, tokens, unit, rule, prompt, beside.weights)
+        asked = scored >= beside.threshold
         if unit == "sequences":  # from the end of the prompt on
             asked = asked[:, None] & (jnp.arange(tokens.shape[1]) >= prompt)[None]
         return jnp.where(asked[..., None], large(larger, beside.params, tokens), own)
