@@ -5,9 +5,11 @@ English to one of Python code. `domain alone`: code from the beginning. `tuned`:
 for four fifths of the FLOPs (`parent`), then code for the rest, all weights trained on
 (`Run.start`). `LoRA`: the same, but only a change of low rank of each matrix is trained. All are
 judged on code and on English; what tuning forgets is the rise of the loss on English over the
-parent's. Losses are compared by seed, with 90 % t intervals.
+parent's. Losses are compared by seed, with 90 % t intervals. The domain may also be one module of
+the code; or one book of English, and code what the models are general in.
 
 Command:   isoflop run specialise && isoflop figures specialise
+           (--book psalms for a book, whose records are specialise_book.jsonl)
 Duration:  5 minutes of one core
 Expected:  tuned beats general at every size, and at a tenth of the size is beside a general model,
            which sees code in every fourth sequence; LoRA learns less and forgets less; a model of
@@ -33,7 +35,10 @@ from isoflop.sim.spec import Budget, Cell, Eval, Run
 from isoflop.sim.treatments import Retrain, apply
 
 DEPTH = 2
-ENGLISH = Corpus(name="kjv")
+OTHERS = {  # by the domain's corpus: what models are general in, and its name among the losses
+    "sympy": ("english", Corpus(name="kjv")),
+    "kjv": ("code", Corpus(name="sympy")),
+}
 SHAPE = {"batch": 8, "seq_len": 128, "eval_tokens": 65_536}
 WARMUP = 20
 
@@ -45,6 +50,7 @@ def measure(
     rank: int = 4,
     rate: float = 0.3,
     module: str | None = None,
+    book: str | None = None,
     family: str = "dense",
     seeds: int = 2,
     trained: Path = Path("runs"),
@@ -61,6 +67,8 @@ def measure(
         rank: of LoRA's changes.
         rate: of tuning, times the rate that the size was trained with.
         module: the domain is one module of sympy, as solvers; by default all of it.
+        book: the domain is one book of the King James Version, as psalms, and Python code what the
+            models are general in.
         family: name of a family of the zoo.
         seeds: runs of each; an interval needs two.
         trained: the runs directory; what it lacks is trained.
@@ -68,19 +76,21 @@ def measure(
     """
     if not 0 < share < 1:
         raise UserError(f"share={share:g} of the FLOPs must be between 0 and 1; lower it")
-    code = Corpus(name="sympy", module=module)
+    if module is not None and book is not None:
+        raise UserError(f"the domain is module {module} or book {book}; leave out one")
+    domain = Corpus(name="kjv", book=book) if book else Corpus(name="sympy", module=module)
     cells: list[Cell] = []
     for width in widths:
         for seed in seeds_of(seeds):
             length = _as_long(family, widths[0], width, steps)
-            cells += _arms(family, width, code, length, share, rate, seed)
+            cells += _arms(family, width, domain, length, share, rate, seed)
     rows = finished(cells, trained, workers)
     found = []
     for i, row in enumerate(rows):
         tell(f"run {i + 1} of {len(rows)}")
         found.append(_row(row, str(row.labels["arm"])))
         if row.labels["arm"] == PARENT:
-            found.append(_low_rank(row, code, rank, rate, trained))
+            found.append(_low_rank(row, domain, rank, rate, trained))
     tell("")
     return found
 
@@ -95,7 +105,7 @@ def _as_long(family: str, smallest: int, width: int, steps: int) -> int:
 
 
 def _arms(
-    family: str, width: int, code: Corpus, steps: int, share: float, rate: float, seed: int
+    family: str, width: int, domain: Corpus, steps: int, share: float, rate: float, seed: int
 ) -> list[Cell]:
     """Of one size and seed. Raises UserError where tuning or its parent is too short."""
     after = round(share * steps)
@@ -104,9 +114,10 @@ def _arms(
             f"width {width} has {steps} steps, of which {after} tune, and each part must have "
             f"{2 * WARMUP}; raise --steps"
         )
-    mixed = Mixture(parts=(Part(data=ENGLISH, share=3), Part(data=code, share=1)))
-    evals = (Eval(name="domain", data=code, tokens=65_536),
-             Eval(name="english", data=ENGLISH, tokens=65_536))  # fmt: skip
+    old, other = OTHERS[domain.name]
+    mixed = Mixture(parts=(Part(data=other, share=3), Part(data=domain, share=1)))
+    evals = (Eval(name="domain", data=domain, tokens=65_536),
+             Eval(name=old, data=other, tokens=65_536))  # fmt: skip
 
     def run(data: AnyData, length: int, start: Run | None = None) -> Run:
         tuned = optim(family, width, WARMUP)
@@ -120,8 +131,8 @@ def _arms(
 
     parent = run(mixed, steps - after)
     arms = {
-        GENERAL: run(mixed, steps), PARENT: parent, DOMAIN: run(code, steps),
-        TUNED: run(code, after, parent),
+        GENERAL: run(mixed, steps), PARENT: parent, DOMAIN: run(domain, steps),
+        TUNED: run(domain, after, parent),
     }  # fmt: skip
     labels = {"family": family, "width": width, "depth": DEPTH, "after": after}
     return [Cell(labels=labels | {"arm": arm}, run=run) for arm, run in arms.items()]
@@ -133,17 +144,17 @@ def _row(row: Row, arm: str) -> dict:
         **{"arm": arm, "family": row.labels["family"], "width": row.labels["width"]},
         **{"depth": DEPTH, "N": record.params["active"], "seed": record.run.seed},
         **{"steps": record.run.budget.steps, "flops": record.flops["executed"]},
-        **{name: record.value(f"{name}.loss") for name in ("domain", "english")},
+        **{one.name: record.value(f"{one.name}.loss") for one in record.run.evals},
     }
 
 
-def _low_rank(row: Row, code: Corpus, rank: int, rate: float, runs: Path) -> dict:
+def _low_rank(row: Row, domain: Corpus, rank: int, rate: float, runs: Path) -> dict:
     """The parent tuned as long as its full sibling was, by a change of low rank."""
     steps = int(row.labels["after"])
-    how = Retrain(steps=steps, data=code, rate=rate, lora_rank=rank)
+    how = Retrain(steps=steps, data=domain, rate=rate, lora_rank=rank)
     one = apply(row.record.key, (how,), runs)
     return _row(row, LORA) | {
         "steps": steps,
         "flops": one.ledger.train_flops,
-        **{name: one.metrics[f"{name}.loss"].value for name in ("domain", "english")},
+        **{each.name: one.metrics[f"{each.name}.loss"].value for each in row.record.run.evals},
     }

@@ -19,11 +19,14 @@ from isoflop.sim.compare.specialists import (
     TUNED,
     less,
     of,
+    old,
     size,
     widths,
 )
 
 ARMS = (GENERAL, TUNED, LORA, DOMAIN)
+DOMAINS = {"english": "Code", "code": "One book"}  # by what models are general in
+LANGUAGES = {"english": "English", "code": "code"}
 HOW = {TUNED: "full tuning"}  # in words, where an arm's name is none
 
 
@@ -36,7 +39,7 @@ def draw(rows: list[dict], out: Path) -> list[Path]:
     with style.sheet(2, 1, 5.6, 4.4) as (figure, (left, right)):
         for arm in ARMS:
             _line(left, rows, arm, "domain", looks[arm])
-        left.set(title="Code, the domain", ylabel="held-out loss (nats per byte)")
+        left.set(title=f"{DOMAINS[old(rows)]}, the domain", ylabel="held-out loss (nats per byte)")
         for arm in (TUNED, LORA):
             _changes(right, numbers["tuning"], arm, looks[arm])
         right.axhline(0.0, color=style.LINE, linewidth=0.8)
@@ -51,7 +54,7 @@ def draw(rows: list[dict], out: Path) -> list[Path]:
         style.note(
             figure,
             "points: seeds; bars: 90 % t intervals of differences paired by seed; right: solid on "
-            "English, which the parent was mostly trained on, dashed on code",
+            f"{LANGUAGES[old(rows)]}, which the parent was mostly trained on, dashed on the domain",
         )
     return style.save(figure, {"rows": rows, **numbers}, out, "specialise")
 
@@ -61,11 +64,12 @@ def compared(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     small, large = widths(rows, TUNED)[0], widths(rows, GENERAL)[-1]
     tuning = [
         {"arm": arm, "width": w, "N": size(rows, w), "metric": metric, **_json(found)}
-        for arm in (TUNED, LORA) for metric in ("english", "domain") for w in widths(rows, arm)
+        for arm in (TUNED, LORA) for metric in (old(rows), "domain") for w in widths(rows, arm)
         if (found := less(rows, (arm, w), (PARENT, w), metric)) is not None
     ]  # fmt: skip
     beside = less(rows, (TUNED, small), (GENERAL, large))
     return {
+        "old": old(rows),
         "ratio": size(rows, large) / size(rows, small),
         "small_less_large": _json(beside) if beside else None,
         "tuning": tuning,
@@ -87,8 +91,9 @@ def _line(axes: Axes, rows: Sequence[Mapping[str, Any]], arm: str, metric: str, 
 
 
 def _changes(axes: Axes, tuning: Sequence[Mapping[str, Any]], arm: str, look: Any) -> None:
-    for metric, line in (("english", "-"), ("domain", "--")):
-        own = [one for one in tuning if (one["arm"], one["metric"]) == (arm, metric)]
+    for domain, line in ((False, "-"), (True, "--")):
+        own = [one for one in tuning
+               if one["arm"] == arm and (one["metric"] == "domain") == domain]  # fmt: skip
         axes.plot([one["N"] for one in own], [one["mean"] for one in own],
                   line + look.marker, color=look.colour, markersize=4.5)  # fmt: skip
         for one in own:
@@ -111,10 +116,11 @@ def finding(numbers: Mapping[str, Any]) -> str:
             f"A small tuned model is {word} a general one {numbers['ratio']:.0f} times its size "
             f"(loss {_signed(one['mean'])} [{ends}] nats)"
         )
-    last = {one["arm"]: one for one in numbers["tuning"] if one["metric"] == "english"}
+    last = {one["arm"]: one for one in numbers["tuning"] if one["metric"] != "domain"}
     forgotten = [f"{_signed(one['mean'])} nats by {HOW.get(arm, arm)}" for arm, one in last.items()]
     if forgotten:
-        said.append(f"the largest's loss on English changes {style.listed(forgotten)}")
+        language = LANGUAGES[numbers["old"]]
+        said.append(f"the largest's loss on {language} changes {style.listed(forgotten)}")
     return "; ".join(said) or "What specialising is worth"
 
 

