@@ -184,6 +184,25 @@ def test_the_published_coefficients_of_sparse_t5_are_not_the_optimum_of_their_ob
     assert fit.law.b_S == pytest.approx(1.345, abs=1e-3)
 
 
+def test_sparse_t5s_authors_stopped_where_the_slope_was_below_scipys_tolerance():
+    """In their units, N in millions and D in 10⁵ steps, at the coefficients that they print."""
+    columns = {key: value.astype(float) for key, value in load("sparsity_t5.csv").items()}
+    kept = 1 - columns["sparsity"]
+    n, d = 24 * 12 * 768**2 * columns["scale"] * kept / 1e6, columns["steps"] / 1e5
+
+    def objective(theta):
+        a_S, b_S, c_S, b_N, a_D, b_D, c = theta
+        loss = (a_S * kept**b_S + c_S) * n**-b_N + a_D * d**-b_D + c
+        return huber(np.log(loss / columns["val-loss"])).mean()
+
+    printed = np.array([0.56778512, 0.72161276, 1.52265016, 0.24513173, 0.63361517, 0.20270772,
+                        0.65074219])  # fmt: skip
+    assert objective(printed) == pytest.approx(7.603605e-6, rel=1e-6)
+    steps = 1e-6 * np.eye(7)
+    slope = [(objective(printed + h) - objective(printed - h)) / 2e-6 for h in steps]
+    assert np.abs(slope).max() < 1e-5  # gtol of SciPy's BFGS
+
+
 PORIAN = [
     ("base", "long", "kaplan", "kaplan", 0.834),
     ("base", "long", "kaplan", "standard", 0.715),
