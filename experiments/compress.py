@@ -31,6 +31,7 @@ from isoflop.experiments import pick
 from isoflop.experiments.cli.text import tell
 from isoflop.experiments.families import grid
 from isoflop.experiments.finished import finished
+from isoflop.models.errors import UserError
 from isoflop.sim.compare.effective import of_cells
 from isoflop.sim.compare.study import Study
 from isoflop.sim.data import Corpus
@@ -66,6 +67,7 @@ def measure(
     families: tuple[str, ...] = ("dense", "moe", "mamba", "mamba2", "gated_deltanet", "lstm"),
     steps: tuple[int, ...] = (200, 500, 1200),
     kinds: tuple[str, ...] = KINDS,
+    sizes: int = len(SHAPES),
     seeds: int = 2,
     corpus: str = "sympy",
     trained: Path = Path("runs"),
@@ -78,6 +80,8 @@ def measure(
         steps: training lengths, of 1024 tokens a step.
         kinds: of treatments, by the first thing that is done: weights, states, activations, prune,
             remove, retrain.
+        sizes: how many of the four sizes, the smallest first; one gives changes of the loss and no
+            effective sizes.
         seeds: runs of each cell; an interval over seeds needs two or more.
         corpus: kjv (English) or sympy (Python code).
         trained: the runs directory of the plain runs; what it lacks is trained.
@@ -85,7 +89,9 @@ def measure(
     """
     for kind in kinds:
         pick(kind, KINDS, "kind of treatment")
-    cells = grid(families, SHAPES, steps, seeds, Corpus(name=corpus), eval_tokens=65_536)
+    if not 1 <= sizes <= len(SHAPES):
+        raise UserError(f"sizes={sizes} must be between 1 and {len(SHAPES)}; choose one of these")
+    cells = grid(families, SHAPES[:sizes], steps, seeds, Corpus(name=corpus), eval_tokens=65_536)
     rows = finished(cells, trained, workers)
     study = Study(rows)
     found, aware = [], []

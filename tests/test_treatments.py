@@ -1,5 +1,7 @@
 """Formats, masks and removed parts do what they say and cost what they say; none does nothing."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -9,6 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from isoflop.experiments import Unknown, compress
+from isoflop.experiments.claims import compression
 from isoflop.experiments.cli import treat
 from isoflop.models.base import Embedding, Init, Matrix
 from isoflop.models.errors import UserError
@@ -17,7 +21,7 @@ from isoflop.models.families.matching import with_experts
 from isoflop.models.lm import ModelConfig
 from isoflop.models.mixers.attention import Attention
 from isoflop.models.mixers.moe import Moe
-from isoflop.sim.compare.effective import Change, Effective, effective
+from isoflop.sim.compare.effective import Change, Effective, effective, interaction
 from isoflop.sim.compare.precision import hardness, post_training
 from isoflop.sim.cost.flops import step_flops
 from isoflop.sim.data import Markov
@@ -427,6 +431,94 @@ def _covers(rng, seeds: int, ratio: float) -> bool:
             changes.append(Change(n, d, loss, loss * (moved - 1), 1e-3 * loss, seed))
     found = effective(changes, fit.law, fit.draws, (sizes[0], sizes[-1]))
     return found.low <= ratio <= found.high
+
+
+def _together(rng, seeds: int, extra: float) -> list[list[Change]]:
+    """Treatments that leave .8 and .7, and .8 · .7 · `extra` together, with noise of their own."""
+    return [
+        [replace(_change(ratio, noise=0.01 * rng.normal()), seed=seed) for seed in range(seeds)
+         for ratio in [one * np.exp(0.02 * rng.normal())]]
+        for one in (0.8 * 0.7 * extra, 0.8, 0.7)
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_an_interaction_is_the_one_that_was_put_in_as_often_as_it_says():
+    rng, held = np.random.default_rng(0), 0
+    draws = Chinchilla(*(np.full(40, v) for v in LAW.params().values()))
+    for _ in range(60):
+        whole, *parts = _together(rng, 3, 1.1)
+        found = interaction(whole, parts, LAW, draws, (1e5, 1.6e6))
+        held += found.low <= 1.1 <= found.high
+    assert 0.8 <= held / 60 <= 0.98
+
+
+@pytest.mark.parametrize("extra", [1.0, 1.2])
+def test_an_interaction_is_over_the_product_of_what_is_left(extra):
+    draws = Chinchilla(*(np.full(8, v) for v in LAW.params().values()))
+    exact = [[_change(one), replace(_change(one, noise=0.01), seed=1)]
+             for one in (0.56 * extra, 0.8, 0.7)]  # fmt: skip
+    found = interaction(exact[0], exact[1:], LAW, draws, (1e5, 1.6e6))
+    assert [found.low, found.ratio, found.high] == pytest.approx([extra] * 3, rel=1e-9)
+
+
+def test_an_interaction_is_refused_without_seeds_or_outside_the_trained_sizes():
+    draws = Chinchilla(*(np.full(40, v) for v in LAW.params().values()))
+    one = [_change(0.8)]
+    assert "two seeds" in interaction(one, [one, one], LAW, draws, (1e5, 1.6e6)).reason
+    two = [*one, replace(one[0], seed=1)]
+    assert "outside" in interaction(two, [two, two], LAW, draws, (3.9e5, 1.6e6)).reason
+    assert "different seeds" in interaction(two, [one, two], LAW, draws, (1e5, 1.6e6)).reason
+
+
+def test_a_treated_run_beside_another_treatment_differs_by_their_changes(runs):
+    root, run = runs
+    one, control = (apply(run.key, (Weights(format=name),), root) for name in ("int2", "int4"))
+    beside = one.over(control)
+    assert beside.plain == control.metrics
+    assert beside.change.value == one.change.value - control.change.value
+    assert beside.change.se == pytest.approx(math.hypot(one.change.se, control.change.se))
+    assert beside.change.value == pytest.approx(
+        one.metrics["loss"].value - control.metrics["loss"].value, abs=1e-6
+    )
+    assert beside.plain_ledger == control.ledger
+    with pytest.raises(UserError, match="a control is of the same run"):
+        one.over(control.model_copy(update={"run": "f" * 16}))
+
+
+def aware(low, high, n=2e5, family="dense"):
+    return {"family": family, "treatment": "retrain 150 int4", "control": "retrain 150", "N": n,
+            "D": 1e6, "ratio": 0.9, "low": low, "high": high}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "holds"),
+    [(0.8, 1.0, True), (0.6, 0.7, False), (0.95, 1.0, False), (0.5, 1.0, None), (0.8, None, None)],
+)
+def test_the_verdict_on_int4_follows_the_size_that_has_others_on_both_sides(low, high, holds):
+    rows = [aware(0.1, 0.2, 4e5), aware(low, high), aware(0.1, 0.2, 1e5), aware(0.1, 0.2)
+            | {"D": 5e5}, aware(0.1, 0.2, family="mamba")]  # fmt: skip
+    assert compression.four_bits_leave_most.judge(rows).holds is holds
+    plain = [row | {"control": None} for row in rows]
+    assert compression.four_bits_leave_most.judge(plain).holds is None
+
+
+@pytest.mark.parametrize(("power", "holds"), [(0.5, True), (-0.5, False)])
+def test_the_verdict_on_rounding_after_longer_training_follows_the_slope(power, holds):
+    rng = np.random.default_rng(0)
+    rows = [
+        {"family": "dense", "treatment": "weights int3", "N": n, "D": d, "se": 1e-5,
+         "change": 0.02 * (d / 1e6) ** power * np.exp(0.01 * rng.normal())}
+        for n in (1e5, 2e5) for d in (1e6, 2e6, 4e6)
+    ]  # fmt: skip
+    assert compression.training_makes_rounding_dearer.judge(rows).holds is holds
+
+
+def test_kinds_of_treatments_are_chosen_by_name_and_sizes_by_number():
+    with pytest.raises(Unknown, match="no kind of treatment state; perhaps you meant states"):
+        compress.measure(kinds=("state",))
+    with pytest.raises(UserError, match="sizes=5 must be between 1 and 4"):
+        compress.measure(sizes=5)
 
 
 def test_bits_of_every_format_are_stated():

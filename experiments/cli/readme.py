@@ -58,7 +58,7 @@ RUNS = (  # committed records of runs
 STEPS = ROOT / "experiments" / "results" / "ladder_steps.jsonl"  # isoflop run bench
 VERDICTS = ROOT / "experiments" / "results" / "verdicts.jsonl"  # isoflop verdicts
 ACCOUNT = ("account_scale", "account_methods", "account_costs")
-LITERATURE = ("context", "scaling")  # files of claims
+LITERATURE = ("context", "scaling", "compression")  # files of claims
 PROGRAMS = {"train_step": "step", "prefill": "prefill", "decode": "decode"}
 SHOWN = ("executed", "causal", "6ND_non_embedding", "seconds", "state_bytes")  # gains printed
 

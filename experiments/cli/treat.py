@@ -175,7 +175,9 @@ def effective(
     """Tell how large a plain model of the same family equals each treated run: N_eff / N.
 
     The plain runs, of several sizes and amounts of data, give each family's surface; the treated
-    ones are those among them that `isoflop apply` has treated.
+    ones are those among them that `isoflop apply` has treated. Where treatments were applied
+    together and each alone, what they leave together is also told over the product of what each
+    leaves.
 
     Args:
         records: the plain runs, as `isoflop records` writes them (NAME.jsonl).
@@ -211,8 +213,12 @@ def _size(one: dict[str, Any]) -> dict[str, str]:
     if not said:
         high = "∞" if one["high"] is None else f"{one['high']:.3g}"
         said = f"{one['ratio']:.3g} [{one['low']:.3g}, {high}]"
-    return {
+    told = {
         "change": f"{one['change']:+.4f}",
         "bytes read": f"{one['read_bytes']:.2f} ×",
         "N_eff/N": said,
     }
+    if "interaction_ratio" in one:
+        value, low, high = (one[f"interaction_{name}"] for name in ("ratio", "low", "high"))
+        told["over the product"] = f"{value:.3g} [{low:.3g}, {high:.3g}]"
+    return told

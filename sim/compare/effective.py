@@ -17,7 +17,7 @@ too; with one, the paired standard error over held-out sequences.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +112,48 @@ def effective(
     return Effective(inside, low if low >= least else 0.0, high if high <= most else math.inf)
 
 
+def interaction(
+    whole: Sequence[Change],
+    parts: Sequence[Sequence[Change]],
+    law: Law,
+    draws: Law | None,
+    sizes: tuple[float, float],
+    seed: int = 0,
+) -> Effective:
+    """What treatments leave together over the product of what each of them leaves alone, 1 where
+    they do not know of each other. The runs are of one cell, `whole` under all treatments and each
+    of `parts` under one, by the same seeds; the rest is as for `effective`. The interval is of the
+    surface's draws and of the spread over seeds, a t distribution; refused for one seed, and where
+    one of the sizes lies outside the trained ones.
+    """
+    every = [sorted(changes, key=lambda one: one.seed) for changes in (whole, *parts)]
+    if len({tuple(one.seed for one in changes) for changes in every}) != 1:
+        return Effective(reason="the treatments are of different seeds")
+    if draws is None or len(whole) < 2:
+        return Effective(reason="an interval needs two seeds and a surface that has one")
+    first = every[0][0]
+    logs = np.array([[math.log1p(one.change / one.loss) for one in row] for row in every])
+
+    def beyond(law: Law, moved: np.ndarray) -> float:
+        together, *alone = (_inverted(law, first, float(m)) for m in moved)
+        return math.log(together / math.prod(alone)) if together and all(alone) else math.nan
+
+    middle = logs.mean(1)
+    reached = [first.n * _inverted(law, first, float(m)) for m in middle]
+    if min(reached) < sizes[0] or max(reached) > sizes[1]:
+        return Effective(reason="one of the effective sizes lies outside the trained ones")
+    rng = np.random.default_rng(seed)
+    count = len(np.atleast_1d(next(iter(draws.params_raw().values()))))
+    even = (rng.permutation(count) + 0.5) / count
+    scale = np.std([beyond(law, moved) for moved in logs.T], ddof=1) / math.sqrt(len(whole))
+    found = [beyond(draws.at(i), middle) for i in range(count)]
+    found += scale * stdtrit(len(whole) - 1, even)
+    if not np.isfinite(found).all():
+        return Effective(reason="a draw of the surface has no such size")
+    low, high = np.exp(np.quantile(found, SPAN, method="closest_observation"))
+    return Effective(math.exp(beyond(law, middle)), float(low), float(high))
+
+
 def _inverted(law: Law, run: Change, moved: float) -> float:
     """N_eff/N where log S has moved by so much: 0 or infinite where no size has that."""
     if moved == 0.0:
@@ -137,8 +179,9 @@ def _outside(side: str, sizes: tuple[float, float], run: Change) -> str:
 
 def of_cells(treated: Sequence[Treated], study: Study) -> list[dict[str, Any]]:
     """Every cell's treated runs under each treatment: their mean change, what they cost as shares
-    of the plain run's, and the effective size. `study` has the plain runs of the same families, of
-    which those that were treated are some.
+    of the plain run's, and the effective size; under several whose parts were applied alone too,
+    the interaction. `study` has the plain runs of the same families, of which those that were
+    treated are some.
 
     Raises UserError for a treated run that is not among the study's.
     """
@@ -147,44 +190,57 @@ def of_cells(treated: Sequence[Treated], study: Study) -> list[dict[str, Any]]:
         raise UserError(
             f"run {strange[0]} was treated and is not among the plain runs; give its own"
         )
-    groups: dict[tuple[str, str], list[Treated]] = {}
+    groups: dict[tuple[str, ...], list[Treated]] = {}  # by cell and the treatments' names
     for one in treated:
-        what = " + ".join(_named(each) for each in one.treatments) or "nothing"
-        groups.setdefault((known[one.run].record.run.cell, what), []).append(one)
-    return [
-        _row(what, found, [known[one.run] for one in found], study)
-        for (_, what), found in groups.items()
-    ]
+        names = [_named(each) for each in one.treatments] or ["nothing"]
+        groups.setdefault((known[one.run].record.run.cell, *names), []).append(one)
+    found = []
+    for (cell, *names), whole in groups.items():
+        row, changes, surface = _row(" + ".join(names), whole, known, study)
+        parts = [groups[cell, name] for name in names if (cell, name) in groups]
+        if surface is not None and 1 < len(names) == len(parts):
+            both = interaction(changes, [_changes(part, known) for part in parts], *surface)
+            row |= {f"interaction_{name}": value for name, value in both.json().items()}
+        found.append(row)
+    return found
 
 
-def _row(what: str, found: Sequence[Treated], rows: Sequence[Row], study: Study) -> dict[str, Any]:
-    first, name = rows[0].record, family(rows[0])
-    cells = study.families[name]
+def _row(
+    what: str, found: Sequence[Treated], known: Mapping[str, Row], study: Study
+) -> tuple[dict[str, Any], list[Change], tuple[Law, Law | None, tuple[float, float]] | None]:
+    """The row of one cell under one treatment; its changes, and the surface that they are read by:
+    its draws, and the sizes that it was fitted to.
+    """
+    one = known[found[0].run]
+    first, name = one.record, family(one)
     law = study.laws[name].fit if study.laws[name].fit.ok else study.windows[name]
-    changes = [
-        Change(first.params[COUNT], first.tokens, one.plain["loss"].value, one.change.value,
-               one.change.se or 0.0, row.record.run.seed)
-        for one, row in zip(found, rows, strict=True)
-    ]  # fmt: skip
-    sizes = [float(cell.params[COUNT]) for cell in cells]
-    size = (
-        Effective(reason=law.reason)
-        if law.law is None
-        else effective(changes, law.law, law.draws, (min(sizes), max(sizes)))
-    )
+    sizes = [float(cell.params[COUNT]) for cell in study.families[name]]
+    changes = _changes(found, known)
+    surface = law.law and (law.law, law.draws, (min(sizes), max(sizes)))
+    size = effective(changes, *surface) if surface else Effective(reason=law.reason)
     ledger, plain = found[0].ledger, found[0].plain_ledger
     shares = {
         field: getattr(ledger, field) / getattr(plain, field)
         for field in ("step_flops", "read_bytes", "resident_bytes", "train_flops")
     }
-    return {
+    row = {
         **{"family": name, "treatment": what, "N": first.params[COUNT], "D": first.tokens},
-        **{"width": label(rows[0], "width"), "depth": label(rows[0], "depth"), "runs": len(found)},
+        **{"width": label(one, "width"), "depth": label(one, "depth"), "runs": len(found)},
         "loss": float(np.mean([one.plain["loss"].value for one in found])),
         "change": float(np.mean([one.change.value for one in found])),
         "se": float(np.mean([one.change.se or 0.0 for one in found])),
         **shares, **size.json(),
     }  # fmt: skip
+    return row, changes, surface
+
+
+def _changes(found: Sequence[Treated], known: Mapping[str, Row]) -> list[Change]:
+    records = [known[one.run].record for one in found]
+    return [
+        Change(record.params[COUNT], record.tokens, one.plain["loss"].value, one.change.value,
+               one.change.se or 0.0, record.run.seed)
+        for one, record in zip(found, records, strict=True)
+    ]  # fmt: skip
 
 
 def _named(one: Tagged) -> str:

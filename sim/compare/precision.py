@@ -30,6 +30,19 @@ def largest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [row for row in rows if (row["N"], row["D"]) == most[row["family"]]]
 
 
+def inside(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those of each family's runs of most tokens at the largest size but one, so that an effective
+    size has trained sizes on both sides of it.
+    """
+    found = []
+    for name in dict.fromkeys(row["family"] for row in rows):
+        own = [row for row in rows if row["family"] == name]
+        sizes = sorted({row["N"] for row in own})
+        at = sizes[-2:][0], max(row["D"] for row in own)
+        found += [row for row in own if (row["N"], row["D"]) == at]
+    return found
+
+
 def hardness(rows: Sequence[Mapping[str, Any]], treatment: str) -> dict[str, dict[str, Any]]:
     """γ_D and γ_N of one treatment by family, as [value, low, high]. A family is left out with
     fewer than five cells, or with a rise that is not resolved in any of them.
