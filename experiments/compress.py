@@ -41,6 +41,7 @@ from isoflop.sim.treatments import (
     Remove,
     Retrain,
     States,
+    Treated,
     Treatment,
     Weights,
     apply,
@@ -94,7 +95,8 @@ def measure(
     cells = grid(families, SHAPES[:sizes], steps, seeds, Corpus(name=corpus), eval_tokens=65_536)
     rows = finished(cells, trained, workers)
     study = Study(rows)
-    found, aware = [], []
+    found: list[Treated] = []
+    aware: list[Treated] = []
     for i, row in enumerate(rows):
         tell(f"run {i + 1} of {len(rows)}")
         done = {each: apply(row.record.key, each, trained) for each in TREATMENTS

@@ -15,7 +15,10 @@ from isoflop.figures import style
 from isoflop.figures.palette import ORDER
 from isoflop.sim.compare.points import ordered
 
-RULES = {"entropy": {}, "learnt": {"markerfacecolor": "white", "linewidth": 1.0}}
+RULES: dict[str, dict[str, Any]] = {
+    "entropy": {},
+    "learnt": {"markerfacecolor": "white", "linewidth": 1.0},
+}
 TOLERANCE = 0.02  # of the predicted tokens a reading
 PUBLISHED = {"gsm8k": "GSM8K", "mmlu": "MMLU"}
 

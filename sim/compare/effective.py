@@ -216,7 +216,7 @@ def _row(
     law = study.laws[name].fit if study.laws[name].fit.ok else study.windows[name]
     sizes = [float(cell.params[COUNT]) for cell in study.families[name]]
     changes = _changes(found, known)
-    surface = law.law and (law.law, law.draws, (min(sizes), max(sizes)))
+    surface = None if law.law is None else (law.law, law.draws, (min(sizes), max(sizes)))
     size = effective(changes, *surface) if surface else Effective(reason=law.reason)
     ledger, plain = found[0].ledger, found[0].plain_ledger
     shares = {
