@@ -5,7 +5,8 @@ treated: weights rounded to nearest and with error feedback (GPTQ), the decoding
 tokens, activations, masks, removed channels. What a treatment does to the loss is measured on the
 run's own held-out tokens, and told as an effective size N_eff/N on the family's own surface.
 Quantisation-aware training, 150 more steps whose every forward pass has int4 weights, is set beside
-150 steps that know nothing of it, so that what is told is the rounding's cost alone.
+150 steps that know nothing of it, so that what is told is the rounding's cost alone; of the longest
+runs, as it is training.
 
 Decision rules, from before there were records: a treatment costs size where the 90 % interval of
 N_eff/N is below 1. Compression grows harder with training where the slope of ln δ over ln D, at
@@ -99,8 +100,9 @@ def measure(
     aware: list[Treated] = []
     for i, row in enumerate(rows):
         tell(f"run {i + 1} of {len(rows)}")
+        longest = row.record.run.budget.steps == max(steps)
         done = {each: apply(row.record.key, each, trained) for each in TREATMENTS
-                if each[0].kind in kinds}  # fmt: skip
+                if each[0].kind in kinds and (longest or each != (CONTROL,))}  # fmt: skip
         found += done.values()
         if control := done.get((CONTROL,)):
             aware.append(apply(row.record.key, (AWARE,), trained).over(control))
