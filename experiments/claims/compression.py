@@ -51,5 +51,7 @@ def training_makes_rounding_dearer(rows: list[dict[str, Any]]) -> Finding:
     """
     found = hardness(rows, "weights int3")
     said = "; ".join(f"{name}: {told(*one['gamma_D'])}" for name, one in found.items())
-    dense = found.get("dense")
-    return Finding(above(*dense["gamma_D"][1:], 0.0) if dense else None, f"γ_D {said}", found)
+    if "dense" not in found:
+        return Finding(None, f"no slope for dense models: {said}")
+    _, low, high = found["dense"]["gamma_D"]
+    return Finding(above(low, high, 0.0), f"γ_D {said}", found)
