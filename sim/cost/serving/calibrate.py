@@ -2,8 +2,9 @@
 
 No chip beats its roofline: coefficients of bytes and FLOPs are at least 1, all others at least 0.
 They minimise Σ ρ(log predicted − log measured), ρ quadratic to .15 and linear beyond, over TTFT and
-TPOT together, engines being alike as far as nothing speaks against it; how many sequences run
-follows from the times (Little's law), by turns. Intervals are refits to deployments drawn with
+TPOT together, engines being alike as far as nothing speaks against it, and a coefficient that no
+point tells of staying where it began; how many sequences run follows from the times (Little's law),
+by turns. Intervals are refits to deployments drawn with
 replacement. Errors are those of deployments that a fit has not seen: whole ones (model × chip ×
 engine) by folds, then whole chips and whole models.
 """
@@ -11,7 +12,7 @@ engine) by folds, then whole chips and whole models.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,29 +20,19 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from isoflop.models.errors import UserError
-from isoflop.sim.cost.serving.calibration import UNSEEN, Calibration, Spread, class_of
-from isoflop.sim.cost.serving.clock import (
-    COUNTED,
-    ENGINE,
-    PARTS,
-    SHARED,
-    TURNS,
-    Load,
-    Parts,
-    closed,
-    parts,
-    times,
-)
-from isoflop.sim.cost.serving.deployment import Deployment
-from isoflop.sim.cost.serving.memory import room
-from isoflop.sim.cost.serving.work import Replica
+from isoflop.sim.cost.serving.calibration import UNSEEN, Calibration, Check, Spread, class_of
+from isoflop.sim.cost.serving.clock import COUNTED, ENGINE, PARTS, SHARED, TURNS, Parts, closed
+from isoflop.sim.cost.serving.measured import Measured, SideBySide, side_by_side
 
 Floats = NDArray[np.float64]
 
 KNEE = 0.15  # log error from which a point pulls no stronger
 ALIKE = 0.5  # log error that an engine's coefficient costs by START of it off all engines' mean
+HELD = 0.01  # … that any costs by START off it: it stays there where no point tells of it
 FOLDS = 5
 REFITS = 40
+TINY = 1e-20  # of a complex step, whose error is its square
+NEAR = 1e-6  # of START from its bound, from where a coefficient is begun, and called at it
 WITHIN = 1.645  # standard deviations that hold 90 %
 START = {
     "dense_bytes": 1.2, "expert_bytes": 1.2, "state_bytes": 1.2, "dense_flops": 1.5,
@@ -49,34 +40,6 @@ START = {
     "routed_layers": 15.0, "split_layers": 10.0, "pieces": 1.0, "step": 0.3, "sequence": 8.0,
     "ttft": 20.0, "ttft_prefill": 1.0, "ttft_queue": 0.05, "ttft_steps": 2.0, "ttft_slot": 0.1,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Points (n,) of one deployment."""
-
-    on: Deployment
-    model: str
-    replica: Replica
-    load: Load
-    ttft: Floats  # seconds
-    tpot: Floats
-
-    @property
-    def unit(self) -> str:
-        """What is held out as a whole."""
-        return f"{self.model}, {self.on.device.name}, {self.on.engine}"
-
-
-def measured(
-    on: Deployment, model: str, prompt: Floats, answer: Floats, users: Floats, ttft: Floats,
-    tpot: Floats,
-) -> Measured:  # fmt: skip
-    """Points of a deployment: tokens, users and seconds, (n,) each."""
-    replica = Replica(on, int(np.max(prompt + answer)))
-    fit = np.array([room(replica, c) for c in prompt + answer / 2])
-    load = Load(prompt, prompt, answer, users, np.maximum(fit, 1.0))
-    return Measured(on, model, replica, load, ttft, tpot)
 
 
 @dataclass(frozen=True)
@@ -107,94 +70,71 @@ class Fit:
         row = rows[self.engines.index(engine)] if engine in self.engines else rows.mean(0)
         return dict(zip(ENGINE, row.tolist(), strict=True))
 
-    def times(self, table: Sequence[Measured]) -> tuple[Floats, Floats]:
-        """(TTFT, TPOT) of all points, one deployment after the other."""
-        made = [times(m.replica, m.load, self.shared, self.of(m.on.engine)) for m in table]
-        ttft, tpot = (np.concatenate(rows) for rows in zip(*made, strict=True))
-        return ttft, tpot
+    def times(self, points: SideBySide) -> Floats:
+        """(2, n) seconds: TTFT, TPOT."""
+        names, whose = np.unique(points.engine, return_inverse=True)
+        own = [self.of(name) for name in names.tolist()]
+        engine = {name: np.array([one[name] for one in own])[whose] for name in ENGINE}
+        return np.array(points.times(self.shared, engine))
 
-    def errors(self, table: Sequence[Measured]) -> Floats:
-        """(2, n) log measured − log predicted, of TTFT and TPOT."""
-        made = self.times(table)
-        seen = (
-            np.concatenate([m.ttft for m in table]),
-            np.concatenate([m.tpot for m in table]),
-        )
-        return np.log(np.array(seen)) - np.log(np.array(made))
+    def errors(self, points: SideBySide) -> Floats:
+        """(2, n) log measured − log predicted."""
+        return points.seen - np.log(self.times(points))
 
 
-def fit(table: Sequence[Measured], start: Fit | None = None) -> Fit:
-    """The coefficients of a table."""
-    engines = tuple(sorted({m.on.engine for m in table}))
+def fit(points: SideBySide, start: Fit | None = None) -> Fit:
+    """The coefficients of these points."""
+    engines = tuple(np.unique(points.engine).tolist())
     names = Fit(engines, np.empty(0)).names
     scale = np.array([START[name.split(".")[-1]] for name in names])
     least = np.array([float(n in PARTS and n not in COUNTED) for n in names])  # the roofline's own
-    found = (
-        Fit(engines, np.maximum(scale, least))
-        if start is None or start.engines != engines
-        else start
-    )
-    whose = np.repeat([engines.index(m.on.engine) for m in table], [len(m.ttft) for m in table])
-    seen = np.log(
-        [
-            np.concatenate([m.ttft for m in table]),
-            np.concatenate([m.tpot for m in table]),
-        ]
-    )
-    load = Load(*(np.concatenate([getattr(m.load, f.name) for m in table]) for f in fields(Load)))
-    ttft, tpot = found.times(table)
+    found = start
+    if found is None or found.engines != engines:
+        found = Fit(engines, np.maximum(scale, least))
+    whose = np.searchsorted(engines, points.engine)
     for _ in range(TURNS):
-        running = load.running(ttft, tpot)
-        pieces = np.split(running, np.cumsum([len(m.ttft) for m in table])[:-1])
-        stacked = _stacked(
-            [parts(m.replica, m.load, r) for m, r in zip(table, pieces, strict=True)]
-        )
+        running = points.load.running(*found.times(points))
+        steps = points.parts(running)
 
-        def wrong(values: Floats, stacked: Any = stacked, running: Floats = running) -> Floats:
-            one = Fit(engines, values)
-            own = one.by_engine()
-            engine = dict(zip(ENGINE, own[whose].T, strict=True))
-            made = closed(stacked, load, running, one.shared, engine)
-            apart = ALIKE * (own - own.mean(0)) / scale[-len(ENGINE) :]
-            return np.concatenate([(np.log(np.array(made)) - seen).ravel(), apart.ravel()])
+        def wrong(values: Any, steps: Parts = steps, running: Floats = running) -> Any:
+            """What is minimised, (…, rows), of coefficients (…, k)."""
+            shared, own = np.split(values, [len(SHARED)], axis=-1)
+            own = own.reshape(*own.shape[:-1], len(engines), len(ENGINE))
+            made = closed(
+                steps, points.load, running,
+                {name: shared[..., i, None] for i, name in enumerate(SHARED)},
+                {name: own[..., whose, i] for i, name in enumerate(ENGINE)},
+            )  # fmt: skip
+            apart = ALIKE * (own - own.mean(-2, keepdims=True)) / scale[-len(ENGINE) :]
+            off = [np.log(m) - seen for m, seen in zip(made, points.seen, strict=True)]
+            held = HELD * (values / scale - 1.0)
+            return np.concatenate([*off, apart.reshape(*apart.shape[:-2], -1), held], axis=-1)
+
+        def slopes(values: Floats, wrong: Callable[[Any], Any] = wrong) -> Floats:
+            """(rows, k): exact, by a complex step (Squire & Trapp 1998)."""
+            return wrong(values + 1j * TINY * np.eye(len(values))).imag.T / TINY
 
         values = least_squares(
-            wrong, np.maximum(found.values, least + 1e-6 * scale), bounds=(least, np.inf),
-            loss="soft_l1",
-            f_scale=KNEE, x_scale=scale,
+            wrong, np.maximum(found.values, least + NEAR * scale), slopes, bounds=(least, np.inf),
+            loss="soft_l1", f_scale=KNEE, x_scale=scale,
         ).x  # fmt: skip
-        found = Fit(engines, values)
-        ttft, tpot = found.times(table)
+        found = Fit(engines, np.where(values < least + NEAR * scale, least, values))
     return found
 
 
-def _stacked(found: Sequence[Parts]) -> Parts:
-    """The features of all deployments in one row of arrays each."""
-    rows = [len(np.atleast_1d(own["plain"]["sequences"])) for own in found]
-    return {
-        step: {
-            name: np.concatenate(
-                [np.broadcast_to(own[step][name], n) for own, n in zip(found, rows, strict=True)]
-            )
-            for name in found[0][step]
-        }
-        for step in found[0]
-    }
+def folds_of(groups: NDArray[Any], folds: int) -> NDArray[np.int64]:
+    """Of each point, (n,): groups dealt out at random, as whole ones."""
+    names, group = np.unique(groups, return_inverse=True)
+    return (np.random.default_rng(0).permutation(len(names)) % folds)[group]
 
 
-def held_out(table: Sequence[Measured], group: Callable[[Measured], str], folds: int = 0) -> Floats:
-    """(2, n) errors of points whose group no fit has seen; each group alone, or in `folds`."""
-    groups = sorted({group(m) for m in table})
-    order = np.random.default_rng(0).permutation(len(groups))
-    fold = dict(zip(groups, order % folds if folds else order, strict=True))
-    errors: dict[int, Floats] = {}
-    first = fit(table)
-    for k in sorted(set(fold.values())):
-        out = [i for i, m in enumerate(table) if fold[group(m)] == k]
-        kept = fit([m for i, m in enumerate(table) if i not in out], first)
-        for i in out:
-            errors[i] = kept.errors([table[i]])
-    return np.concatenate([errors[i] for i in range(len(table))], axis=1)
+def held_out(points: SideBySide, folds: NDArray[Any], first: Fit) -> Floats:
+    """(2, n) errors of points by a fit, begun at `first`, that has not seen their fold, (n,)."""
+    errors = np.empty_like(points.seen)
+    for fold in np.unique(folds):
+        out = folds == fold
+        errors[:, out] = fit(points.take(~out), first).errors(points.take(out))
+    return errors
 
 
 def calibrate(table: Sequence[Measured], source: str, refits: int = REFITS) -> Calibration:
@@ -203,42 +143,72 @@ def calibrate(table: Sequence[Measured], source: str, refits: int = REFITS) -> C
     Intervals are 5 and 95 % of fits to as many units (model × chip × engine) drawn with
     replacement.
     """
-    units = sorted({m.unit for m in table})
+    points, counts = side_by_side(table), [len(m.ttft) for m in table]
+
+    def each(of: Callable[[Measured], str]) -> NDArray[Any]:
+        return np.repeat([of(m) for m in table], counts)
+
+    unit, kind = each(lambda m: m.unit), each(lambda m: class_of(m.on.engine, m.on.model))
+    whole = {"chip": each(lambda m: m.on.device.name), "model": each(lambda m: m.model)}
+    units = np.unique(unit)
     if len(units) < FOLDS:
         raise UserError(
             f"a calibration needs {FOLDS} deployments (model × chip × engine), and these points "
             f"are of {len(units)}: add measurements of others"
         )
-    found = fit(table)
+    found = fit(points)
     rng = np.random.default_rng(0)
     drawn = []
     for _ in range(refits):
         picked = rng.choice(units, len(units))
-        again = [m for unit in picked for m in table if m.unit == unit]
-        if {m.on.engine for m in again} == set(found.engines):
+        again = points.take(np.concatenate([np.flatnonzero(unit == one) for one in picked]))
+        if set(again.engine) == set(found.engines):
             drawn.append(fit(again, found).values)
     low, high = (np.percentile(drawn, q, axis=0) for q in (5, 95))
-    errors = held_out(table, lambda m: m.unit, FOLDS)
-    new = np.concatenate(
-        [
-            held_out(table, lambda m: m.on.device.name),
-            held_out(table, lambda m: m.model),
-        ],
-        axis=1,
-    )
-    of = np.repeat([class_of(m.on.engine, m.on.model) for m in table], [len(m.ttft) for m in table])
-    spreads = {name: _spread(errors[:, of == name]) for name in sorted(set(of))}
+    fold = folds_of(unit, FOLDS)
+    errors = held_out(points, fold, found)
+    new = np.stack([held_out(points, names, found) for names in whole.values()])  # (2, 2, n)
+    inside = np.empty(errors.shape, bool)
+    for name in np.unique(kind):
+        for one in np.unique(fold[kind == name]):
+            here, like = (kind == name) & (fold == one), (kind == name) & (fold != one)
+            unseen = _spread(np.concatenate(new[..., fold != one], 1))
+            others = _of_class(errors[:, like], len(set(unit[like])), unseen)
+            inside[:, here] = _inside(errors[:, here], others)
+    checks = {"deployments": _check(errors, inside)}
+    checks |= {f"deployments of {name}": _check(errors[:, kind == name], inside[:, kind == name])
+               for name in np.unique(kind).tolist()}  # fmt: skip
+    for (what, names), made in zip(whole.items(), new, strict=True):
+        for name in np.unique(names).tolist():
+            own, rest = made[:, names == name], np.concatenate(new[..., names != name], 1)
+            checks[f"{what} {name}"] = _check(own, _inside(own, _spread(rest)))
+    unseen = _spread(np.concatenate(new, 1))
+    spreads = {
+        name: _of_class(errors[:, kind == name], len(set(unit[kind == name])), unseen)
+        for name in np.unique(kind).tolist()
+    }
     return Calibration(
         source=source,
-        points=errors.shape[1],
-        chips=tuple(sorted({m.on.device.name for m in table})),
+        points=len(points),
+        chips=tuple(np.unique(whole["chip"]).tolist()),
         shared=found.shared,
         engines={engine: found.of(engine) for engine in found.engines},
         intervals=dict(
             zip(found.names, zip(low.tolist(), high.tolist(), strict=True), strict=True)
         ),
-        spreads=spreads | {UNSEEN: _spread(new)},
+        spreads=spreads | {UNSEEN: unseen},
+        checks=checks,
     )
+
+
+def _check(errors: Floats, inside: NDArray[np.bool_]) -> Check:
+    off, held = np.abs(np.expm1(-errors)).mean(1), inside.mean(1)
+    return Check(errors.shape[1], *off.tolist(), *held.tolist())
+
+
+def _inside(errors: Floats, spread: Spread) -> NDArray[np.bool_]:
+    """(2, n): whether errors are within the 90 % interval."""
+    return np.abs(errors) <= WITHIN * np.array([[spread.ttft], [spread.tpot]])
 
 
 def _spread(errors: Floats) -> Spread:
@@ -247,3 +217,17 @@ def _spread(errors: Floats) -> Spread:
     clipped = np.clip(errors, -3 * np.array([[ttft], [tpot]]), 3 * np.array([[ttft], [tpot]]))
     together = float(np.corrcoef(*clipped)[0][1]) if errors.shape[1] > 2 else 0.0
     return Spread(float(ttft), float(tpot), together, errors.shape[1])
+
+
+def _of_class(errors: Floats, units: int, unseen: Spread) -> Spread:
+    """Of errors (2, n) on so many units of a class, as if there were one more, as far off as unseen
+    ones are: without it, 90 % intervals held 84 % of the TPOT of units that were held out.
+    """
+    if not units:
+        return unseen
+    own = _spread(errors)
+    ttft, tpot = (
+        float(np.sqrt((units * mine**2 + new**2) / (units + 1)))
+        for mine, new in ((own.ttft, unseen.ttft), (own.tpot, unseen.tpot))
+    )
+    return replace(own, ttft=ttft, tpot=tpot)

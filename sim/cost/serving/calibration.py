@@ -44,6 +44,17 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Check:
+    """Of points that no fit had seen: their errors, and how many were where they were expected."""
+
+    points: int
+    ttft: float  # mean |predicted / measured − 1|
+    tpot: float
+    ttft_inside: float  # share inside the 90 % intervals that the errors of other points give
+    tpot_inside: float
+
+
+@dataclass(frozen=True)
 class Calibration:
     """What `isoflop serve calibrate` writes."""
 
@@ -54,6 +65,7 @@ class Calibration:
     engines: Mapping[str, Mapping[str, float]]
     intervals: Mapping[str, tuple[float, float]]  # 90 %, of `name` or `engine.name`
     spreads: Mapping[str, Spread]  # by class, and UNSEEN
+    checks: Mapping[str, Check]  # by what was held out
 
     def engine(self, name: str) -> Mapping[str, float]:
         """An engine's overheads; of one that was not measured, the mean over those that were."""
@@ -74,7 +86,16 @@ class Calibration:
         return f"{named}: {spread.points} measured points", spread
 
     def json(self) -> str:
-        return json.dumps(asdict(self), indent=1) + "\n"
+        return json.dumps(_rounded(asdict(self)), indent=1) + "\n"
+
+
+def _rounded(value: Any) -> Any:
+    """Four digits of every number: coefficients are known to fewer."""
+    if isinstance(value, Mapping):
+        return {name: _rounded(own) for name, own in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(own) for own in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def class_of(engine: str, model: ModelConfig) -> str:
@@ -116,6 +137,7 @@ def _calibration(found: Any) -> Calibration:
     own["chips"] = tuple(own["chips"])
     own["intervals"] = {name: (low, high) for name, (low, high) in own["intervals"].items()}
     own["spreads"] = {name: Spread(**spread) for name, spread in own["spreads"].items()}
+    own["checks"] = {name: Check(**check) for name, check in own["checks"].items()}
     calibrated = Calibration(**own)
     for names, row in (
         (SHARED, own["shared"]),

@@ -19,8 +19,9 @@ with `prefill` a step of the prompt alone, B = C·A·TPOT / (TTFT + A·TPOT) (Li
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -169,9 +170,20 @@ def times(
     replica: Replica, load: Load, shared: Mapping[str, Any], engine: Mapping[str, Any]
 ) -> tuple[Any, Any]:
     """(TTFT, TPOT) with as many sequences running as these times imply."""
-    running, spoken = load.most + 0.0 * load.answer, replica.on.speculation
+    spoken = replica.on.speculation
+    return settled(partial(parts, replica, load), load, shared, engine, spoken)
+
+
+def settled(
+    parts_of: Callable[[Any], Parts],
+    load: Load,
+    shared: Mapping[str, Any],
+    engine: Mapping[str, Any],
+    spoken: Speculation | None = None,
+) -> tuple[Any, Any]:
+    """The same, of the steps' features by how many sequences run."""
+    running = load.most + 0.0 * load.answer
     for _ in range(TURNS):
-        found = parts(replica, load, running)
-        ttft, tpot = closed(found, load, running, shared, engine, spoken)
+        ttft, tpot = closed(parts_of(running), load, running, shared, engine, spoken)
         running = load.running(ttft, tpot)
     return ttft, tpot

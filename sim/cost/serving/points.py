@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from isoflop.models.checkpoints.published import facts, shape
 from isoflop.models.errors import UserError, quoted
 from isoflop.sim.cost.hardware import device
-from isoflop.sim.cost.serving.calibrate import Measured, measured
 from isoflop.sim.cost.serving.deployment import Deployment
+from isoflop.sim.cost.serving.measured import Measured, measured
 from isoflop.sim.cost.serving.work import routed
 
 NODE = 8

@@ -25,6 +25,8 @@ Floats = NDArray[np.float64]
 
 RECURRENT_BYTES = 4.0  # of an element of a recurrent state
 SUMMED_BYTES = 2.0  # of an activation that chips add up
+# numbers of tokens between which the experts that they touch are interpolated
+TOUCHING = np.unique(np.append(np.arange(65.0), np.geomspace(64, 1e7, 120).round()))
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,8 @@ class Replica:
         if spoken is not None and spoken.draft is not None:
             own = replace(on, model=spoken.draft, speculation=None, extra_params=0)
             self.draft = Replica(own, longest)
-        self.touching = np.unique(np.append(np.arange(65.0), np.geomspace(64, 1e7, 120).round()))
-        self.touches = np.array([self._touched(int(t)) for t in self.touching])
+        touched = np.array([self._touched(int(t)) for t in TOUCHING])
+        self.touched_bytes = touched / on.count * on.weight_bytes  # on one chip
 
     def _mixer(self, mixer: MixerConfig) -> tuple[float, Floats, Floats, float]:
         """(FLOPs of a token without context, those of its context at the knots, bytes of its cache
@@ -118,7 +120,6 @@ class Replica:
         dense = dense + (width * batch + prompts) * self.head_flops / on.count
         decoded = width * batch * np.interp(context, self.knots, self.context_flops)
         read = self._sum(done + tokens) - self._sum(done)
-        touched = np.interp(every, self.touching, self.touches)
         states = batch / on.data * (self.state(context) + self.fixed)
         states = states + (tokens > 0) / on.data * (self.state(done + tokens) + self.fixed)
         links, messages = self._links(rank, every)
@@ -127,7 +128,7 @@ class Replica:
             expert_flops=every * self.sparse_flops / on.count,
             context_flops=(decoded + read) / on.data / on.tensor,
             dense_bytes=self.read_params / on.tensor * on.weight_bytes + 0 * every,
-            expert_bytes=touched / on.count * on.weight_bytes + 0 * every,
+            expert_bytes=np.interp(every, TOUCHING, self.touched_bytes),
             state_bytes=states,
             link_bytes=links * d * SUMMED_BYTES,
             messages=messages + 0 * every,
