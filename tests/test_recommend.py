@@ -166,6 +166,24 @@ def test_what_is_served_is_limited_priced_and_left_out_where_it_does_not_fit():
     assert result.prices["H100"].date == "2026-05"
 
 
+def test_a_chip_without_a_published_power_or_price_says_so_and_no_limit_is_put_on_it(capsys):
+    """Google publishes no power of v5e; B200 has no dated price here."""
+    options = candidates.published("chinchilla-corrected", (1e9, 3e9), 2e12)
+    traffic, tpu = Traffic(200, 50, 1.0), [Place(device("v5e"), 1, "bf16")]
+    result = recommend(options, tpu, traffic, {})
+    told = "energy per query is not known of 1B, bf16, 1 × v5e and 1 more (no power of 'v5e' is"
+    assert any(note.startswith(told) and "not compared" in note for note in result.notes)
+    assert all("joules" not in s.costs for s in result.choice.standings)
+    with pytest.raises(UserError, match=r"energy per query is not known of 1B.* leave it out"):
+        recommend(options[:1], tpu, traffic, {"joules": 5.0})
+    asked = ["choose", "--law", "chinchilla-corrected", "--sizes", "1e9", "3e9", "--chips", "1",
+             "--chip", "B200", "--prompt", "200", "--answer", "50"]  # fmt: skip
+    assert main(asked) == 2
+    said = capsys.readouterr().err
+    assert "B200 has no dated price here; pass a Price of your own, or --price" in said
+    assert said.count("\n") == 1
+
+
 # the recommendation
 
 

@@ -6,14 +6,14 @@ Everything that was assumed on the way is a note, every price that was used stan
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from typing import Any
 
 import numpy as np
 
-from isoflop.models.errors import UserError
+from isoflop.models.errors import UserError, listed
 from isoflop.sim.compare.candidates import Option, size
 from isoflop.sim.compare.served import Place, Served, Traffic, assumed, candidates
 from isoflop.sim.cost.choose import METRICS, QUALITY, Candidate, Choice, choose
@@ -126,7 +126,7 @@ def recommend(
         )
     if not owner.months > 0:
         raise UserError(f"months={owner.months:g} must be above 0: a horizon to spread costs over")
-    needed = {*limits, aim, "per_query"} - {"quality"}
+    needed = {*limits, aim, "per_query"} - {QUALITY}
     given = [o for o in options if needed <= set(o.costs)]
     served: list[Served] = []
     out: list[str] = []
@@ -137,6 +137,11 @@ def recommend(
     paid = {o.name: o for o in given} | {s.candidate.name: s.option for s in served}
     found = [candidate for candidate, _ in own.values()]
     shared = set.intersection(*(set(c.costs) for c in found))
+    unknown = dict(_unknown(found, shared, served))
+    notes = [*_notes(found, served, traffic, quality)]
+    notes += [f"{told}: not compared" for told in unknown.values()]
+    for name in (n for n in METRICS if n in needed - shared):
+        raise UserError(f"{unknown[name]}: it can be no limit and no aim; leave it out, or give it")
     choice = choose(
         [replace(c, costs={k: v for k, v in c.costs.items() if k in shared}) for c in found],
         limits, aim, seed,
@@ -160,14 +165,13 @@ def recommend(
     monthly |= {way.name: {"price list": float(way.total(volume, 1)[1, 0])} for way in theirs}
     few = [*mine[: len(choice.contenders)], *(mine[-1:] if owner.cascade is not None else ())]
     pays = {(a.name, b.name): break_even(a, b, owner.months) for a in few for b in theirs}
-    prices: dict[str, Price | TokenPrice] = {}
-    if served or any(_training(o, owner, places) for o in given):
-        prices |= {p.device.name: p.rent or p.device.price for p in places}
+    rented = [s.place for s in served]
+    rented += places[:1] if any(_training(o, owner, places) for o in options) else []
+    prices: dict[str, Price | TokenPrice] = {p.device.name: p.price for p in rented}
     prices |= {vendor.name: vendor for vendor in vendors}
     return Recommendation(
         choice, quality, traffic, owner, volume, (*mine, *theirs), monthly, pays, prices,
-        tuple(_notes(found, served, traffic, quality)),
-        tuple(stale(prices.items(), today or date.today())), tuple(out),
+        tuple(notes), tuple(stale(prices.items(), today or date.today())), tuple(out),
     )  # fmt: skip
 
 
@@ -220,9 +224,8 @@ def _as_given(option: Option, traffic: Traffic) -> Way:
 
 
 def _as_served(item: Served, traffic: Traffic, owner: Owner) -> Way:
-    rent = item.place.rent or item.place.device.price
     return hosted(
-        f"{item.option.name}, {item.place.name}", rent, item.place.chips,
+        f"{item.option.name}, {item.place.name}", item.place.price, item.place.chips,
         item.sustained * traffic.tokens, traffic.busy,
     )  # fmt: skip
 
@@ -235,6 +238,21 @@ def _training(option: Option, owner: Owner, places: Sequence[Place]) -> Three | 
     if not flops or not places:
         return None
     return training(flops, places[0].device, 1, owner.utilisation, places[0].rent).dollars
+
+
+def _unknown(
+    found: Sequence[Candidate], shared: Set[str], served: Sequence[Served]
+) -> Iterator[tuple[str, str]]:
+    """Costs that are not known of all candidates, and of whom they are not."""
+    silent = sorted({s.place.device.name for s in served if s.place.device.watts is None})
+    for name, (what, _) in METRICS.items():
+        if name in shared:
+            continue
+        first, *more = [c.name for c in found if name not in c.costs]
+        rest = f" and {len(more)} more" if more else ""
+        power = name == "joules" and silent
+        why = f" (no power of {listed(silent)} is published)" if power else ""
+        yield name, f"{what} is not known of {first}{rest}{why}"
 
 
 def _notes(

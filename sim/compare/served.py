@@ -60,6 +60,11 @@ class Place:
     def name(self) -> str:
         return f"{self.weights}, {self.chips} × {self.device.name}"
 
+    @property
+    def price(self) -> Price:
+        """Of a chip-hour. UserError where neither says it."""
+        return self.rent or self.device.price
+
 
 @dataclass(frozen=True)
 class Served:
@@ -108,7 +113,7 @@ def _served(option: Option, place: Place, traffic: Traffic, seed: int) -> Served
         model = assumed(option.params, option.family)
     deployment = Deployment(
         model=model, device=place.device, count=place.chips, weights=place.weights,
-        price=place.rent, name=option.name, extra_params=option.extra_params,
+        price=place.price, name=option.name, extra_params=option.extra_params,
     )  # fmt: skip
     replicas, serving = replicas_of(deployment, traffic)
     drawn = serving.sample(len(option.quality), seed)

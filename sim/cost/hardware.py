@@ -53,7 +53,9 @@ class Device:
     @property
     def price(self) -> Price:
         if self.listed is None:
-            raise UserError(f"{self.name} has no dated price here; pass a Price of your own")
+            raise UserError(
+                f"{self.name} has no dated price here; pass a Price of your own, or --price"
+            )
         return self.listed
 
     def peak(self, format: str) -> float:
