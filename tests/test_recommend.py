@@ -14,9 +14,11 @@ from isoflop.experiments.cli.main import main
 from isoflop.figures import choice as drawn
 from isoflop.figures.report import choice as page
 from isoflop.models.errors import UserError
+from isoflop.models.families import zoo
 from isoflop.sim.compare import candidates
 from isoflop.sim.compare.recommend import Owner, Recommendation, pays_words, recommend
 from isoflop.sim.compare.served import Place, Traffic, assumed
+from isoflop.sim.compare.treated import treated
 from isoflop.sim.cost.hardware import device, flat
 from isoflop.sim.cost.prices import api
 from isoflop.sim.cost.training import training, tuning_flops
@@ -128,6 +130,58 @@ def test_arms_of_the_lab_are_at_the_scale_of_their_runs():
     assert best.name == "mamba 64×2"
     with pytest.raises(UserError, match="no family 'retnet'"):
         candidates.lab(rows, ["retnet"])
+
+
+def compressed(widths=(32, 48), lengths=(1e5, 2e5)):
+    """A table as `isoflop run compress` writes it, of losses on a law and three treatments."""
+    treatments = {
+        "weights int4 gptq": (0.01, 0.3),
+        "states int8": (0.0, 0.8),
+        "prune 0.5": (0.05, 0.7),
+    }
+    return [
+        {"family": "dense", "treatment": name, "width": width, "depth": 2, "runs": 2, "D": tokens,
+         "N": (n := float(zoo.FAMILIES["dense"](width, 2, 256).cost(1).params)),
+         "loss": 9.0 * n**-0.05 * tokens**-0.06, "change": change, "se": 0.001,
+         "resident_bytes": share, "train_flops": 1.0}
+        for width in widths for tokens in lengths for name, (change, share) in treatments.items()
+    ]  # fmt: skip
+
+
+def test_treated_runs_stand_beside_plain_ones_with_their_change_and_their_ledgers_bytes():
+    options, out = treated(compressed())
+    assert not out
+    assert len(options) == 8  # at the most tokens: two sizes, plain and three treatments each
+    plain, int4, _, pruned = options[:4]
+    assert (plain.name, int4.name) == ("dense 32×2", "dense 32×2, weights int4 gptq")
+    change = plain.quality - int4.quality
+    assert change.mean() == pytest.approx(0.01, abs=2e-4)
+    assert change.std() == pytest.approx(0.001, rel=0.1)
+    assert int4.costs["memory"] == pytest.approx(0.3 * plain.costs["memory"])
+    state = 2 * 2 * 128 * 32  # keys and values of two layers, 128 tokens, 32 wide
+    assert plain.costs["memory"] == pytest.approx(4 * (plain.params + state), rel=1e-4)
+    assert [o.engine for o in options[:4]] == [{}, {"weights": "int4"}, {"cache": "int8"}, {}]
+    assert pruned.facts["treatment"] == "prune 0.5"
+
+
+def test_a_family_whose_losses_have_no_error_or_no_shape_is_left_out():
+    with pytest.raises(UserError, match="dense is left out: an error of its losses needs more"):
+        treated(compressed(widths=(32,)))
+    strange = [{**row, "family": "mine"} for row in compressed()]
+    assert treated([*compressed(), *strange])[1] == ["mine is left out: its shapes are not known"]
+
+
+def test_a_treated_model_is_served_once_in_its_own_format(tmp_path, capsys):
+    path = tmp_path / "compress.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in compressed()))
+    args = ["choose", "--records", str(path), "--only", "32×2", "--chips", "1", "--formats", "bf16",
+            "fp8", "--memory", "80kB", "--answer", "20", "--prompt", "20"]  # fmt: skip
+    assert main([*args, "--json", str(tmp_path / "out.json")]) == 0
+    made = json.loads((tmp_path / "out.json").read_text())["candidates"]
+    places = {c["name"]: c["memory"][1] for c in made}
+    assert len(places) == 7
+    assert [n for n in places if "int4" in n] == ["dense 32×2, weights int4 gptq, int4, 1 × H100"]
+    assert capsys.readouterr().out.startswith("dense 32×2, weights int4 gptq is the choice in 100%")
 
 
 # serving

@@ -30,11 +30,12 @@ from isoflop.sim.compare.recommend import (
     recommend,
 )
 from isoflop.sim.compare.served import Place, Traffic
+from isoflop.sim.compare.treated import NUMBERS, WORDS, treated
 from isoflop.sim.cost import prices
 from isoflop.sim.cost.choose import METRICS, QUALITY
 from isoflop.sim.cost.hardware import Price, device, flat
 from isoflop.sim.records.readers import read
-from isoflop.sim.records.store import read_rows
+from isoflop.sim.records.store import read_rows, read_table
 from isoflop.sim.records.tables import Columns, describe
 
 LINES = 12  # of the table of candidates
@@ -103,7 +104,8 @@ def choose(
         carry: with --law, the same sizes of this architecture, by a gain of the lab's: an
             assumption, which the output prints.
         gain: low, middle and high of that gain, as README's table has them.
-        records: instead of a file, a .jsonl that isoflop records wrote: families trained here.
+        records: instead of a file, a .jsonl that isoflop records wrote: families trained here; or
+            what isoflop run compress wrote: treated runs beside plain ones.
         only: candidates whose names contain one of these, whatever their case.
         chip: what it is served on; see isoflop serve.
         chips: numbers of chips of one replica to try.
@@ -203,13 +205,20 @@ def _options(
             found += candidates.carried(law, carry, gain, sizes, tokens)
         return _only(found, only), [], candidates.LOSS
     if records is not None:
-        found, out = candidates.lab(read_rows(records))
+        found, out = _trained(records)
         return _only(found, only), out, candidates.LOSS
     columns: Columns = read(file) if file is not None else _scores(str(benchmark))
     found, dropped = candidates.rows(columns, quality if file is not None else "score")
     told = [f"{len(dropped)} rows left out: {describe(dropped)}"] if dropped else []
     found = _only(found, only)
     return found, told, quality if file is not None else f"{benchmark} score"
+
+
+def _trained(path: Path) -> tuple[list[Option], list[str]]:
+    """Families of a table of runs, or treated runs of a table of those."""
+    if "treatment" in next(iter(read_table(path)), {}):
+        return treated(read_table(path, WORDS, NUMBERS))
+    return candidates.lab(read_rows(path))
 
 
 def _only(found: list[Option], words: Sequence[str]) -> list[Option]:

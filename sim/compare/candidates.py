@@ -2,7 +2,8 @@
 
 Three origins, told with every candidate and never mixed in silence:
 
-    lab        arms measured here: quality is −loss of the runs' own laws, at the scale of the runs
+    lab        arms measured here: quality is −loss of the runs' own laws, at the scale of the runs;
+               or of treated runs beside plain ones (treated.py)
     published  a printed law of N and D: −loss, without an interval, for none was printed with it
     rows       a table of the user's own: quality as it stands, with its standard error if given
 
@@ -56,6 +57,7 @@ class Option:
     costs: Mapping[str, float] = field(default_factory=dict)  # of METRICS, measured by the user
     family: str = "dense"  # whose shape stands for a model that is not known
     formats: Mapping[str, Floats] = field(default_factory=dict)  # quality with weights of a format
+    engine: Mapping[str, str] = field(default_factory=dict)  # formats that it is always served in
     train_flops: float = 0.0  # to have it; 0: it is there already
     buy: str = ""  # the measurement of its quality
     facts: Mapping[str, Any] = field(default_factory=dict)

@@ -285,7 +285,8 @@ def _notes(
         )
         rest = f" and {len(shapes) - LISTED} more" if len(shapes) > LISTED else ""
         yield f"served in assumed shapes, layers × width, as no config is known: {told}{rest}"
-    if any(s.place.weights not in ("bf16", *s.option.formats) for s in served):
+    if any(s.place.weights not in ("bf16", s.option.engine.get("weights"), *s.option.formats)
+           for s in served):  # fmt: skip
         yield "a format's loss of quality is not in these qualities: give each format a row"
     if any(s.place.weights in s.option.formats for s in served):
         yield "weights in int4 count as 92.3 % as many parameters (2502.16440)"

@@ -96,6 +96,10 @@ def candidates(
     places = list(places)
     for i, option in enumerate(options):
         for j, place in enumerate(places):
+            if "weights" in option.engine and any(
+                (p.device, p.chips) == (place.device, place.chips) for p in places[:j]
+            ):
+                continue  # it is served in its own format, and once
             try:
                 found.append(_served(option, place, traffic, seed + i * len(places) + j))
             except UserError as error:
@@ -111,9 +115,11 @@ def _served(option: Option, place: Place, traffic: Traffic, seed: int) -> Served
         if option.params is None:
             raise UserError("it needs a known model's name, or params, to be served")
         model = assumed(option.params, option.family)
+    formats = {"weights": place.weights, **option.engine}
+    place = replace(place, weights=formats["weights"])
     deployment = Deployment(
-        model=model, device=place.device, count=place.chips, weights=place.weights,
-        price=place.price, name=option.name, extra_params=option.extra_params,
+        model=model, device=place.device, count=place.chips, price=place.price, name=option.name,
+        extra_params=option.extra_params, **formats,
     )  # fmt: skip
     replicas, serving = replicas_of(deployment, traffic)
     drawn = serving.sample(len(option.quality), seed)
