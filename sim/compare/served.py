@@ -115,11 +115,12 @@ def _served(option: Option, place: Place, traffic: Traffic, seed: int) -> Served
         if option.params is None:
             raise UserError("it needs a known model's name, or params, to be served")
         model = assumed(option.params, option.family)
-    formats = {"weights": place.weights, **option.engine}
-    place = replace(place, weights=formats["weights"])
+    own = option.engine
+    place = replace(place, weights=own.get("weights", place.weights))
     deployment = Deployment(
-        model=model, device=place.device, count=place.chips, price=place.price, name=option.name,
-        extra_params=option.extra_params, **formats,
+        model=model, device=place.device, count=place.chips, weights=place.weights,
+        activations=own.get("activations"), cache=own.get("cache"), price=place.price,
+        name=option.name, extra_params=option.extra_params,
     )  # fmt: skip
     replicas, serving = replicas_of(deployment, traffic)
     drawn = serving.sample(len(option.quality), seed)
@@ -136,15 +137,15 @@ def _served(option: Option, place: Place, traffic: Traffic, seed: int) -> Served
         **option.facts, "place": place.name, "replicas": replicas, "class": serving.fits_class,
         "bound": serving.bound, "chips": replicas * place.chips,
     }  # fmt: skip
-    own = option.formats.get(place.weights)
+    quality = option.formats.get(place.weights)
     candidate = Candidate(
         f"{option.name}, {where}",
-        option.quality if own is None else own,
+        option.quality if quality is None else quality,
         costs | {k: np.full(len(option.quality), v) for k, v in option.costs.items()},
         option.basis,
         option.bought | dict.fromkeys(("p95", "per_query", "joules"), timed),
         facts,
-        model=option.name if own is None else f"{option.name} in {place.weights}",
+        model=option.name if quality is None else f"{option.name} in {place.weights}",
     )
     return Served(option, candidate, place, replicas, serving)
 
