@@ -142,6 +142,20 @@ def test_a_task_that_slurm_ends_or_forgets_has_died_and_one_in_the_queue_has_not
 
 
 @pytest.mark.skipif(os.name != "posix", reason="runs shell scripts")
+def test_a_task_that_is_preempted_queues_itself_again_and_not_its_array(cluster, monkeypatch):
+    """The last task of array 12 has the array's number as its own."""
+    (cluster / "scontrol").write_text((cluster / "squeue").read_text())
+    (cluster / "scontrol").chmod(0o755)
+    (cluster / "queue").write_text("RUNNING\n")
+    for name, value in {"JOB_ID": "12", "ARRAY_JOB_ID": "12", "ARRAY_TASK_ID": "7"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with pytest.raises(SystemExit, match="stopped while it was RUNNING"):
+        slurm._queue_again()
+    asked = (cluster / "asked").read_text().splitlines()
+    assert asked == ["--noheader --format=%T --jobs=12_7", "requeue 12_7"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="runs shell scripts")
 def test_tasks_of_a_grid_that_ends_early_are_cancelled(cluster, monkeypatch):
     tasks = [slurm._Task(f"12_{i}", i, cluster / str(i), cluster / "err") for i in range(2)]
     monkeypatch.setattr(slurm.Slurm, "_submit", lambda self, jobs, work: tasks)

@@ -11,9 +11,10 @@ import real
 from test_ray import bits
 
 from isoflop.models.errors import UserError
+from isoflop.sim.grid.executors.base import Queued
 from isoflop.sim.grid.executors.local import Local
 from isoflop.sim.grid.executors.slurm import Options, Slurm
-from isoflop.sim.grid.grid import Recorded, Started, execute
+from isoflop.sim.grid.grid import TRIES, Recorded, Retried, Started, execute
 
 pytestmark = pytest.mark.slurm
 
@@ -27,9 +28,11 @@ def slurm(folder, **options):
     return Slurm(Options(partition="low", time=10, folder=folder / "slurm", **options))
 
 
-def test_a_task_that_is_preempted_goes_on_and_one_that_fails_fails_alone(tmp_path):
-    """Both tasks are preempted at their first steps by a job of a better partition."""
-    grid, heard = real.cells(), []
+def test_of_one_array_tasks_that_are_preempted_go_on_and_one_that_fails_fails_alone(tmp_path):
+    """Two of three tasks are preempted at their first steps by a job of a better partition; the
+    third dies, each time that it is begun.
+    """
+    grid, dying, heard = real.cells(), real.cells(widths=(24,)), []
     execute(grid, tmp_path / "local", real.often, executor=Local(workers=2))
     preempting: list[int] = []
 
@@ -44,10 +47,19 @@ def test_a_task_that_is_preempted_goes_on_and_one_that_fails_fails_alone(tmp_pat
             )
 
     root = tmp_path / "slurm"
-    outcome = execute(grid, root, real.together, executor=slurm(root), on_event=on_event)
+    outcome = execute(
+        [*grid, *dying], root, real.together_but_24_dies, executor=slurm(root), on_event=on_event
+    )
+    queued = [message for message in heard if isinstance(message, Queued)][:3]
+    assert len({message.where.partition("_")[0] for message in queued}) == 1, "of several arrays"
+    fails = dying[0].run.trunk
     started = [message.trunk for message in heard if isinstance(message, Started)]
-    assert len(started) > len({*started}) == 2, "no task was begun again"
-    assert not [record.reason for record in outcome.trained if record.status != "ok"]
+    assert len({*started}) == 3
+    assert [trunk for trunk in started if trunk != fails][2:], "no task was begun again"
+    assert [m.trunk for m in heard if isinstance(m, Retried)] == [fails] * (TRIES - 1)
+    failed = {record.run.key: record for record in outcome.trained if record.status == "failed"}
+    assert failed.keys() == {cell.run.key for cell in dying}
+    assert all("ended as FAILED, see " in record.reason for record in failed.values())
     assert outcome.count("ok") == len(grid)
     assert bits(root, grid) == bits(tmp_path / "local", grid)
 

@@ -286,7 +286,9 @@ def _serve(work: Work, job: Any, post: Path) -> None:
 
 def _queue_again() -> NoReturn:
     """After a signal, unless that was scancel's: Slurm ends this process and begins it again."""
-    job = os.environ["SLURM_JOB_ID"]
+    job = os.environ["SLURM_JOB_ID"]  # of an array's last task that is the whole array's
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     asked = ["squeue", "--noheader", "--format=%T", f"--jobs={job}"]
     state = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
     if state == "RUNNING":
