@@ -106,8 +106,7 @@ def train(
         raise Usage("these options leave the grid without a run; see --help")
     if flags.time_limit is not None and not flags.time_limit > 0:
         raise Usage(f"--time-limit {flags.time_limit:g} must be above 0 seconds")
-    if flags.hosts or getattr(where, "nodes", 1) > 1:
-        _together(flags, where)
+    _together(flags, where)
     for name in flags.tracker:
         pick(name, names(), "tracker")
     asked = _laid_out(flags, workers, cells)
@@ -180,21 +179,22 @@ def train(
 
 def _together(flags: RunFlags, where: Executor) -> None:
     """Find the other hosts, before anything touches a device, unless Ray is to find them."""
-    from isoflop.sim.train import hosts
-
-    if hosts.known(flags.hosts or "ray") == "ray":
-        if not flags.hosts or getattr(where, "nodes", 1) < 2:
-            raise Usage(
-                "several nodes of a Ray cluster train one job with --executor ray --nodes 2 "
-                "--hosts ray, and not with a part of these options; give all three"
-            )
-    elif where.workers > 1 or flags.executor != RunFlags.executor:
+    by_ray = flags.hosts == "ray"
+    if by_ray != (getattr(where, "nodes", 1) > 1):
+        raise Usage(
+            "several nodes of a Ray cluster train one job with --executor ray --nodes 2 --hosts "
+            "ray, and not with a part of these options; give all three"
+        )
+    alone = where.workers == 1 and flags.executor == RunFlags.executor
+    if flags.hosts and not (by_ray or alone):
         raise Usage(
             "--hosts gives every host to one job at a time; leave out --workers, --executor"
         )
-    if not flags.layout:
+    if flags.hosts and not flags.layout:
         raise Usage("--hosts needs the --layout of a job on all hosts' devices, as in fsdp=8")
-    if flags.hosts != "ray" and not flags.dry_run:
+    if flags.hosts and not by_ray and not flags.dry_run:
+        from isoflop.sim.train import hosts
+
         hosts.join(flags.hosts)
 
 

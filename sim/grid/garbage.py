@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from isoflop.models.errors import UserError
@@ -26,6 +26,7 @@ from isoflop.sim.records.store import Store
 OLD_SECONDS = 3600.0  # nobody writes one file for so long
 TEMPORARY = re.compile(r"\..*\.tmp$|.*\.orbax-checkpoint-tmp.*")  # sim/durable.py, Orbax
 KEY = re.compile(r"[0-9a-f]{16}$")
+LEFT = "a file that a killed writer left"
 
 Name = tuple[str, ...]  # the parts of a file's or a folder's, below the runs directory
 
@@ -48,20 +49,20 @@ def find(root: Place, note: Callable[[str], None]) -> list[Garbage]:
     watched for so long; `note` is told of records that cannot be read.
     """
     held = [path for path in (root / "leases").glob("*") if not path.name.startswith(".")]
-    seen = {path: leases.read(path) for path in held}
+    seen = {path.name: leases.read(path) for path in held}
     if seen:
         note(f"{len(seen)} leases are watched for {leases.EXPIRY_SECONDS:g} s")
         time.sleep(leases.EXPIRY_SECONDS)
-    stale = {path.name for path, lease in seen.items() if leases.read(path) == lease}
-    live = {path.name for path in seen} - stale
+    stale = {path.name for path in held if leases.read(path) == seen[path.name]}
     there = dict(files(root))
     old = {name for name, one in there.items() if time.time() - one.time_ns / 1e9 > OLD_SECONDS}
     whys: dict[Name, str] = {("leases", name): "a stale lease" for name in stale}
-    whys |= _jobs(root, there, live, note)
+    whys |= _jobs(root, there, seen.keys() - stale, note)
     whys |= _weights(there, old)
     whys |= _temporary(there, old, whys)
     sizes = _sizes(there, whys)
-    return [_garbage(root, name, whys[name], sizes[name]) for name in sorted(sizes)]
+    found = [Garbage(root.joinpath(*name), whys[name], sizes[name]) for name in sorted(sizes)]
+    return [_leased(item, root, seen) for item in found]
 
 
 def remove(item: Garbage) -> bool:
@@ -109,7 +110,7 @@ def _temporary(
     """Files and folders of which nothing is young, and that go with nothing that is named."""
     found = {top for name in old if (top := _top(name)) and not {*_above(top)} & named.keys()}
     for top in found - {_top(name) for name in there.keys() - old}:
-        yield top, "a file that a killed writer left"
+        yield top, LEFT
 
 
 def _top(name: Name) -> Name:
@@ -131,8 +132,11 @@ def _sizes(there: Mapping[Name, Stamp], whys: Mapping[Name, str]) -> dict[Name, 
     return sizes
 
 
-def _garbage(root: Place, name: Name, why: str, size: int) -> Garbage:
-    if name[0] not in ("leases", "jobs") or TEMPORARY.match(name[-1]):
-        return Garbage(root.joinpath(*name), why, size)
-    lease = root / "leases" / name[1]
-    return Garbage(root.joinpath(*name), why, size, lease, leases.read(lease))
+def _leased(item: Garbage, root: Place, seen: Mapping[str, leases.Lease | None]) -> Garbage:
+    """With its job's lease as that was seen first, if it is a job's."""
+    if item.why == LEFT:
+        return item
+    folder, job, *_ = item.path.relative_to(root).parts
+    if folder not in ("leases", "jobs"):
+        return item
+    return replace(item, lease=root / "leases" / job, seen=seen.get(job))

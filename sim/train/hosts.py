@@ -48,18 +48,13 @@ def several() -> bool:
     return _joined[1] > 1
 
 
-def known(way: str) -> str:
-    """The way, if it is one. UserError otherwise."""
-    if way not in WAYS:
-        raise UserError(f"--hosts {way} must be one of {', '.join(WAYS)}; none is one host")
-    return way
-
-
 def join(way: str) -> None:
     """Wait for the other processes that `way` tells of. UserError if it tells of none, or if they
     do not come.
     """
-    options = _slurm() if known(way) == "slurm" else _explicit()
+    if way not in WAYS:
+        raise UserError(f"--hosts {way} must be one of {', '.join(WAYS)}; none is one host")
+    options = _slurm() if way == "slurm" else _explicit()
     import jax
 
     try:

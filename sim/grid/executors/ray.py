@@ -11,7 +11,6 @@ hidden: `ray status`, `ray list tasks`, its dashboard and its logs are as ever.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib.metadata
 import os
 import socket
@@ -238,16 +237,16 @@ def _serve_together(work: Work, job: Any, mailbox: Any, which: int, nodes: int) 
         free.bind(("", 0))
         own = f"{host}:{free.getsockname()[1]}" if which == 0 else ""
     address = ray.get(mailbox.meet.remote(str(job), own))
-    told = zip(hosts.VARIABLES, (address, str(nodes), str(which)), strict=True)
-    os.environ.update(told)
+    os.environ.update(zip(hosts.VARIABLES, (address, str(nodes), str(which)), strict=True))
     hosts.join("ray")
-    try:
-        with hosts.together() if hosts.first() else contextlib.nullcontext():
+    if hosts.first():
+        with hosts.together():
             _serve(work, job, mailbox)
-    except Exception:
-        if hosts.first():
-            raise
-        os._exit(1)  # what it could not do is for the first to say
+    else:
+        try:
+            _serve(work, job, mailbox)
+        except Exception:
+            os._exit(1)  # what it could not do is for the first to say
     hosts.part()
 
 
