@@ -167,6 +167,29 @@ def test_gc_names_what_no_run_needs_and_deletes_only_when_asked(isoflop, tmp_pat
     assert records == {path: path.read_bytes() for path in runs.glob("*/result.json")}
 
 
+@pytest.mark.parametrize("when", ["while it is looked for", "once it is named"])
+def test_a_job_that_is_begun_again_keeps_its_checkpoints(tmp_path, monkeypatch, when):
+    work = tmp_path / "jobs" / "0123456789abcdef" / "work"
+    lease = tmp_path / "leases" / work.parent.name
+    listed = garbage.files
+
+    def begun(root):
+        if when == "while it is looked for":
+            leases.acquire(lease, "mine")
+        return listed(root)
+
+    monkeypatch.setattr(garbage, "files", begun)
+    work.mkdir(parents=True)
+    (work / "state").write_bytes(b"1234")
+    (item,) = garbage.find(tmp_path, pytest.fail)
+    leases.acquire(lease, "mine")
+    assert not garbage.remove(item)
+    assert (work / "state").exists()
+    leases.release(lease, "mine")
+    assert garbage.remove(item)
+    assert not work.exists()
+
+
 def test_an_object_store_is_surveyed_listed_and_cleared_as_a_folder_is(
     isoflop, tmp_path, monkeypatch
 ):
