@@ -4,7 +4,9 @@ A small grid of each family is trained on half of its text, or taken from the ru
 reads from a store of the other half (kNN-LM, exact search, λ and temperature chosen on a second
 held-out split, near copies of held-out text purged). Beside it stand: the same run with as much
 text again to train on; a store of the text that it was trained on; a store in random order;
-passages in the context, found or random. Effective sizes are on the family's own surface. Fresh
+passages in the context, found or random. Effective sizes are on the family's own surface. Trained
+with neighbours (RETRO): the same model with a layer of chunked cross-attention to passages of the
+training split, found or random, beside plain runs of as many tokens and of as many FLOPs. Fresh
 facts: runs that saw Zipf facts which were never the same twice, or others than they are asked for,
 look facts up in a table of five sizes.
 
@@ -12,10 +14,13 @@ Decision rules, from before there were records, with 90 % intervals. The gain is
 least-squares parabola of the seeds' gains over log2 of the store has a slope above 0 and a
 curvature that 0 is inside of. Retrieval pays for its bytes where N_eff/N over the bytes held, as
 multiples of the run's own, is above 1. A control gains nothing where 0 is inside of the interval of
-its change over held-out sequences. Facts obey the law H + (1 − coverage) · cost, and half of that
-for each token, where the measured loss is within its interval of the law at all five sizes: the
-cost is log(symbols) where facts were never the same twice, and what the run itself pays for each
-fact where it learnt others.
+its change over held-out sequences. Training with neighbours pays where the interval of the change
+from a plain run of as many executed training FLOPs, the search's included, lies below 0; what is
+gained is due to the neighbours where the runs with random ones gain nothing on plain ones of as
+many tokens. Facts obey the law H + (1 − coverage) · cost, and half of that for each token, where
+the measured loss is within its interval of the law at all five sizes: the cost is log(symbols)
+where facts were never the same twice, and what the run itself pays for each fact where it learnt
+others.
 
 Command:   isoflop run retrieve && isoflop figures retrieve
 Duration:  about six minutes of one core; not timed on an idle machine
@@ -32,12 +37,17 @@ from typing import Any
 import numpy as np
 
 from isoflop.experiments.cli.text import tell
-from isoflop.experiments.families import grid, model, optim, seeds_of
+from isoflop.experiments.families import WARMUP, grid, model, optim, seeds_of
 from isoflop.experiments.finished import finished
+from isoflop.models.errors import UserError
+from isoflop.models.lm import Block, ModelConfig
+from isoflop.models.mixers.retro import ChunkedCrossAttention
 from isoflop.sim.compare.effective import of_cells
 from isoflop.sim.compare.study import Study
-from isoflop.sim.data import ContextFacts, Corpus, FactTable, ZipfFacts
+from isoflop.sim.cost.flops import training_flops
+from isoflop.sim.data import AnyData, ContextFacts, Corpus, FactTable, Retrieved, ZipfFacts
 from isoflop.sim.evaluate.checkpoint import Checkpoint
+from isoflop.sim.evaluate.position import judge as judge_checkpoint
 from isoflop.sim.records.store import Row
 from isoflop.sim.spec import Budget, Cell, Eval, Run
 from isoflop.sim.treatments import Neighbours, Passages, Subject, Treated, Treatment, apply
@@ -46,6 +56,10 @@ from isoflop.sim.treatments.base import judge
 SHAPES = ((32, 1), (32, 2), (64, 2))  # (width, depth), of which the middle one retrieves
 STEPS = (100, 200, 400)  # of which the middle one is half of the text
 CONTROL = 16_384  # tokens in the stores of controls
+PARTS = ("text", "trained", "facts")
+WIDE, LONG = (64, 2), 1000  # (width, depth) and steps of the runs with neighbours
+READ = {"chunk": 16, "nearest": 1, "length": 32}
+PASSAGES = 32_768  # that they are found among
 FACTS = {"facts": 256, "symbols": 64, "alpha": 0.5}
 TABLES = (2, 8, 32, 96, 256)
 
@@ -63,6 +77,7 @@ def measure(
     corpus: str = "sympy",
     trained: Path = Path("runs"),
     workers: int = 1,
+    parts: tuple[str, ...] = PARTS,
 ) -> list[dict]:
     """The table: a row for each family and arm on text, and for each table of facts.
 
@@ -74,13 +89,25 @@ def measure(
         corpus: kjv (English) or sympy (Python code).
         trained: the runs directory of the plain runs; what it lacks is trained.
         workers: processes that train.
+        parts: of the table: text, trained (with neighbours), facts.
     """
-    text = text_cells(families, seeds, corpus)
-    facts = [cell for family in families for cell in fact_cells(family, seeds)]
-    found = on_text(finished(text, trained, workers), stores, passages, trained)
-    for row in finished(facts, trained, workers):
-        tell(f"facts of {row.labels['family']}")
-        found += on_facts(row, trained)
+    if unknown := {*parts} - {*PARTS}:
+        raise UserError(f"there is no part {min(unknown)!r}; use some of {', '.join(PARTS)}")
+    found: list[dict[str, Any]] = []
+    if "text" in parts:
+        text = text_cells(families, seeds, corpus)
+        found += on_text(finished(text, trained, workers), stores, passages, trained)
+    if "trained" in parts:
+        retro = [cell for family in families for cell in retro_cells(family, seeds, corpus)]
+        rows = finished(retro, trained, workers)
+        for family in families:
+            tell(f"{family} trained with neighbours")
+            found += on_trained([row for row in rows if row.labels["family"] == family], trained)
+    if "facts" in parts:
+        facts = [cell for family in families for cell in fact_cells(family, seeds)]
+        for row in finished(facts, trained, workers):
+            tell(f"facts of {row.labels['family']}")
+            found += on_facts(row, trained)
     tell("")
     return found
 
@@ -127,6 +154,85 @@ def _row(arm: str, count: int, treated: Sequence[Treated]) -> dict[str, Any]:
         "errors": [one.change.se or 0.0 for one in treated],
         "chosen": [one.chosen for one in treated],
     }
+
+
+def retro_cells(family: str, seeds: int, corpus: str) -> list[Cell]:
+    """Runs with neighbours, found and random, and plain ones of as many tokens and of as many
+    FLOPs.
+    """
+    plain, (width, depth) = Corpus(name=corpus), WIDE
+    found = Retrieved(data=plain, store=PASSAGES, **READ)
+    base = model(family, width, depth)
+    cross = Block(mixer=ChunkedCrossAttention(n_heads=width // 16, **READ))
+    retro = base.model_copy(update={"blocks": (*base.blocks[:1], cross, *base.blocks[1:])})
+
+    def run(architecture: ModelConfig, data: AnyData, steps: int, seed: int = 0) -> Run:
+        budget = Budget(steps=steps, batch=8, seq_len=128, eval_tokens=65_536)
+        return Run(model=architecture, data=data, optim=optim(family, width, WARMUP),
+                   budget=budget, seed=seed)  # fmt: skip
+
+    one, of_plain = (training_flops(run(*each, LONG))["executed"]
+                     for each in ((retro, found), (base, plain)))  # fmt: skip
+    longer = round(LONG * (one + search_flops(found, LONG * 8 * 128)) / of_plain)
+    arms = {
+        "neighbours": (retro, found, LONG),
+        "random neighbours": (retro, found.model_copy(update={"random": True}), LONG),
+        "equal tokens": (base, plain, LONG),
+        "equal FLOPs": (base, plain, longer),
+    }
+    return [
+        Cell(labels={"family": family, "width": width, "depth": depth, "arm": arm},
+             run=run(*each, seed))
+        for arm, each in arms.items()
+        for seed in seeds_of(seeds)
+    ]  # fmt: skip
+
+
+def search_flops(data: Retrieved, tokens: int) -> int:
+    """Of finding the neighbours of so many tokens, at the held-out text's mean."""
+    source = data.open()
+    batch = source.inner.held_out(65_536, 128)
+    return round(source.search_flops(batch) / (batch.tokens.size - len(batch.tokens)) * tokens)
+
+
+def on_trained(cells: Sequence[Cell], trained: Path) -> list[dict[str, Any]]:
+    """A row for each arm: its change from plain runs of as many tokens, or of as many FLOPs."""
+    runs: dict[str, list[Run]] = {}
+    for cell in cells:
+        runs.setdefault(str(cell.labels["arm"]), []).append(cell.run)
+
+    def losses(arm: str, random: bool = False) -> np.ndarray:
+        """(seed, held-out sequence)"""
+        each = []
+        for run in runs[arm]:
+            other = {"random": True} if random else {}
+            batch = run.splits[0].draw(run.data.model_copy(update=other).open())
+            each.append(judge_checkpoint(Checkpoint.load(run.key, trained), batch).loss)
+        return np.stack(each)
+
+    arms = {
+        "neighbours": ("equal FLOPs", losses("neighbours")),
+        "neighbours, equal tokens": ("equal tokens", losses("neighbours")),
+        "random neighbours": ("equal tokens", losses("random neighbours")),
+        "judged with random neighbours": ("equal tokens", losses("neighbours", random=True)),
+    }
+    against = {arm: losses(arm) for arm in ("equal tokens", "equal FLOPs")}
+    found = []
+    for arm, (base, own) in arms.items():
+        apart = own - against[base]
+        run = runs["random neighbours" if arm.startswith("random") else "neighbours"][0]
+        search = search_flops(run.data, run.budget.tokens)
+        found.append({
+            **{"part": "trained", "arm": arm, "family": cells[0].labels["family"]},
+            **{"against": base, "store": run.data.store, "N": run.model.cost(1).params},
+            **{"D": run.budget.tokens, "plain_D": runs[base][0].budget.tokens},
+            **{"train_flops": training_flops(run)["executed"], "search_flops": search},
+            **{"plain_flops": training_flops(runs[base][0])["executed"]},
+            **{"loss": float(own.mean()), "change": float(apart.mean())},
+            **{"changes": apart.mean(1).tolist()},
+            **{"se": float(apart.mean(0).std(ddof=1) / np.sqrt(apart.shape[1]))},
+        })  # fmt: skip
+    return found
 
 
 def fact_cells(family: str, seeds: int) -> list[Cell]:

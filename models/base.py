@@ -16,7 +16,7 @@ import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache, partial
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +70,25 @@ class Cost:
 
     def __radd__(self, zero: int) -> Cost:
         return self  # so that sum() works
+
+
+class Retrieval(NamedTuple):
+    """What a row of tokens is read with: after each `chunk` of them `nearest` passages, its
+    neighbours, of `length` tokens each. Chunks that a row does not fill have none.
+    """
+
+    chunk: int
+    nearest: int
+    length: int
+
+    @property
+    def tokens(self) -> int:
+        """Of the neighbours of one chunk."""
+        return self.nearest * self.length
+
+    def beside(self, seq_len: int) -> int:
+        """Tokens of all neighbours of a row of `seq_len`."""
+        return seq_len // self.chunk * self.tokens
 
 
 class Config(BaseModel):
@@ -157,6 +176,15 @@ class MixerConfig(Tagged, Sizes):
     def writes(self) -> frozenset[str]:
         """Names of the cross-layer state that this mixer writes."""
         return frozenset()
+
+    @property
+    def retrieval(self) -> Retrieval | None:
+        """The neighbours that it reads beside its row; None: none."""
+        return None
+
+    def read_cost(self, d_model: int) -> Cost:
+        """To read the neighbours of one chunk, which `cost` and `step_cost` leave out."""
+        return Cost()
 
     def resolved(self, d_model: int) -> MixerConfig:
         """The same mixer with the sizes that it takes from `d_model` written out."""

@@ -26,6 +26,7 @@ from isoflop.models.base import (
     CrossLayerState,
     Embedding,
     Init,
+    Retrieval,
     Sizes,
     State,
 )
@@ -85,7 +86,13 @@ class ModelConfig(Sizes):
             )
         for part in {part for block in self.blocks for part in block.parts}:
             part.check(self.d_model)
-        written: set[str] = set()
+        kinds = {m.retrieval for block in self.blocks if (m := block.mixer) and m.retrieval}
+        if len(kinds) > 1:
+            raise UserError(
+                "all layers of a model read the same neighbours, and chunk, nearest and length are "
+                f"{' and '.join(str(tuple(kind)) for kind in sorted(kinds))}; give them the same"
+            )
+        written = {"neighbours"} if kinds else set[str]()  # the model leaves them itself
         for i, mixer in enumerate(block.mixer for block in self.blocks):
             if mixer is not None:
                 if missing := mixer.reads - written:
@@ -119,7 +126,27 @@ class ModelConfig(Sizes):
             for block in self.blocks
             if block.mixer is not None
         ] + [block.channel.cost(self.d_model, tokens) for block in self.blocks if block.channel]
+        if self.retrieval is not None:
+            parts.append(_times(self.read_cost, batch * (seq_len // self.retrieval.chunk)))
         return sum(parts, self.ends(tokens))
+
+    @property
+    def retrieval(self) -> Retrieval | None:
+        """The neighbours that it reads beside a row of tokens; None: none."""
+        found = (block.mixer.retrieval for block in self.blocks if block.mixer is not None)
+        return next((one for one in found if one is not None), None)
+
+    @property
+    def read_cost(self) -> Cost:
+        """To embed and read the neighbours of one chunk: `cost` has it for each, `step_cost` not,
+        as no parameters.
+        """
+        mixers = [block.mixer for block in self.blocks if block.mixer is not None]
+        tokens = 0 if self.retrieval is None else self.retrieval.tokens
+        return sum(
+            (mixer.read_cost(self.d_model) for mixer in mixers),
+            Cost(elementwise_flops=tokens * self._embed_flops),
+        )
 
     def step_cost(self, context: int, batch: int = 1) -> Cost:
         """One decoded token of each of `batch` sequences, against states made for `context`."""
@@ -187,6 +214,12 @@ class ModelConfig(Sizes):
             params=params,
             active_params=params,
         )
+
+    @property
+    def _embed_flops(self) -> int:
+        """Elementwise, of one token: the embedding's scale and norm."""
+        norm = {"layer": LayerNorm.flops, "rms": RMSNorm.flops}[self.norm]
+        return self.d_model + self.embed_norm * norm(self.d_model)
 
 
 def _times(cost: Cost, batch: int) -> Cost:
@@ -264,36 +297,65 @@ class LM(nnx.Module):
         self.head = None if config.tie_embeddings else Linear(d, v, axes="dw", init=init)
 
     def __call__(
-        self, tokens: Int[Array, "b t"], segment_ids: Int[Array, "b t"] | None = None
+        self,
+        tokens: Int[Array, "b t"],
+        segment_ids: Int[Array, "b t"] | None = None,
+        neighbours: Int[Array, "b u"] | None = None,
     ) -> tuple[Float[Array, "b t w"], Aux]:
         """Logits (fp32) and the channel mixers' scalars, averaged over layers that report them.
 
         Each run of equal `segment_ids` is computed as if it stood alone; a loss over packed rows
-        must leave out the last token of a segment, whose target is another segment's.
+        must leave out the last token of a segment, whose target is another segment's. `neighbours`
+        are those of each whole chunk in turn, where the model reads any (`config.retrieval`).
+        Raises UserError for neighbours that it does not read, or not such ones.
         """
-        hidden, aux = self.hidden(tokens, segment_ids)
+        hidden, aux = self.hidden(tokens, segment_ids, neighbours)
         return self.logits(hidden), aux
 
     @full_precision
     def hidden(
-        self, tokens: Int[Array, "b t"], segment_ids: Int[Array, "b t"] | None = None
+        self,
+        tokens: Int[Array, "b t"],
+        segment_ids: Int[Array, "b t"] | None = None,
+        neighbours: Int[Array, "b u"] | None = None,
     ) -> tuple[Float[Array, "b t d"], Aux]:
         """The normed activations that the head reads."""
         position = None if segment_ids is None else positions(segment_ids)
+        cross = self._beside(tokens, segment_ids, neighbours)
         x = sharding_constraint(self._embed(tokens), BATCH)
         period = _period(self.config.blocks)
         if len(self.config.blocks) // period < SCAN_FROM:
-            aux, cross = [], CrossLayerState()
+            aux = []
             run = jax.checkpoint(_call, static_argnums=(0, 1)) if self.config.remat else _call
             for block in self.blocks:
                 x, cross, scalars = run("__call__", *nnx.split(block), x, cross, position)
                 aux.append(scalars)
         else:
-            x, aux = self._scan(x, position, period)
+            x, aux = self._scan(x, cross, position, period)
         return self.norm(x), _mean(aux)
 
+    def _beside(
+        self, tokens: Int[Array, "b t"], segment_ids: Any, neighbours: Any
+    ) -> CrossLayerState:
+        """What the blocks find beside the row: its neighbours' embeddings by chunk, if any."""
+        retrieval = self.config.retrieval
+        want = retrieval and retrieval.beside(tokens.shape[1])
+        given = None if neighbours is None else neighbours.shape[1]
+        if want != given:
+            raise UserError(
+                f"rows of {tokens.shape[1]} tokens are read with {want or 'no'} tokens of "
+                f"neighbours by this model, and {given or 'none'} are given; take the batches of "
+                f"the data that it is trained on"
+            )
+        if retrieval is None:
+            return {}
+        if segment_ids is not None:
+            raise UserError("packed rows have no neighbours; give each segment a row of its own")
+        rows = neighbours.reshape(len(tokens), -1, retrieval.tokens)
+        return {"neighbours": self._embed(rows)}
+
     def _scan(
-        self, x: Float[Array, "b t d"], position: Position, period: int
+        self, x: Float[Array, "b t d"], beside: CrossLayerState, position: Position, period: int
     ) -> tuple[Float[Array, "b t d"], list]:
         """One compiled pattern for any depth: the repeats' parameters are stacked on the fly."""
         graph = [nnx.split(block)[0] for block in self.blocks[:period]]
@@ -302,10 +364,7 @@ class LM(nnx.Module):
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *repeats)
 
         def body(x, states):
-            aux, cross = (
-                [],
-                CrossLayerState(),
-            )  # the first repeat needs nothing from outside, so none does
+            aux, cross = [], beside  # the first repeat needs nothing else, so none does
             for graphdef, state in zip(graph, states, strict=True):
                 x, cross, scalars = _call("__call__", graphdef, state, x, cross, position)
                 aux.append(scalars)
@@ -361,6 +420,32 @@ class LM(nnx.Module):
         return after, self.logits(self.norm(x))
 
     @full_precision
+    def read(self, state: list[State], neighbours: Int[Array, "b s"]) -> list[State]:
+        """The state with the neighbours of the chunk that the next token of each sequence ends:
+        it and the following ones see them, until the next chunk's are read. Where they are not
+        read in time, `step` and `prefill` raise UserError or give NaN.
+
+        Raises UserError, where that is known, if a sequence's next token ends no chunk.
+        """
+        retrieval, found = self.config.retrieval, self._embed(neighbours)
+        if retrieval is None or neighbours.shape[1] != retrieval.tokens:
+            raise UserError(
+                f"this model reads {'no' if retrieval is None else retrieval.tokens} tokens of "
+                f"neighbours for a chunk, and {neighbours.shape[1]} are given; give as many"
+            )
+        after = list(state)
+        for i, (block, before) in enumerate(zip(self.blocks, state, strict=True)):
+            if block.mixer and block.mixer.config.retrieval:
+                due = block.mixer.room(before)
+                if not isinstance(due, jax.core.Tracer) and (due != 0).any():
+                    raise UserError(
+                        f"neighbours are read before the token that ends a chunk, and {due.max()} "
+                        f"tokens come before that one; give those first"
+                    )
+                after[i] = block.mixer.read(before, found)
+        return after
+
+    @full_precision
     def step(
         self, state: list[State], tokens: Int[Array, " b"]
     ) -> tuple[list[State], Float[Array, "b w"]]:
@@ -408,10 +493,10 @@ class LM(nnx.Module):
             if (tokens > room).any():
                 kind, most = type(block.mixer).__name__, int(room[(tokens - room).argmax()])
                 takes = f"takes {most} tokens more" if most > 0 else "has taken every token"
-                raise UserError(
-                    f"the decoding state of block {i} ({kind}) {takes} of the context that it was "
-                    f"made for; init_state for a longer context"
-                )
+                last = "of the context that it was made for; init_state for a longer context"
+                if self.config.blocks[i].mixer.retrieval:
+                    last = "before a chunk's neighbours are read; read them first"
+                raise UserError(f"the decoding state of block {i} ({kind}) {takes} {last}")
 
 
 def _period(blocks: tuple[Block, ...]) -> int:

@@ -120,6 +120,12 @@ class Run(Config):
                     f"model.vocab_size={self.model.vocab_size} must cover the data's "
                     f"{tokens} tokens ({split.data.kind}); raise it"
                 )
+            if (reads := self.model.retrieval) != (gives := split.data.retrieval):
+                raise ValueError(
+                    f"the model must read the neighbours that its data come with, as (chunk, "
+                    f"nearest, length): it reads {reads and tuple(reads)}, {split.data.kind} data "
+                    f"have {gives and tuple(gives)}; give both the same, with Retrieved data"
+                )
             split.data.check(split.seq_len)
         if self.start is not None:
             for name in ("model", "seed"):

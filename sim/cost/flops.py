@@ -15,6 +15,8 @@ def causal_flops(model: ModelConfig, seq_len: int) -> int:
     """FLOPs of one sequence decoded token by token, each against just the context it has."""
     d = model.d_model
     total = model.ends(1).flops * seq_len
+    if model.retrieval is not None:
+        total += model.read_cost.flops * (seq_len // model.retrieval.chunk)
     for block in model.blocks:
         if block.mixer is not None:
             total += _decoded_flops(block.mixer, d, seq_len)

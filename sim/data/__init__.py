@@ -3,7 +3,8 @@
 Stored text: `Corpus`, `File`, `HuggingFace`. Generated, with known entropy: `ZipfFacts`,
 `ContextFacts`, `HierarchyGrammar`, `Markov`, `HiddenMarkov`; `FactTable` writes `ZipfFacts` down
 for a store. Tasks with right and wrong answers are in the files of `sim.data.tasks`. `Mixture`
-joins sources, `Corrupted` and `Duplicated` make one worse. `compressed_bits_per_byte` is a baseline
+joins sources, `Corrupted` and `Duplicated` make one worse, `Retrieved` puts passages of a store
+beside it. `compressed_bits_per_byte` is a baseline
 for a model's loss. The contract is
 `sim.data.source`.
 """
@@ -20,6 +21,7 @@ from isoflop.sim.data.huggingface import HuggingFace
 from isoflop.sim.data.languages import ContextFacts, HierarchyGrammar, Markov, ZipfFacts
 from isoflop.sim.data.mixture import Mixture, Part
 from isoflop.sim.data.quality import Corrupted, Duplicated
+from isoflop.sim.data.retrieved import Retrieved
 from isoflop.sim.data.source import AnyData, Batch, DataConfig, Source
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "Markov",
     "Mixture",
     "Part",
+    "Retrieved",
     "Source",
     "ZipfFacts",
     "compressed_bits_per_byte",

@@ -6,36 +6,21 @@ runs on either compare. Mixtures of good and bad data, or of whole and few, are 
 
 from __future__ import annotations
 
-import hashlib
-import json
-from abc import abstractmethod
 from typing import Literal
 
 import numpy as np
 from pydantic import Field, PositiveInt
 
 from isoflop.models.errors import UserError
+from isoflop.sim.data.derived import Derived, DerivedSource
 from isoflop.sim.data.languages import stream
-from isoflop.sim.data.source import AnyData, Batch, DataConfig, Source, shuffle
+from isoflop.sim.data.source import Batch, Source, shuffle
 
 NOISE = 3  # the stream that corruption is drawn from
 POOL_MAX = 2**24  # tokens that are kept in memory to be repeated
 
 
-class Worse(DataConfig):
-    """Another source with other training batches."""
-
-    data: AnyData
-
-    @property
-    def vocab_size(self) -> int:
-        return self.data.vocab_size
-
-    def check(self, seq_len: int) -> None:
-        self.data.check(seq_len)
-
-
-class Corrupted(Worse):
+class Corrupted(Derived):
     """A source of which a share `rate` of the training tokens is replaced by other ones.
 
     In every batch exactly round(rate · batch · (seq_len + 1)) tokens, at random places, each by any
@@ -49,7 +34,7 @@ class Corrupted(Worse):
         return _Corrupted(self)
 
 
-class Duplicated(Worse):
+class Duplicated(Derived):
     """A source of which just the first `tokens` training tokens are read, over and over.
 
     In whole sequences, each once an epoch, every epoch in another order; all seeds repeat the same
@@ -71,33 +56,7 @@ class Duplicated(Worse):
         return _Duplicated(self)
 
 
-class _Worse(Source):
-    def __init__(self, config: Worse):
-        self.inner = inner = config.data.open()
-        facts = {k: v for k, v in config.model_dump(mode="json").items() if k != "data"}
-        text = json.dumps([facts, inner.digest], sort_keys=True)
-        self.digest = hashlib.sha256(text.encode()).hexdigest()
-        self.train_tokens, self.bytes_per_token = inner.train_tokens, inner.bytes_per_token
-        self.entropy, self.chance, self.optimum = inner.entropy, inner.chance, inner.optimum
-        self.tokenizer = inner.tokenizer
-
-    @abstractmethod
-    def batch(self, step: int, seed: int, batch: int, seq_len: int) -> Batch: ...
-
-    def held_out(self, tokens: int, seq_len: int) -> Batch:
-        return self.inner.held_out(tokens, seq_len)
-
-    def unique_tokens(self, tokens: int) -> int | None:
-        return self.inner.unique_tokens(tokens)
-
-    def verify(self) -> None:
-        self.inner.verify()
-
-    def floor(self, seq_len: int) -> float | None:
-        return self.inner.floor(seq_len)
-
-
-class _Corrupted(_Worse):
+class _Corrupted(DerivedSource):
     def __init__(self, config: Corrupted):
         super().__init__(config)
         self.rate, self.vocab = config.rate, config.vocab_size
@@ -111,7 +70,7 @@ class _Corrupted(_Worse):
         return clean._replace(tokens=tokens)
 
 
-class _Duplicated(_Worse):
+class _Duplicated(DerivedSource):
     def __init__(self, config: Duplicated):
         super().__init__(config)
         there = self.inner.train_tokens

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from pydantic import BeforeValidator, SerializeAsAny
 
-from isoflop.models.base import Tagged, resolve
+from isoflop.models.base import Retrieval, Tagged, resolve
 from isoflop.models.errors import UserError
 
 HELD_OUT = 20  # one token in 20 is held out
@@ -35,13 +35,16 @@ class Batch(NamedTuple):
     `tokens` are inputs and, shifted by one, targets, unless `labels` are: what is asked for at a
     position and never shown, as the state after each input. A loss is the weighted mean
     Σ w·nats / Σ w over all targets of the batch: a task's weights stand at its answers, padding has
-    weight 0. None is weight 1 for every target; weights and labels are None in every batch of a
-    source or in none. Arrays are NumPy's on the host and JAX's in a program.
+    weight 0. None is weight 1 for every target. `neighbours` are what a model that retrieves reads
+    beside a row: those of its first whole chunk, then of the next (`DataConfig.retrieval`). Each of
+    the three is None in every batch of a source or in none. Arrays are NumPy's on the host and
+    JAX's in a program.
     """
 
     tokens: Int[Any, "*batch s"]  # int32 (…, seq_len + 1)
     weights: Float[Any, "*batch t"] | None = None  # float32 (…, seq_len), at least 0
     labels: Int[Any, "*batch t"] | None = None  # int32 (…, seq_len)
+    neighbours: Int[Any, "*batch u"] | None = None  # int32 (…, retrieval.beside(seq_len))
 
     @property
     def targets(self) -> Any:
@@ -59,6 +62,11 @@ class DataConfig(Tagged, ABC):
     @abstractmethod
     def vocab_size(self) -> int:
         """Token ids are below this. Known without opening anything."""
+
+    @property
+    def retrieval(self) -> Retrieval | None:
+        """The neighbours that its batches come with; None: none."""
+        return None
 
     @abstractmethod
     def open(self) -> Source:
@@ -137,7 +145,7 @@ def judged_on(source: Source, tokens: int, seq_len: int, what: str = "eval_token
 
 def _checked(source: Source, batch: Batch, rows: int, seq_len: int) -> Batch:
     """What a source gave, if it is what a source must give."""
-    tokens, weights, labels = batch
+    tokens, weights, labels, _ = batch
     name = type(source).__name__
     if tokens.shape != (rows, seq_len + 1) or tokens.dtype != np.int32:
         raise UserError(
@@ -222,6 +230,12 @@ class StoredTokens(Source):
                 )
 
     def batch(self, step: int, seed: int, batch: int, seq_len: int) -> Batch:
+        n, start = len(self.train), self.starts(step, seed, batch, seq_len)
+        index = start[:, None] + np.arange(seq_len + 1)
+        return Batch(self.train.take(np.where(index < n, index, index - n)).astype(np.int32))
+
+    def starts(self, step: int, seed: int, batch: int, seq_len: int) -> Int[np.ndarray, " b"]:
+        """Where the sequences of a training batch begin in the training tokens, a ring."""
         n = self._fit(self.train, "training", seq_len)
         windows = n // seq_len
         row = np.arange(step * batch, (step + 1) * batch)
@@ -231,8 +245,7 @@ class StoredTokens(Source):
             rng = np.random.Generator(np.random.Philox(key=[seed, e]))
             offset = rng.integers(n)
             start[epoch == e] = offset + seq_len * shuffle(place[epoch == e], windows, rng)
-        index = (start % n)[:, None] + np.arange(seq_len + 1)
-        return Batch(self.train.take(np.where(index < n, index, index - n)).astype(np.int32))
+        return start % n
 
     def held_out(self, tokens: int, seq_len: int) -> Batch:
         """Windows evenly spaced over the held-out split, whose targets do not overlap."""

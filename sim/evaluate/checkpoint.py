@@ -167,7 +167,10 @@ class Checkpoint:
         return Loss(int(counted.sum()), seq_len, nats, bits_per_byte)
 
     def judge(
-        self, tokens: Int[np.ndarray, "n s"], targets: Int[np.ndarray, "n t"] | None = None
+        self,
+        tokens: Int[np.ndarray, "n s"],
+        targets: Int[np.ndarray, "n t"] | None = None,
+        neighbours: Int[np.ndarray, "n u"] | None = None,
     ) -> Judged:
         """Target by target of sequences: what follows each token (None: the next one). Sequences
         are read by about HEAD_ROWS tokens at once, and logits are in memory of as many.
@@ -175,18 +178,18 @@ class Checkpoint:
         targets = tokens[:, 1:] if targets is None else targets
         n, seq_len = targets.shape
         rows = max(1, HEAD_ROWS // seq_len)
-        inputs, asked = (
-            np.pad(x, [(0, -n % rows), (0, 0)]).reshape(-1, rows, seq_len)
-            for x in (tokens[:, :-1], targets)
+        inputs, asked, beside = (
+            None if x is None else np.pad(x, [(0, -n % rows), (0, 0)]).reshape(-1, rows, x.shape[1])
+            for x in (tokens[:, :-1], targets, neighbours)
         )
-        found = self._judge(self.params, inputs, asked)
+        found = self._judge(self.params, inputs, asked, beside)
         nats, correct = (np.asarray(x).reshape(-1, seq_len)[:n] for x in found)
         return Judged(nats.mean(-1), nats, correct)
 
     @cached_property
     def _judge(self) -> Any:
         @jax.jit
-        def judge(params, inputs, targets):
+        def judge(params, inputs, targets, neighbours):
             lm = nnx.merge(self._graph, params)
 
             def head(cut):
@@ -195,13 +198,13 @@ class Checkpoint:
                 return cross_entropy(logits, targets), likeliest(logits, targets)
 
             def some(part):
-                inputs, targets = part
-                hidden = lm.hidden(inputs)[0].reshape(targets.size, -1)
+                inputs, targets, beside = part
+                hidden = lm.hidden(inputs, neighbours=beside)[0].reshape(targets.size, -1)
                 cuts = [_cut(x, min(HEAD_ROWS, targets.size)) for x in (hidden, targets.ravel())]
                 found = jax.lax.map(head, cuts)
                 return [x.reshape(-1)[: targets.size] for x in found]
 
-            return jax.lax.map(some, (inputs, targets))
+            return jax.lax.map(some, (inputs, targets, neighbours))
 
         return judge
 

@@ -56,7 +56,7 @@ def judge(checkpoint: Checkpoint, batch: Batch) -> Judged:
     vocab, top = checkpoint.model.vocab_size, int(batch.tokens.max())
     if top >= vocab:
         raise UserError(f"token {top} is none of the model's vocab_size={vocab}; use its own data")
-    found = checkpoint.judge(batch.tokens, batch.targets)
+    found = checkpoint.judge(batch.tokens, batch.targets, batch.neighbours)
     if not np.isfinite(found.nats).all():
         raise UserError(
             f"the loss of {checkpoint.folder} on these sequences is not a finite number; its "
@@ -67,7 +67,7 @@ def judge(checkpoint: Checkpoint, batch: Batch) -> Judged:
 
 def cut(batch: Batch, seq_len: int) -> Batch:
     """The beginning of every sequence."""
-    tokens, rest = batch.tokens[:, : seq_len + 1], batch[1:]
+    tokens, rest = batch.tokens[:, : seq_len + 1], (batch.weights, batch.labels)
     return Batch(tokens, *(None if x is None else x[:, :seq_len] for x in rest))
 
 

@@ -309,8 +309,8 @@ def _batches(job: Job, budget: Budget, first: int, steps: int) -> Batch:
                 batches = jax.tree.map(lambda x, s=shape: np.zeros((*s, *x.shape), x.dtype), one)
             if [part is None for part in one] != [part is None for part in batches]:
                 raise UserError(
-                    f"weights and labels of {type(job.source).__name__} must be None in every "
-                    "batch or in none; give weights of one where all targets count"
+                    f"weights, labels and neighbours of {type(job.source).__name__} must be None "
+                    "in every batch or in none; give weights of one where all targets count"
                 )
             for all_, part in zip(jax.tree.leaves(batches), jax.tree.leaves(one), strict=True):
                 all_[i, of_seed] = part

@@ -105,14 +105,18 @@ class Program:
         state = params, jax.eval_shape(jax.vmap(self._direction.init), params)
         rates = jax.eval_shape(lambda: self.rates(self.optim))
         factors, count = described(jnp.float32, steps), described(jnp.int32)
-        tokens = described(jnp.int32, steps, seeds, batch, seq_len + 1)
+        batches = Batch(described(jnp.int32, steps, seeds, batch, seq_len + 1))
+        if (retrieval := self.model.retrieval) is not None:
+            beside = described(jnp.int32, steps, seeds, batch, retrieval.beside(seq_len))
+            batches = batches._replace(neighbours=beside)
         if self.mesh is not None:
-            state, tokens = jax.tree.map(
+            rows = jax.tree.map(lambda x: layout.rows(x.ndim, self.mesh), batches)
+            state, batches = jax.tree.map(
                 lambda leaf, place: leaf.update(sharding=place),
-                (state, tokens),
-                (self.shardings(state), layout.rows(tokens.ndim, self.mesh)),
+                (state, batches),
+                (self.shardings(state), rows),
             )
-        return state, rates, factors, Batch(tokens), count
+        return state, rates, factors, batches, count
 
     @property
     def _direction(self) -> optax.GradientTransformation:
@@ -127,17 +131,18 @@ class Program:
     def rates(self, peak: Optim) -> Any:
         return peak.rates(self.model, self.abstract[1])
 
-    def predict(self, params: Any, tokens: Int[Array, "b t"]) -> tuple[Float[Array, "b t w"], Aux]:
-        """Logits, and what the channel mixers report."""
+    def predict(self, params: Any, batch: Batch) -> tuple[Float[Array, "b t w"], Aux]:
+        """Logits of all targets, and what the channel mixers report."""
         with layout.within(self.mesh):
-            return nnx.merge(self.abstract[0], params)(tokens)
+            model = nnx.merge(self.abstract[0], params)
+            return model(batch.tokens[:, :-1], neighbours=batch.neighbours)
 
     def loss(self, params: Any, batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Mean of weight · nats plus the channel mixers' penalties, and the former alone.
 
         Weights whose mean is 1 make it the weighted mean Σ w·nats / Σ w.
         """
-        logits, aux = self.predict(params, batch.tokens[:, :-1])
+        logits, aux = self.predict(params, batch)
         nats = weighted(cross_entropy(logits, batch.targets), batch).mean()
         return nats + aux.get("penalty", 0.0), nats
 
@@ -195,7 +200,7 @@ class Program:
 
         def one_seed(params):
             def chunk(batch):
-                logits, aux = self.predict(params, batch.tokens[:, :-1])
+                logits, aux = self.predict(params, batch)
                 targets = batch.targets
                 nats = cross_entropy(logits, targets)
                 loss = weighted(nats, batch).mean(-1)

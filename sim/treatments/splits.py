@@ -4,19 +4,17 @@ of what is judged.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
-from jaxtyping import Bool, Int, UInt64
+from jaxtyping import Bool, Int
 
 from isoflop.models.errors import UserError
 from isoflop.sim.data import Batch, DataConfig
+from isoflop.sim.data.ngrams import shared
 from isoflop.sim.data.source import WINDOWS_MIN, drawn
 from isoflop.sim.spec import Run
 
 FRESH = 2**21  # a batch of a generated language that no run, and no retraining, has reached
 GRAM = 32  # tokens in a row, by which copies are known
-ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
 def judged(run: Run) -> list[Int[np.ndarray, "n s"]]:
@@ -44,30 +42,6 @@ def second(run: Run) -> Batch:
         )
     kept = others[np.arange(min(rows, len(others))) * len(others) // min(rows, len(others))]
     return Batch(*(None if part is None else part[kept] for part in every))
-
-
-def shared(
-    rows: Int[np.ndarray, "n s"], texts: Sequence[Int[np.ndarray, "_ _"]], gram: int
-) -> Bool[np.ndarray, "n s"]:
-    """Which tokens lie in `gram` tokens in a row that some text has too."""
-    found = np.zeros(rows.shape, bool)
-    if rows.shape[1] < gram:
-        return found
-    known = [marks(text, gram).ravel() for text in texts if text.shape[1] >= gram]
-    copied = np.isin(marks(rows, gram), np.concatenate([np.empty(0, np.uint64), *known]))
-    for back in range(gram):
-        found[:, back : back + copied.shape[1]] |= copied
-    return found
-
-
-def marks(rows: Int[np.ndarray, "n s"], gram: int) -> UInt64[np.ndarray, "n m"]:
-    """A hash of every `gram` tokens in a row: a polynomial modulo 2^64, mixed."""
-    last = rows.shape[1] - gram + 1
-    found = np.zeros((len(rows), last), np.uint64)
-    for i in range(gram):
-        found = found * ODD + rows[:, i : i + last].astype(np.uint64) + np.uint64(1)
-    found = (found ^ (found >> np.uint64(31))) * ODD
-    return found ^ (found >> np.uint64(29))
 
 
 class Shelf:
