@@ -171,9 +171,8 @@ def retro_cells(family: str, seeds: int, corpus: str) -> list[Cell]:
         return Run(model=architecture, data=data, optim=optim(family, width, WARMUP),
                    budget=budget, seed=seed)  # fmt: skip
 
-    one, of_plain = (training_flops(run(*each, LONG))["executed"]
-                     for each in ((retro, found), (base, plain)))  # fmt: skip
-    longer = round(LONG * (one + search_flops(found, LONG * 8 * 128)) / of_plain)
+    whole = training_flops(run(retro, found, LONG))["executed"] + search_flops(found, LONG * 1024)
+    longer = round(LONG * whole / training_flops(run(base, plain, LONG))["executed"])
     arms = {
         "neighbours": (retro, found, LONG),
         "random neighbours": (retro, found.model_copy(update={"random": True}), LONG),
@@ -201,36 +200,40 @@ def on_trained(cells: Sequence[Cell], trained: Path) -> list[dict[str, Any]]:
     for cell in cells:
         runs.setdefault(str(cell.labels["arm"]), []).append(cell.run)
 
-    def losses(arm: str, random: bool = False) -> np.ndarray:
-        """(seed, held-out sequence)"""
-        each = []
-        for run in runs[arm]:
-            other = {"random": True} if random else {}
-            batch = run.splits[0].draw(run.data.model_copy(update=other).open())
-            each.append(judge_checkpoint(Checkpoint.load(run.key, trained), batch).loss)
-        return np.stack(each)
+    data = runs["neighbours"][0].data
+    assert isinstance(data, Retrieved)
 
+    def losses(arm: str, given: AnyData | None = None) -> np.ndarray:
+        """Nats per token of (seed, held-out sequence)."""
+        batch = runs[arm][0].splits[0]._replace(data=given or runs[arm][0].data)
+        drawn = batch.draw(batch.data.open())
+        return np.stack([
+            judge_checkpoint(Checkpoint.load(run.key, trained), drawn).loss for run in runs[arm]
+        ])  # fmt: skip
+
+    random = data.model_copy(update={"random": True})
+    retro = losses("neighbours")
     arms = {
-        "neighbours": ("equal FLOPs", losses("neighbours")),
-        "neighbours, equal tokens": ("equal tokens", losses("neighbours")),
+        "neighbours": ("equal FLOPs", retro),
+        "neighbours, equal tokens": ("equal tokens", retro),
         "random neighbours": ("equal tokens", losses("random neighbours")),
-        "judged with random neighbours": ("equal tokens", losses("neighbours", random=True)),
+        "judged with random neighbours": ("equal tokens", losses("neighbours", random)),
     }
-    against = {arm: losses(arm) for arm in ("equal tokens", "equal FLOPs")}
+    plain = {arm: losses(arm) for arm in ("equal tokens", "equal FLOPs")}
+    run = runs["neighbours"][0]
     found = []
     for arm, (base, own) in arms.items():
-        apart = own - against[base]
-        run = runs["random neighbours" if arm.startswith("random") else "neighbours"][0]
-        search = search_flops(run.data, run.budget.tokens)
+        apart = own - plain[base]
         found.append({
             **{"part": "trained", "arm": arm, "family": cells[0].labels["family"]},
-            **{"against": base, "store": run.data.store, "N": run.model.cost(1).params},
+            **{"against": base, "store": data.store, "N": run.model.cost(1).params},
             **{"D": run.budget.tokens, "plain_D": runs[base][0].budget.tokens},
-            **{"train_flops": training_flops(run)["executed"], "search_flops": search},
-            **{"plain_flops": training_flops(runs[base][0])["executed"]},
+            "train_flops": training_flops(run)["executed"],
+            "search_flops": search_flops(data, run.budget.tokens),
+            "plain_flops": training_flops(runs[base][0])["executed"],
             **{"loss": float(own.mean()), "change": float(apart.mean())},
-            **{"changes": apart.mean(1).tolist()},
-            **{"se": float(apart.mean(0).std(ddof=1) / np.sqrt(apart.shape[1]))},
+            "changes": apart.mean(1).tolist(),
+            "se": float(apart.mean(0).std(ddof=1) / np.sqrt(apart.shape[1])),
         })  # fmt: skip
     return found
 

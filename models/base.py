@@ -248,6 +248,12 @@ class Mixer(nnx.Module):
         state, y = jax.lax.scan(token, state, (jnp.moveaxis(x, 1, 0), real.T))
         return state, jnp.moveaxis(y, 0, 1)
 
+    def read(self, state: State, neighbours: Float[Array, "b s d"]) -> State:
+        """The state with the neighbours of the chunk that the next token ends; as it is where the
+        mixer reads none (`MixerConfig.retrieval`).
+        """
+        return state
+
     def room(self, state: State) -> Int[Array, " b"] | None:
         """Tokens that each sequence's state still takes; None: any number."""
         return None

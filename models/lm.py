@@ -433,17 +433,10 @@ class LM(nnx.Module):
                 f"this model reads {'no' if retrieval is None else retrieval.tokens} tokens of "
                 f"neighbours for a chunk, and {neighbours.shape[1]} are given; give as many"
             )
-        after = list(state)
-        for i, (block, before) in enumerate(zip(self.blocks, state, strict=True)):
-            if block.mixer and block.mixer.config.retrieval:
-                due = block.mixer.room(before)
-                if not isinstance(due, jax.core.Tracer) and (due != 0).any():
-                    raise UserError(
-                        f"neighbours are read before the token that ends a chunk, and {due.max()} "
-                        f"tokens come before that one; give those first"
-                    )
-                after[i] = block.mixer.read(before, found)
-        return after
+        return [
+            block.mixer.read(before, found) if block.mixer else before
+            for block, before in zip(self.blocks, state, strict=True)
+        ]
 
     @full_precision
     def step(
@@ -494,7 +487,7 @@ class LM(nnx.Module):
                 kind, most = type(block.mixer).__name__, int(room[(tokens - room).argmax()])
                 takes = f"takes {most} tokens more" if most > 0 else "has taken every token"
                 last = "of the context that it was made for; init_state for a longer context"
-                if self.config.blocks[i].mixer.retrieval:
+                if (mixer := self.config.blocks[i].mixer) and mixer.retrieval is not None:
                     last = "before a chunk's neighbours are read; read them first"
                 raise UserError(f"the decoding state of block {i} ({kind}) {takes} {last}")
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -24,7 +25,7 @@ from jaxtyping import Array, Float, Int
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from isoflop.models.base import Cost, CrossLayerState, Init, Mixer, MixerConfig, Retrieval, State
-from isoflop.models.errors import check_multiple
+from isoflop.models.errors import UserError, check_multiple
 from isoflop.models.kernels.attention import reference
 from isoflop.models.layers import SOFTMAX, Linear, RMSNorm
 from isoflop.models.mixers.mlp import SwiGLU
@@ -197,7 +198,13 @@ class CrossAttention(Mixer):
         }
 
     def read(self, state: State, neighbours: Float[Array, "b s d"]) -> State:
-        """The neighbours of the chunk that the next token ends, in the place of those before."""
+        """In the place of those before. Raises UserError if the next token is known to end none."""
+        due = self.room(state)
+        if not isinstance(due, jax.core.Tracer) and (due != 0).any():
+            raise UserError(
+                f"neighbours are read before the token that ends a chunk, and {due.max()} tokens "
+                f"come before that one; give those first"
+            )
         keys, values = self._read(neighbours)
         return state | {
             "k": keys.astype(state["k"].dtype),
