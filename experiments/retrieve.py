@@ -194,26 +194,33 @@ def search_flops(data: Retrieved, tokens: int) -> int:
     return round(source.search_flops(batch) / (batch.tokens.size - len(batch.tokens)) * tokens)
 
 
-def on_trained(cells: Sequence[Cell], trained: Path) -> list[dict[str, Any]]:
-    """A row for each arm: its change from plain runs of as many tokens, or of as many FLOPs."""
-    runs: dict[str, list[Run]] = {}
-    for cell in cells:
-        runs.setdefault(str(cell.labels["arm"]), []).append(cell.run)
-
+def on_trained(rows: Sequence[Row], trained: Path) -> list[dict[str, Any]]:
+    """A row for each arm of a family: its change from plain runs of as many tokens, or of as many
+    FLOPs, of the seeds that have a result in all of them.
+    """
+    arms: dict[str, dict[int, Run]] = {}
+    for row in rows:
+        run = row.record.run
+        arms.setdefault(str(row.labels["arm"]), {})[run.seed] = run
+    seeds = sorted(set.intersection(*map(set, arms.values()))) if len(arms) == 4 else []
+    if not seeds:
+        return []
+    runs = {arm: [found[seed] for seed in seeds] for arm, found in arms.items()}
     data = runs["neighbours"][0].data
     assert isinstance(data, Retrieved)
 
     def losses(arm: str, given: AnyData | None = None) -> np.ndarray:
         """Nats per token of (seed, held-out sequence)."""
-        batch = runs[arm][0].splits[0]._replace(data=given or runs[arm][0].data)
-        drawn = batch.draw(batch.data.open())
+        split = runs[arm][0].splits[0]
+        split = split._replace(data=given or split.data)
+        batch = split.draw(split.data.open())
         return np.stack([
-            judge_checkpoint(Checkpoint.load(run.key, trained), drawn).loss for run in runs[arm]
+            judge_checkpoint(Checkpoint.load(run.key, trained), batch).loss for run in runs[arm]
         ])  # fmt: skip
 
     random = data.model_copy(update={"random": True})
     retro = losses("neighbours")
-    arms = {
+    against = {
         "neighbours": ("equal FLOPs", retro),
         "neighbours, equal tokens": ("equal tokens", retro),
         "random neighbours": ("equal tokens", losses("random neighbours")),
@@ -222,10 +229,10 @@ def on_trained(cells: Sequence[Cell], trained: Path) -> list[dict[str, Any]]:
     plain = {arm: losses(arm) for arm in ("equal tokens", "equal FLOPs")}
     run = runs["neighbours"][0]
     found = []
-    for arm, (base, own) in arms.items():
+    for arm, (base, own) in against.items():
         apart = own - plain[base]
         found.append({
-            **{"part": "trained", "arm": arm, "family": cells[0].labels["family"]},
+            **{"part": "trained", "arm": arm, "family": rows[0].labels["family"]},
             **{"against": base, "store": data.store, "N": run.model.cost(1).params},
             **{"D": run.budget.tokens, "plain_D": runs[base][0].budget.tokens},
             "train_flops": training_flops(run)["executed"],
