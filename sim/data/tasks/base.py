@@ -226,6 +226,6 @@ def _window(batch: Batch, seq_len: int) -> Batch:
             None
             if part is None
             else np.pad(part, [(0, 0), (0, width - part.shape[1])]).astype(dtype)
-            for part, width, dtype in zip(batch, widths, dtypes, strict=True)
+            for part, width, dtype in zip(batch[:3], widths, dtypes, strict=True)
         )
     )
