@@ -131,18 +131,19 @@ class Program:
     def rates(self, peak: Optim) -> Any:
         return peak.rates(self.model, self.abstract[1])
 
-    def predict(self, params: Any, batch: Batch) -> tuple[Float[Array, "b t w"], Aux]:
-        """Logits of all targets, and what the channel mixers report."""
+    def predict(
+        self, params: Any, tokens: Int[Array, "b t"], neighbours: Int[Array, "b u"] | None = None
+    ) -> tuple[Float[Array, "b t w"], Aux]:
+        """Logits, and what the channel mixers report."""
         with layout.within(self.mesh):
-            model = nnx.merge(self.abstract[0], params)
-            return model(batch.tokens[:, :-1], neighbours=batch.neighbours)
+            return nnx.merge(self.abstract[0], params)(tokens, neighbours=neighbours)
 
     def loss(self, params: Any, batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Mean of weight · nats plus the channel mixers' penalties, and the former alone.
 
         Weights whose mean is 1 make it the weighted mean Σ w·nats / Σ w.
         """
-        logits, aux = self.predict(params, batch)
+        logits, aux = self.predict(params, batch.tokens[:, :-1], batch.neighbours)
         nats = weighted(cross_entropy(logits, batch.targets), batch).mean()
         return nats + aux.get("penalty", 0.0), nats
 
@@ -200,7 +201,7 @@ class Program:
 
         def one_seed(params):
             def chunk(batch):
-                logits, aux = self.predict(params, batch)
+                logits, aux = self.predict(params, batch.tokens[:, :-1], batch.neighbours)
                 targets = batch.targets
                 nats = cross_entropy(logits, targets)
                 loss = weighted(nats, batch).mean(-1)
