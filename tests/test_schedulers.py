@@ -40,6 +40,8 @@ def test_resources_of_a_job_are_asked_for_by_rays_names():
     assert ray.Ray()._resources() == {"CPU": 1.0}
     with pytest.raises(UserError, match="cpus=0 and nodes=1 must be at least 1"):
         ray.Ray(cpus=0)
+    with pytest.raises(UserError, match=r"nodes=2 are of a cluster .* --ray-address"):
+        ray.Ray(nodes=2)
 
 
 def test_a_job_has_as_many_threads_as_cores_and_the_settings_of_its_parent(monkeypatch):

@@ -54,6 +54,11 @@ class Ray:
                 f"cpus={self.cpus} and nodes={self.nodes} must be at least 1, and "
                 f"gpus={self.gpus:g}, memory={self.memory:g} and retries={self.retries} at least 0"
             )
+        if self.nodes > 1 and not self.ray_address:
+            raise UserError(
+                f"nodes={self.nodes} are of a cluster that is there, and Ray is started on this "
+                "machine alone; name the cluster with --ray-address"
+            )
 
     @property
     def workers(self) -> int:
