@@ -35,7 +35,7 @@ def draw(rows: list[Row], out: Path) -> list[Path]:
         style.note(
             figure,
             "above: the largest model with most tokens, means over seeds; below: 90 % intervals, "
-            f"N* at {style.scientific(found.budget)} executed FLOPs, where it is between trained sizes",
+            f"N* at {style.scientific(found.budget)} executed FLOPs, between trained sizes",
         )
     return style.save(figure, numbers, out, "context_training")
 
