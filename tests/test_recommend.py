@@ -368,6 +368,7 @@ def test_the_page_holds_the_worlds_and_escapes_names(found, tmp_path):
     assert "&lt;middle&gt;" in text
     assert "<middle>" not in text
     assert "&lt;b&gt;warning" in text
+    assert re.findall(r'value="(\w+)" selected', text) == ["p95"]  # the first limit
     assert text.count("<script") == text.count("</script") == 2
     data = json.loads(re.search(r"^const data = (.*);$", text, re.MULTILINE)[1])
     assert data["limits"] == {"p95": 0.5, "per_query": 0.01}

@@ -50,6 +50,7 @@ def _values(result: Recommendation, told: Sequence[str]) -> dict[str, Any]:
         "shown": shown,
         "more": len(choice.standings) - len(shown),
         "costs": costs,
+        "against": next((name for name in choice.limits if name in costs), costs[0]),
         "metrics": METRICS,
         "share": f"{choice.share:.0%}",
         "pays": [
