@@ -1,4 +1,4 @@
-"""What a store of text gains, against its size, and whether facts obey their law."""
+"""What a store of text gains, by its size and in training; and whether facts obey their law."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from isoflop.figures import style
 from isoflop.figures.palette import ORDER
 from isoflop.sim.compare.points import ordered
-from isoflop.sim.compare.retrieval import by_store, families, obeys, per_byte
+from isoflop.sim.compare.retrieval import by_store, families, obeys, per_byte, told_apart
 from isoflop.sim.records.metrics import Z90
 
 CONTROLS = {
@@ -20,6 +20,12 @@ CONTROLS = {
     "passages": "passages in the context",
     "random store": "store in random order",
     "random passages": "random passages",
+}
+TRAINED = {  # arm → what it is, and what it is measured against
+    "neighbours": "neighbours,\non equal FLOPs",
+    "neighbours, equal tokens": "neighbours,\non equal tokens",
+    "random neighbours": "random neighbours,\non equal tokens",
+    "judged with random neighbours": "judged with random,\non equal tokens",
 }
 
 
@@ -30,17 +36,19 @@ def draw(rows: list[dict], out: Path) -> list[Path]:
         return []
     looks = style.styles(names)
     lines = {family: by_store(rows, family) for family in names}
-    with style.sheet(3, 1, width=4.9, height=4.6) as (figure, axes):
+    with style.sheet(4, 1, width=4.7, height=4.6) as (figure, axes):
         _stores(axes[0], rows, names, looks)
         _controls(axes[1], rows, names, looks)
-        _facts(axes[2], rows, names, looks)
+        _trained(axes[2], rows, names, looks)
+        _facts(axes[3], rows, names, looks)
         style.key_above(figure)
         style.title(figure, finding(rows, lines))
         style.note(
             figure,
             "gains are means over seeds, of runs on half of the text; bars: 90 % over held-out "
-            "sequences, the mean of the seeds'; right: a mark for each run and table, its law a "
-            "line; facts that were drawn after training, looked up in a table",
+            "sequences, the mean of the seeds'; trained with neighbours: on plain runs, seeds are "
+            "small marks; right: a mark for each run and table, its law a line; facts that were "
+            "drawn after training, looked up in a table",
         )
     return style.save(figure, {"rows": rows, "parabola": lines}, out, "retrieve")
 
@@ -59,6 +67,10 @@ def finding(rows: Sequence[Mapping[str, Any]], lines: Mapping[str, Any]) -> str:
     if worth:
         best = max(value for value, *_ in worth)
         said.append(f"N_eff/N for each byte held is at most {best:.2g} of the run's own")
+    trained = [row for row in rows if row["part"] == "trained" and row["arm"] == "neighbours"]
+    for sign, what in ((-1, "pays"), (0, "changes nothing that is resolved"), (1, "costs")):
+        if some := [row["family"] for row in trained if told_apart(row) == sign]:
+            said.append(f"training with neighbours {what} at equal FLOPs for {style.listed(some)}")
     facts = [row for row in rows if row["part"] == "facts"]
     if facts:
         said.append(f"{sum(map(obeys, facts))} of {len(facts)} losses on new facts obey the law")
@@ -119,6 +131,24 @@ def _controls(
     axes.set_yticks(range(len(told)), list(told.values()))
     axes.invert_yaxis()
     axes.set(title="Beside the controls", xlabel="fall of the loss (nats per token)")
+
+
+def _trained(
+    axes: Axes, rows: Sequence[Mapping[str, Any]], names: Sequence[str], looks: Mapping[str, Any]
+) -> None:
+    """As `_controls`; a small mark is a seed."""
+    mine = [row for row in rows if row["part"] == "trained" and row["family"] in names]
+    for row in mine:
+        look, y = looks[row["family"]], [*TRAINED].index(row["arm"])
+        at = y + 0.3 * ((names.index(row["family"]) + 0.5) / len(names) - 0.5)
+        axes.errorbar([-row["change"]], [at], xerr=[Z90 * row["se"]], color=look.colour,
+                      marker=look.marker, elinewidth=1)  # fmt: skip
+        axes.plot([-x for x in row["changes"]], [at] * len(row["changes"]), color=look.colour,
+                  marker=look.marker, markersize=3, linestyle="none", alpha=0.5)  # fmt: skip
+    axes.axvline(0, color=style.LINE, linewidth=0.8)
+    axes.set_yticks(range(len(TRAINED)), list(TRAINED.values()))
+    axes.invert_yaxis()
+    axes.set(title="Trained with neighbours", xlabel="fall of the loss (nats per token)")
 
 
 def _facts(

@@ -367,6 +367,8 @@ def test_a_figure_is_drawn_of_stores_controls_and_facts(tmp_path):
 
     rows = [told(row) for row in table()]
     rows.append(rows[0] | {"arm": "random store"})
+    rows += [{"part": "trained", "family": "dense", "arm": arm, "change": 0.02, "se": 0.001,
+              "changes": [0.01, 0.03]} for arm in retrieve.TRAINED]  # fmt: skip
     assert retrieve.draw([], tmp_path) == []
     assert all(path.is_file() for path in retrieve.draw(rows, tmp_path))
     bent = by_store(table(bend=0.002), "dense")
@@ -374,4 +376,7 @@ def test_a_figure_is_drawn_of_stores_controls_and_facts(tmp_path):
     assert said == "The gain grows faster than the logarithm of the store for dense and mamba"
     said = retrieve.finding(rows, {"dense": by_store(rows, "dense")})
     assert "The gain grows with the logarithm of the store for dense;" in said
-    assert "at most 2 of the run's own; 1 of 1 losses on new facts obey" in said
+    assert "at most 2 of the run's own; training with neighbours costs at equal FLOPs for" in said
+    assert "dense; 1 of 1 losses on new facts obey" in said
+    assert "changes nothing that is resolved" in retrieve.finding([rows[-4] | {"se": 0.1}], {})
+    assert "neighbours pays" in retrieve.finding([rows[-4] | {"change": -0.02}], {})

@@ -392,6 +392,23 @@ def test_a_run_trains_is_charged_and_judged_with_its_neighbours(prose, tmp_path)
     assert (other.nats[:, :7] == found.nats[:, :7]).all()
 
 
+@pytest.mark.slow
+def test_random_neighbours_gain_nothing(prose, tmp_path):
+    """On a plain run of as many tokens, in a 90 % interval over held-out sequences."""
+    budget = Budget(steps=200, batch=8, seq_len=32, eval_tokens=6400)
+    control = run(prose, READS, random=True).model_copy(update={"budget": budget})
+    plain = control.model_copy(update={"model": model(None).model_copy(update={"vocab_size": 256}),
+                                       "data": control.data.data})  # fmt: skip
+    losses = []
+    for spec in (control, plain):
+        for record, weights in train([spec]):
+            Store(tmp_path).save(record, weights)
+        batch = spec.splits[0].draw(spec.data.open())
+        losses.append(judge(Checkpoint.load(spec.key, tmp_path), batch).loss)
+    gain = losses[1] - losses[0]
+    assert gain.mean() < 1.645 * gain.std(ddof=1) / len(gain) ** 0.5
+
+
 def test_a_training_step_can_be_compiled_from_shapes_alone(prose):
     spec = run(prose, READS)
     program = Program(spec.model, spec.optim.compiled)

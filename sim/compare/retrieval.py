@@ -43,6 +43,12 @@ def obeys(row: Mapping[str, Any]) -> bool:
     return abs(row["loss"] - row["law"]) <= Z90 * row["se"]
 
 
+def told_apart(row: Mapping[str, Any]) -> int:
+    """The sign of a row's change where 0 is outside of its 90 % interval, else 0."""
+    half = Z90 * row["se"]
+    return int(row["change"] > half) - int(row["change"] < -half)
+
+
 def per_byte(row: Mapping[str, Any]) -> tuple[float, float, float | None] | None:
     """N_eff/N over the bytes held, as multiples of the run's own, with its interval; None without
     an effective size.
