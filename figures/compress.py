@@ -14,16 +14,19 @@ from isoflop.figures.palette import ORDER
 from isoflop.sim.compare.points import ordered
 from isoflop.sim.compare.precision import hardness, largest, post_training
 
+OUTSIDE = "N_eff/N is"  # in the reason of a size that lies outside the trained ones
 HARD = "weights int3"  # the format whose cost is drawn against tokens
 
 
 def draw(rows: list[dict], out: Path) -> list[Path]:
-    """One picture: effective sizes at each family's largest run, and the rise of the loss under
-    int3 against training tokens; none where nothing was treated.
+    """One picture, of families that have a surface: effective sizes at each one's largest run, and
+    the rise of the loss under int3 against training tokens; none where there are none.
     """
+    surface = {row["family"] for row in rows if not row.get("reason") or OUTSIDE in row["reason"]}
+    rows = [row for row in rows if row["family"] in surface]
     if not rows:
         return []
-    families = ordered((row["family"] for row in rows), ORDER)
+    families = ordered(surface, ORDER)
     treatments = list(dict.fromkeys(row["treatment"] for row in rows))
     looks = style.styles(families)
     exponents = hardness(rows, HARD)

@@ -481,7 +481,7 @@ def test_a_treated_run_beside_another_treatment_differs_by_their_changes(runs):
     assert beside.change.value == pytest.approx(
         one.metrics["loss"].value - control.metrics["loss"].value, abs=1e-6
     )
-    assert beside.plain_ledger == control.ledger
+    assert (beside.ledger, beside.plain_ledger) == (one.ledger, one.plain_ledger)
     with pytest.raises(UserError, match="a control is of the same run"):
         one.over(control.model_copy(update={"run": "f" * 16}))
 

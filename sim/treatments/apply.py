@@ -49,9 +49,9 @@ class Treated(Config):
         return self.changes["loss"]
 
     def over(self, control: Treated) -> Treated:
-        """Compared with the same run under another treatment instead of the run as it was; a
-        change's standard error is that of two changes that know nothing of each other. Raises
-        UserError for another run's.
+        """Compared with the same run under another treatment instead of the run as it was, to which
+        only costs stay compared; a change's standard error is that of two changes that know nothing
+        of each other. Raises UserError for another run's.
         """
         if control.run != self.run:
             raise UserError(
@@ -64,8 +64,7 @@ class Treated(Config):
             return change.model_copy(update={"value": change.value - other.value, "se": error})
 
         changes = {name: less(one, control.changes[name]) for name, one in self.changes.items()}
-        plain = {"plain": control.metrics, "plain_ledger": control.ledger}
-        return self.model_copy(update={"changes": changes, **plain})
+        return self.model_copy(update={"changes": changes, "plain": control.metrics})
 
 
 def apply(run: str | Path, treatments: Sequence[Treatment], runs: Path = Path("runs")) -> Treated:
