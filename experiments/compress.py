@@ -18,8 +18,8 @@ and most tokens, where larger and smaller plain models were trained too.
 
 Command:   isoflop run compress && isoflop figures compress
 Duration:  36 minutes of one core for --families dense mamba gated_deltanet --steps 150 300 600,
-           most of it treating; 4 minutes for --families dense
-           --steps 64 100 150 --seeds 1; the whole grid was not timed
+           most of it treating; 5 for --families linear --kinds states at those steps; 4 for
+           --families dense --steps 64 100 150 --seeds 1; the whole grid was not timed
 Expected:  int8 weights cost nothing that is resolved, then int4, int3 and int2 cost more and more,
            and int4 less where training knows of it; recurrent states at int8 cost nothing either
 """
