@@ -27,7 +27,7 @@ def draw(rows: list[dict], out: Path) -> list[Path]:
     if not rows:
         return []
     families = ordered(surface, ORDER)
-    treatments = list(dict.fromkeys(row["treatment"] for row in rows))
+    treatments = list(dict.fromkeys(row["treatment"] for row in largest(rows)))
     looks = style.styles(families)
     exponents = hardness(rows, HARD)
     with style.sheet(2, 1, width=6.2, height=0.42 * len(treatments) + 1.6) as (figure, axes):
