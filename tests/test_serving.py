@@ -12,6 +12,7 @@ from isoflop.models.errors import UserError
 from isoflop.models.lm import Block, ModelConfig, tile
 from isoflop.models.mixers.attention import Attention
 from isoflop.models.mixers.mlp import SwiGLU
+from isoflop.models.mixers.retro import ChunkedCrossAttention
 from isoflop.sim.cost.hardware import decode, device, roofline
 from isoflop.sim.cost.serving import Deployment, Speculation, Workload, serve
 from isoflop.sim.cost.serving.calibration import calibration
@@ -77,6 +78,10 @@ def test_such_a_queue_waits_as_the_closed_form_of_m_d_1_says(load):
 def test_what_cannot_be_served_is_told_in_one_line():
     with pytest.raises(UserError, match=r"needs 141.1 GB of bf16 weights .* lacks 69.1 GB"):
         serve(Deployment(LLAMA_70B, H100, name="llama"), USERS)
+    cross = ChunkedCrossAttention(n_heads=2)
+    reader = LLAMA_70B.model_copy(update={"blocks": (Block(mixer=cross),)})
+    with pytest.raises(UserError, match="the model reads neighbours"):
+        Deployment(reader, H100)
     with pytest.raises(UserError, match="tensor=3 must divide the 64 heads"):
         Deployment(LLAMA_70B, H100, count=3)
     with pytest.raises(UserError, match="tensor=4 · data=3 must be the 8 chips"):

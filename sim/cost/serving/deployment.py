@@ -59,7 +59,9 @@ class Speculation:
 
 @dataclass(frozen=True)
 class Deployment:
-    """One replica. Raises UserError for parallelism or formats that cannot be."""
+    """One replica. Raises UserError for parallelism or formats that cannot be, and for a model that
+    reads neighbours.
+    """
 
     model: ModelConfig
     device: Device
@@ -106,6 +108,11 @@ class Deployment:
         if self.count % self.expert:
             raise UserError(
                 f"expert={self.expert} must divide the {self.count} chips; change one of both"
+            )
+        if self.model.retrieval is not None:
+            raise UserError(
+                f"{self.name} reads neighbours, whose search and encoder this clock does not have; "
+                "serve a model without them"
             )
         for i, block in enumerate(self.model.blocks):
             heads = getattr(block.mixer, "n_heads", None)
