@@ -58,7 +58,9 @@ def finding(rows: Sequence[Mapping[str, Any]], exponents: Mapping[str, Any]) -> 
     harder = [name for name, found in exponents.items() if found["gamma_D"][1] > 0]
     if exponents:
         whom = style.listed(harder) if harder else "no family"
-        said.append(f"int3 costs more the longer one trains for {whom} (of {len(exponents)})")
+        said.append(
+            f"over all sizes int3 costs more the longer one trains for {whom} (of {len(exponents)})"
+        )
     return "; ".join(said) or "What compression costs"
 
 
