@@ -17,7 +17,7 @@ from isoflop.models.mixers.mlp import SwiGLU
 from isoflop.models.mixers.retro import ChunkedCrossAttention
 from isoflop.sim.cost.flops import step_flops, training_flops
 from isoflop.sim.cost.jaxpr import executed_flops
-from isoflop.sim.data import Batch, File, Retrieved, ZipfFacts
+from isoflop.sim.data import Batch, File, Mixture, Part, Retrieved, ZipfFacts
 from isoflop.sim.data.ngrams import NGrams, shared
 from isoflop.sim.evaluate.checkpoint import Checkpoint
 from isoflop.sim.evaluate.position import judge
@@ -347,6 +347,8 @@ def test_a_near_copy_of_a_row_is_none_of_its_neighbours(tmp_path):
 def test_what_cannot_be_retrieved_is_refused(prose):
     with pytest.raises(ValidationError, match="chunk=8 must be at least gram=9"):
         data(prose, gram=9)
+    with pytest.raises(ValidationError, match="a mixture have no neighbours"):
+        Mixture(parts=(Part(data=data(prose)),))
     with pytest.raises(UserError, match="zipf_facts data have none"):
         Retrieved(data=ZipfFacts(facts=8, symbols=4, alpha=0.5), store=4).open()
     with pytest.raises(UserError, match="store=99999 passages of length=16 must fit"):

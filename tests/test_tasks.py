@@ -256,7 +256,7 @@ class _Wrong(Source):
         self.how = how
 
     def batch(self, step, seed, batch, seq_len):
-        tokens, weights, _ = Recall().open().batch(step, seed, batch, seq_len)
+        tokens, weights, *_ = Recall().open().batch(step, seed, batch, seq_len)
         return Batch(*WRONG[self.how][0](tokens, weights))
 
     def held_out(self, tokens, seq_len):

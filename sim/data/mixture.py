@@ -44,12 +44,14 @@ class Mixture(DataConfig):
     parts: tuple[Part, ...] = Field(min_length=1, max_length=64)
 
     @model_validator(mode="after")
-    def _has_a_period(self) -> Mixture:
+    def _has_a_period_and_no_neighbours(self) -> Mixture:
         if (period := sum(part.share for part in self.parts)) > PERIOD_MAX:
             raise ValueError(
                 f"shares of a mixture add up to {period}, and must to at most {PERIOD_MAX}; use "
                 f"smaller numbers in the same proportions"
             )
+        if any(part.data.retrieval is not None for part in self.parts):
+            raise ValueError("sequences of a mixture have no neighbours; mix text without them")
         return self
 
     @property
