@@ -71,6 +71,7 @@ results: $(STAMP)
 	for rule in muon depth zoo; do \
 		$(BIN)/isoflop figures lr_transfer --records $(RECORDS)/lr_transfer_$$rule.jsonl \
 		--out figures/out/$$rule || exit 1; done
+	$(BIN)/isoflop figures specialise --records $(RECORDS)/specialise_book.jsonl --out figures/out/book
 	$(BIN)/python -m isoflop.experiments.cli.readme
 
 # every lesson executed, and rendered as a notebook and as HTML: needs pip's index

@@ -10,7 +10,7 @@ the code; or one book of English, and code what the models are general in.
 
 Command:   isoflop run specialise && isoflop figures specialise
            (--book psalms for a book, whose records are specialise_book.jsonl)
-Duration:  5 minutes of one core
+Duration:  5 minutes of one core; the book, whose general models read code, as long again
 Expected:  tuned beats general at every size, and at a tenth of the size is beside a general model,
            which sees code in every fourth sequence; LoRA learns less and forgets less; a model of
            code alone needs half the parameters of the mixture's or fewer
