@@ -9,8 +9,7 @@ as of a teacher that is there anyway (Busbridge et al. 2025, 2502.08606). Beside
 there can be: a Markov language's own probabilities of the next token.
 
 Command:   isoflop run distil && isoflop figures distil
-Duration:  5 minutes of a busy core for --students 24, whose records are committed, after the plain
-           runs; 2 for --teachers --students 24, the oracle alone; the whole grid was not timed
+Duration:  15 minutes of a busy core; 2 for --teachers --students 24, the oracle alone
 Expected:  the oracle saves half of the tokens and more, and its student's loss stays above the
            language's entropy; a trained teacher saves some, and nothing where it is charged in full
 Rule:      a teacher saves data where the 90 % interval of the gain in tokens lies above 1 at the
