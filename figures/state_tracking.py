@@ -20,7 +20,7 @@ def draw(rows: list[Row], out: Path) -> list[Path]:
     tasks = [t for t in ("parity", "S3", "A5") if any(trial["task"] == t for trial in trials)]
     if not tasks:
         return []
-    with style.sheet(len(tasks), 1, 4.6, 4.0) as (figure, panels):
+    with style.sheet(len(tasks), 1, 4.6 if len(tasks) > 1 else 7.0, 4.0) as (figure, panels):
         for axes, task in zip(panels, tasks, strict=True):
             own = [trial for trial in trials if trial["task"] == task]
             (_parity if task == "parity" else _words)(axes, own)
@@ -41,7 +41,9 @@ def _parity(axes: Axes, trials: list[Trial]) -> None:
                for name in [split.name]}  # fmt: skip
     for i, (family, look) in enumerate(looks.items()):
         for place, name in enumerate(lengths):
-            _dot(axes, place + 0.12 * (i - len(looks) / 2), own[family], f"{name}.accuracy", look)
+            _dot(
+                axes, place + 0.06 * (2 * i + 1 - len(looks)), own[family], f"{name}.accuracy", look
+            )
         axes.plot([], [], look.marker, color=look.colour, label=style.label(family))
     bits = [f"{(n or 1) - 1} bits" for n in lengths.values()]
     axes.set_xticks(range(len(bits)), bits)
@@ -85,16 +87,16 @@ def finding(trials: list[Trial]) -> str:
     if not parity:
         return "Word problems against depth"
     evals = next(iter(parity.values())).rows[0].record.run.evals
-    far = max(evals, key=lambda one: one.seq_len or 0)
+    near, *_, far = sorted(evals, key=lambda one: one.seq_len or 0)
     means = {f: one.mean for f, t in parity.items() if (one := t.interval(f"{far.name}.accuracy"))}
     solved = [family for family in means if means[family] >= SOLVED]
-    length = (far.seq_len or 1) - 1
-    if not solved:
-        best = max(means, key=lambda family: means[family])
-        return f"No family solves parity at {length} bits; the best is {best} at {means[best]:.2f}"
     rest = [family for family in means if family not in solved]
-    others = f", {style.listed(rest)} not" if rest else ""
-    return f"At {length} bits, trained on at most 40, {style.listed(solved)} solve parity{others}"
+    said = [f"is solved by {style.listed(solved)}" if solved else "is solved by no family"]
+    if rest:
+        best = max(rest, key=lambda family: means[family])
+        said.append(f"{best} has {means[best]:.2f} of the answers")
+    trained, asked = ((one.seq_len or 1) - 1 for one in (near, far))
+    return f"Parity at {asked} bits, trained on at most {trained}, {'; '.join(said)}"
 
 
 def _numbers(trial: Trial) -> dict[str, Any]:

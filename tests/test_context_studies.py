@@ -52,7 +52,7 @@ def test_parity_is_judged_and_drawn_by_the_seeds_that_did_not_choose(tmp_path):
     assert found.holds is True
     assert "gated_deltanet_negative 1.00" in found.result
     said = title(state_figure.draw(best, tmp_path))
-    assert "At 240 bits, trained on at most 40," in said
+    assert "Parity at 240 bits, trained on at most 40, is solved by" in said
     chance = rows(cells, lambda of, run: 0.5)
     assert JUDGES["parity_needs_negative_eigenvalues"](chance).holds is None  # at a sweep's edge
     assert JUDGES["words_need_depth"](best).holds is None
