@@ -9,7 +9,8 @@ as of a teacher that is there anyway (Busbridge et al. 2025, 2502.08606). Beside
 there can be: a Markov language's own probabilities of the next token.
 
 Command:   isoflop run distil && isoflop figures distil
-Duration:  15 minutes of a busy core; 2 for --teachers --students 24, the oracle alone
+Duration:  10 minutes of a busy core after the plain runs of the smaller student; 2 for --teachers
+           --students 24, the oracle alone
 Expected:  the oracle saves half of the tokens and more, and its student's loss stays above the
            language's entropy; a trained teacher saves some, and nothing where it is charged in full
 Rule:      a teacher saves data where the 90 % interval of the gain in tokens lies above 1 at the

@@ -229,6 +229,7 @@ def on_trained(rows: Sequence[Row], trained: Path) -> list[dict[str, Any]]:
     }
     plain = {arm: losses(arm) for arm in ("equal tokens", "equal FLOPs")}
     run = runs["neighbours"][0]
+    searched = search_flops(data, run.budget.tokens)
     found = []
     for arm, (base, own) in against.items():
         apart = own - plain[base]
@@ -237,9 +238,7 @@ def on_trained(rows: Sequence[Row], trained: Path) -> list[dict[str, Any]]:
             **{"against": base, "store": data.store, "N": run.model.cost(1).params},
             **{"D": run.budget.tokens, "plain_D": runs[base][0].budget.tokens},
             "train_flops": training_flops(run)["executed"],
-            "search_flops": search_flops(
-                random if arm == "random neighbours" else data, run.budget.tokens
-            ),
+            "search_flops": 0 if arm == "random neighbours" else searched,
             "plain_flops": training_flops(runs[base][0])["executed"],
             **{"loss": float(own.mean()), "change": float(apart.mean())},
             "changes": apart.mean(1).tolist(),

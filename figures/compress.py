@@ -28,6 +28,8 @@ def draw(rows: list[dict], out: Path) -> list[Path]:
         return []
     families = ordered(surface, ORDER)
     treatments = list(dict.fromkeys(row["treatment"] for row in largest(rows)))
+    kinds = [one.partition(" ")[0] for one in treatments]
+    treatments.sort(key=lambda one: kinds.index(one.partition(" ")[0]))
     looks = style.styles(families)
     exponents = hardness(rows, HARD)
     with style.sheet(2, 1, width=6.2, height=0.42 * len(treatments) + 1.6) as (figure, axes):

@@ -184,10 +184,13 @@ def gains_by_compute(
         style.log_axis(axes.xaxis, *axes.get_xlim())
         style.log_axis(axes.yaxis, *axes.get_ylim())
         axes.set_xlabel(f"training FLOPs: {style.named(convention)}")
-        axes.set_ylabel(f"compute-equivalent gain over {BASELINE}")
+        axes.set_ylabel(f"gain over {BASELINE}")
         style.key(axes)
         style.title(figure, _of_compute(shown))
-        style.note(figure, "90 % intervals; above 1 less compute than the baseline is enough")
+        style.note(
+            figure,
+            "compute-equivalent, 90 % intervals; above 1 less compute than the baseline is enough",
+        )
     return style.save(figure, shown, out, "gains_by_compute")
 
 
@@ -202,7 +205,7 @@ def _of_compute(shown: list[dict[str, Any]]) -> str:
         for way, names in ways.items()
         if names
     ]
-    return f"Through the window the gain over {BASELINE} {', '.join(said)}"
+    return f"Through the window the gain over {BASELINE} {style.listed(said)}"
 
 
 def _forest(axes: Axes, items: list[dict[str, Any]], styles: dict[str, style.Style]) -> None:

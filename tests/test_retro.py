@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 from pydantic import ValidationError
 
+from isoflop.experiments import retrieve
 from isoflop.models.base import Init, Retrieval, count
 from isoflop.models.errors import UserError
 from isoflop.models.lm import Block, ModelConfig
@@ -307,6 +308,23 @@ def test_neighbours_are_the_most_similar_passages_that_are_not_left_out(prose):
             best = np.argsort(-scores, kind="stable")[:2]
             found = batch.neighbours[row].reshape(4, 2, 16)[chunk]
             assert (found == passages[best]).all()
+
+
+def test_a_search_is_charged_for_the_lists_that_it_reads_and_a_random_choice_for_nothing(prose):
+    source, batch = data(prose).open(), data(prose).open().held_out(200, 20)
+    chunks = batch.tokens[:, :16].reshape(-1, 8)
+    assert source.search_flops(batch) == source.search.flops(chunks) > 0
+    assert data(prose, random=True).open().search_flops(batch) == 0
+
+
+def test_a_plain_run_of_equal_flops_pays_for_the_reading_and_the_search(monkeypatch):
+    monkeypatch.setattr(retrieve, "search_flops", lambda data, tokens: 100_000 * tokens)
+    arms = {cell.labels["arm"]: cell.run for cell in retrieve.retro_cells("dense", 1, "kjv")}
+    run, plain = arms["neighbours"], arms["equal FLOPs"]
+    step = training_flops(arms["equal tokens"])["executed"] / run.budget.steps
+    paid = training_flops(run)["executed"] + 100_000 * run.budget.tokens
+    assert abs(training_flops(plain)["executed"] - paid) <= step / 2
+    assert plain.budget.steps > run.budget.steps == arms["equal tokens"].budget.steps
 
 
 def test_rows_are_those_of_the_text_alone_and_a_batch_is_a_function_of_seed_and_step(prose):

@@ -11,6 +11,7 @@ from flax import nnx
 
 from isoflop.experiments import data_quality, specialise, tasks
 from isoflop.experiments.claims import RESULTS, account_methods
+from isoflop.experiments.finished import finished
 from isoflop.figures import distil as distil_figure
 from isoflop.figures import specialise as specialise_figure
 from isoflop.models.base import Init, Matrix
@@ -22,7 +23,7 @@ from isoflop.sim.compare.trials import Trial
 from isoflop.sim.cost.flops import training_flops
 from isoflop.sim.data import Corpus
 from isoflop.sim.records.metrics import Metric
-from isoflop.sim.records.store import Row, read_table
+from isoflop.sim.records.store import Row, Store, read_table
 from isoflop.sim.treatments.retrain import _low_rank
 
 CODE = Corpus(name="sympy")
@@ -34,6 +35,15 @@ def trial(n, accuracies, loss=1.0, edge=False):
     metrics = [{"loss": Metric(value=loss), "accuracy": Metric(value=a)} for a in accuracies]
     records = [BASE.model_copy(update={"params": {"active": n}, "metrics": m}) for m in metrics]
     return Trial({}, 0.01, 3, edge, tuple(Row(record=record) for record in records))
+
+
+def test_runs_without_a_result_are_left_out_and_told(tmp_path, capsys):
+    cells, store = fakes.cells(width=(8,), steps=(50,)), Store(tmp_path)
+    first, second = (fakes.record(cell.run) for cell in cells)
+    store.save(first, {})
+    store.save(second.model_copy(update={"status": "diverged", "reason": "not finite"}), {})
+    assert [row.record.key for row in finished(cells, tmp_path, 1)] == [cells[0].run.key]
+    assert "left out: 1 of 2 runs that have no result" in capsys.readouterr().err
 
 
 def test_the_smallest_size_lies_between_that_of_the_first_seed_and_that_of_the_last():

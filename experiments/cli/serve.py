@@ -288,7 +288,8 @@ def calibrate(
     """Fit the coefficients of `isoflop serve` to a table of measured serving points.
 
     The columns are those of sim/cost/serving/points.py. Errors are of deployments (model × chip ×
-    engine), of chips and of models that a fit had not seen. Half a minute for 1,500 points.
+    engine), of chips and of models that a fit had not seen. Three quarters of a minute for 1,500
+    points.
 
     Args:
         path: the table, a CSV.

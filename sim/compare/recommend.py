@@ -140,8 +140,9 @@ def recommend(
     unknown = dict(_unknown(found, shared, served))
     notes = [*_notes(found, served, traffic, quality)]
     notes += [f"{told}: not compared" for told in unknown.values()]
-    for name in (n for n in METRICS if n in needed - shared):
-        raise UserError(f"{unknown[name]}: it can be no limit and no aim; leave it out, or give it")
+    if lacking := [name for name in METRICS if name in needed - shared]:
+        told = unknown[lacking[0]]
+        raise UserError(f"{told}: it can be no limit and no aim; leave it out, or give it")
     choice = choose(
         [replace(c, costs={k: v for k, v in c.costs.items() if k in shared}) for c in found],
         limits, aim, seed,

@@ -150,6 +150,7 @@ def _served(option: Option, place: Place, traffic: Traffic, seed: int) -> Served
     return Served(option, candidate, place, replicas, serving)
 
 
+@cache  # treated models that are served alike are one
 def replicas_of(deployment: Deployment, traffic: Traffic) -> tuple[int, Serving]:
     """The fewest replicas, in steps of two fifths, that sustain the rate and meet the P95, and one
     of them at its share. Where a user alone waits longer than that, or without a P95, as many as
