@@ -85,7 +85,6 @@ def _signed(value: float) -> str:
 
 
 def _numbers(found: Contexts) -> dict[str, Any]:
-    names = {name: None for by_family in found.cells.values() for name in by_family}
     longest = max(found.cells)
     return {
         name: {
@@ -96,5 +95,5 @@ def _numbers(found: Contexts) -> dict[str, Any]:
             else {},
             "optimum": found.optimum(name),
         }
-        for name in names
+        for name in found.families
     }

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from isoflop.figures import style
-from isoflop.sim.compare.trials import Threshold, Trial, chosen, threshold
+from isoflop.sim.compare.trials import Threshold, Trial, chosen, pairs_of, threshold
 from isoflop.sim.records.store import Row
 
 REACHED = 0.9
@@ -17,8 +17,7 @@ REACHED = 0.9
 def draw(rows: list[Row], out: Path) -> list[Path]:
     """One picture; none without a trial of two seeds or more."""
     trials = chosen(rows)
-    names = {split.name for row in rows for split in row.record.run.evals}
-    pairs = sorted(int(name.removeprefix("pairs")) for name in names)
+    pairs = pairs_of(rows)
     if not trials or not pairs:
         return []
     families = list(style.styles(str(trial["family"]) for trial in trials))

@@ -8,8 +8,7 @@ import pytest
 from isoflop.experiments import claims
 from isoflop.experiments.claims import account_costs, account_methods, account_scale
 from isoflop.experiments.scores import TASKS, families, routing, scores
-from isoflop.sim.compare.verdicts import ACCOUNT, NOT_RUN, Claim
-from isoflop.sim.records.store import write_table
+from isoflop.sim.compare.verdicts import ACCOUNT, Claim
 
 FILES = ("account_costs", "account_methods", "account_scale")
 ROWS = [one for name in FILES for one in claims.claims(name)]
@@ -26,19 +25,6 @@ def test_a_claim_that_can_be_decided_says_when_it_is_held_and_when_refuted():
             assert re.search(r"\b[Hh]eld if\b", one.rule), one.name
             assert re.search(r"\brefuted if\b", one.rule), one.name
         assert re.fullmatch(r"D[1-5]([ –]D?[1-5])*", one.source), one.name
-
-
-def test_what_was_not_run_names_the_command_that_would(tmp_path):
-    awaited = [one for one in ROWS if one.setting.startswith("isoflop run ")]
-    assert awaited
-    for one in awaited:
-        (name,) = one.records
-        assert one.setting == f"isoflop run {name}"
-        assert one.verdict(tmp_path).word == NOT_RUN
-        write_table(tmp_path / f"{name}.jsonl", [{"a": 1}])
-        found = one.verdict(tmp_path)  # its records have come before its code: still not run
-        assert found.word == NOT_RUN
-        assert "not yet code" in found.result
 
 
 def test_a_perfect_5_percent_of_gsm8k_closes_23_percent_of_the_gap():

@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import synthetic
 
-from isoflop.experiments import claims, copying, mad, state_tracking
+from isoflop.experiments import claims, context_training, copying, mad, recall, state_tracking
 from isoflop.figures import copying as copying_figure
 from isoflop.figures import mad as mad_figure
 from isoflop.figures import recall as recall_figure
@@ -71,6 +71,52 @@ def test_words_are_judged_by_the_least_depth(tmp_path):
     assert found.holds is True
     assert found.result.startswith("dense: S3 from 1 layer on, A5 from 2 layers on; mamba:")
     assert state_figure.draw(rows(cells, value), tmp_path)
+
+
+def recalls(most):
+    """Rows of recall: by family and width, the most pairs that are recalled."""
+    cells = recall.cells(families=("dense", "mamba"), widths=(24, 64), rates=(0.01,))
+    found = rows(cells, lambda of, run: 0.9)
+    for row in found:
+        for split in row.record.run.evals:
+            solved = int(split.name[5:]) <= most[row.labels["family"]][row.labels["width"]]
+            value = (0.99 if solved else 0.3) + 0.001 * row.record.run.seed
+            row.record.metrics[f"{split.name}.accuracy"] = Metric(value=value, se=0.01)
+    return found
+
+
+def late(power):
+    """Rows of context_training whose late positions fall as N to −.1 + power, the early to −.1."""
+    grid = context_training.cells(families=("dense", "mamba"), lengths=(128, 512), steps=(250,))
+    found = []
+    for i, row in enumerate(rows(grid, lambda of, run: 0.5)):
+        size, context = row.labels["width"] ** 2, row.labels["context"]
+        metrics = dict(row.record.metrics)
+        for first in (0, *(2**n for n in range(9))):
+            if first < context:
+                slope = power * (2 * first >= context) - 0.1
+                nats = size**slope * (1 + 0.002 * (-1) ** i * (first == 1))
+                metrics[f"loss_at_{first}"] = Metric(value=nats, count=max(first, 1))
+        changed = {"metrics": metrics, "params": row.record.params | {"active": size}}
+        found.append(Row(labels=row.labels, record=row.record.model_copy(update=changed)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("most", "power", "holds"),
+    [
+        ({"dense": {24: 4, 64: 16}, "mamba": {24: 0, 64: 8}}, -0.05, True),
+        ({"dense": {24: 8, 64: 8}, "mamba": {24: 8, 64: 4}}, 0.05, False),
+        ({"dense": {24: 4, 64: 16}, "mamba": {24: 8, 64: 8}}, -0.05, None),  # they disagree
+        ({"dense": {24: 16, 64: 16}, "mamba": {24: 0, 64: 0}}, -0.05, None),  # none has a say
+        ({"dense": {24: 4, 64: 16}, "mamba": {24: 0, 64: 8}}, 0.0, None),
+    ],
+)  # fmt: skip
+def test_longer_contexts_of_larger_models_are_judged_by_recall_and_by_position(most, power, holds):
+    judge = next(c for c in claims.claims() if c.name == "larger_keeps_longer_contexts").judge
+    found = judge(recalls(most), late(power))
+    assert found.holds is holds
+    assert f"dense at 512: {power:z.2f} [" in found.result
 
 
 def test_copying_is_judged_and_drawn_by_the_steps_it_takes(tmp_path):

@@ -10,7 +10,7 @@ from isoflop.sim.compare.contexts import Contexts
 from isoflop.sim.compare.rankings import rank_correlation
 from isoflop.sim.compare.slopes import slopes
 from isoflop.sim.compare.study import Study
-from isoflop.sim.compare.trials import Trial, chosen, steps_to, task_scores, threshold
+from isoflop.sim.compare.trials import Trial, chosen, pairs_of, steps_to, task_scores, threshold
 from isoflop.sim.compare.verdicts import Finding, above, all_of, claim, told
 from isoflop.sim.records.store import Row
 
@@ -76,7 +76,7 @@ def recall_needs_state(rows: list[Row]) -> Finding:
     sufficed at the fewest, and one family or more did there; not reproduced if a family does; not
     resolved if no family reaches .9 at the fewest pairs.
     """
-    trials, pairs = chosen(rows), _pairs(rows)
+    trials, pairs = chosen(rows), pairs_of(rows)
     few, many = (f"pairs{n}.accuracy" for n in (pairs[0], pairs[-1]))
     answers, said = [], []
     for family in FIXED_STATE:
@@ -115,7 +115,7 @@ def _solves(trials: list[Trial], family: str) -> Finding:
     if not found:
         return Finding(None, f"no run of {family} at width {WIDEST}")
     (trial,) = found
-    means = {n: trial.interval(f"pairs{n}.accuracy") for n in _pairs(trial.rows)}
+    means = {n: trial.interval(f"pairs{n}.accuracy") for n in pairs_of(trial.rows)}
     known = {n: one.mean for n, one in means.items() if one is not None}
     if not known:
         return Finding(False, f"every run of {family} diverged")
@@ -123,12 +123,6 @@ def _solves(trials: list[Trial], family: str) -> Finding:
     said = ", ".join(f"{mean:.3f} at {n}" for n, mean in known.items())
     edge = f"; its rate {trial.rate:g} is at the sweep's edge" if trial.edge else ""
     return Finding(holds, f"{family}: accuracy {said} pairs{edge}", {"accuracy": known})
-
-
-def _pairs(rows: Any) -> list[int]:
-    """Numbers of pairs that the runs are judged on, by their evaluation sets."""
-    names = {split.name for row in rows for split in row.record.run.evals}
-    return sorted(int(name.removeprefix("pairs")) for name in names)
 
 
 @claim(

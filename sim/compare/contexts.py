@@ -7,6 +7,7 @@ differ by the context alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from isoflop.models.errors import UserError
 from isoflop.sim.compare.family_fits import surface
 from isoflop.sim.compare.gains import Gain, arms, gain
 from isoflop.sim.compare.points import COUNT, Point, columns, families, points
+from isoflop.sim.compare.slopes import Slope, slope
 from isoflop.sim.compare.study import BASELINE
 from isoflop.sim.laws.fit import Fit
 from isoflop.sim.records.store import Row
@@ -38,6 +40,11 @@ class Contexts:
             n: families(points([row for row in self.rows if row.labels["context"] == n]))
             for n in found
         }
+
+    @property
+    def families(self) -> list[str]:
+        """In the order of the rows."""
+        return list(dict.fromkeys(str(row.labels["family"]) for row in self.rows))
 
     @cached_property
     def budget(self) -> float:
@@ -113,15 +120,29 @@ class Contexts:
         point = self.at_equal_tokens(family).get(context)
         if point is None:
             return {}
-        rows = [
-            row
-            for row in self.rows
-            if row.labels["family"] == family
-            and row.labels["context"] == context
-            and row.labels["width"] == point.width
-            and row.record.tokens == point.tokens
+        own = self._of_most_tokens(family, context)
+        return means([row for row in own if row.labels["width"] == point.width])
+
+    def late_slopes(self, family: str) -> dict[int, Slope]:
+        """By context, the power of N with which the mean loss of its second half, over that of its
+        first eighth, changes at most tokens: below 0 where late positions gain more from size. Left
+        out where fewer than two sizes were trained.
+        """
+        found = {}
+        for n in self.cells:
+            rows = self._of_most_tokens(family, n)
+            ratios = [mean_loss(row, n // 2, n) / mean_loss(row, 0, n // 8) for row in rows]
+            sizes = [row.record.params[COUNT] for row in rows]
+            if line := slope(sizes, ratios, window=(0, math.inf)):
+                found[n] = line
+        return found
+
+    def _of_most_tokens(self, family: str, context: int) -> list[Row]:
+        own = [
+            r for r in self.rows if (r.labels["family"], r.labels["context"]) == (family, context)
         ]
-        return means(rows)
+        most = max((row.record.tokens for row in own if row.record.loss is not None), default=0)
+        return [row for row in own if row.record.tokens == most and row.record.loss is not None]
 
 
 def means(rows: Sequence[Row]) -> dict[int, float]:
@@ -132,3 +153,13 @@ def means(rows: Sequence[Row]) -> dict[int, float]:
             if name.startswith("loss_at_"):
                 found.setdefault(int(name.removeprefix("loss_at_")), []).append(metric.value)
     return {first: sum(values) / len(values) for first, values in sorted(found.items())}
+
+
+def mean_loss(row: Row, first: int, end: int) -> float:
+    """Of the buckets of positions that lie from `first` to before `end`, by their tokens."""
+    parts = [
+        metric
+        for name, metric in row.record.metrics.items()
+        if name.startswith("loss_at_") and first <= int(name.removeprefix("loss_at_")) < end
+    ]
+    return sum(part.value * part.count for part in parts) / sum(part.count for part in parts)

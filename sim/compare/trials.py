@@ -108,6 +108,23 @@ def threshold(trials: Sequence[Trial], metric: str, accuracy: float = 0.9) -> Th
     return Threshold(low, high, any(trial.edge for trial, _ in known[:first]))
 
 
+def pairs_of(rows: Iterable[Row]) -> list[int]:
+    """Numbers of pairs that recall is judged on, by the names of the evaluation sets."""
+    names = {split.name for row in rows for split in row.record.run.evals}
+    return sorted(int(name.removeprefix("pairs")) for name in names)
+
+
+def recalled(trial: Trial, accuracy: float) -> tuple[int, int]:
+    """The most pairs that are recalled with an accuracy: surely, its interval at or above it, and
+    perhaps, its interval reaching it. 0 for none that was asked.
+    """
+    found = {n: trial.interval(f"pairs{n}.accuracy") for n in pairs_of(trial.rows)}
+    known = {n: one for n, one in found.items() if one is not None}
+    surely = [n for n, one in known.items() if one.low is not None and one.low >= accuracy]
+    perhaps = [n for n, one in known.items() if one.high is None or one.high >= accuracy]
+    return max(surely, default=0), max(perhaps, default=0)
+
+
 def steps_to(rows: list[Row], family: str, accuracy: float = 0.95) -> dict[int, float]:
     """By string length: the fewest steps from which on every run's mean over seeds reaches the
     accuracy; infinite where none does.

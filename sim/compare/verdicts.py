@@ -141,5 +141,5 @@ def all_of(answers: Sequence[bool | None]) -> bool | None:
 def told(value: float, low: float | None = None, high: float | None = None) -> str:
     """As it stands in a verdict's result: 0.52 [0.48, 0.55]."""
     if low is None or high is None:
-        return f"{value:.2f}"
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+        return f"{value:z.2f}"
+    return f"{value:z.2f} [{low:z.2f}, {high:z.2f}]"
