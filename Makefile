@@ -63,7 +63,7 @@ wheel:
 RECORDS := experiments/results
 results: $(STAMP)
 	$(BIN)/python -m isoflop.experiments.cli.readme
-	for name in quickstart power_law isoflop known_entropy compress context bench peers lr_transfer ladder recall data_quality specialise retrieve cascade distil tasks copying state_tracking context_training; do \
+	for name in quickstart power_law isoflop known_entropy compress context bench peers lr_transfer ladder recall data_quality specialise retrieve cascade distil tasks copying state_tracking mad context_training; do \
 		$(BIN)/isoflop figures $$name --records $(RECORDS)/$$name.jsonl --out figures/out || exit 1; done
 	for name in lr_transfer ladder; do \
 		$(BIN)/isoflop figures $$name --records $(RECORDS)/$${name}_gpu.jsonl --out figures/out/gpu \

@@ -10,8 +10,8 @@ chooses, the others report (sim/compare/trials.py).
 
 Command:   isoflop run state_tracking --workers 14 && isoflop figures state_tracking
            (--tasks parity alone is the first half)
-Duration:  about 85 minutes of one core for --tasks parity, whose records are committed; the words
-           were not timed
+Duration:  about 85 minutes of one core for --tasks parity, and 65 for --tasks S3 A5 --families
+           dense mamba lstm --steps 1000, whose records are committed
 Expected:  parity at 240 bits: [0, 1] and attention at chance, [−1, 1] and the LSTM at 1; A5 needs
            more layers than S3 of attention and of Mamba, not of the LSTM
 Rule:      at chance is an interval over seeds that holds or lies below .55 of the answers, solved a

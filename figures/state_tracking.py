@@ -82,21 +82,35 @@ def _finish(axes: Axes, title: str, chance: float) -> None:
 
 
 def finding(trials: list[Trial]) -> str:
-    """Which families solve parity at the longest length."""
-    parity = {str(t["family"]): t for t in trials if t["task"] == "parity"}
-    if not parity:
-        return "Word problems against depth"
-    evals = next(iter(parity.values())).rows[0].record.run.evals
+    """Which families solve parity at the longest length, and words at a depth."""
+    by_task: dict[str, list[Trial]] = {}
+    for trial in trials:
+        by_task.setdefault(str(trial["task"]), []).append(trial)
+    parity = by_task.pop("parity", [])
+    return "; ".join([*(_solved_parity(parity) if parity else []), *map(_solved, by_task.values())])
+
+
+def _solved_parity(trials: list[Trial]) -> list[str]:
+    parity = {str(trial["family"]): trial for trial in trials}
+    evals = trials[0].rows[0].record.run.evals
     near, *_, far = sorted(evals, key=lambda one: one.seq_len or 0)
     means = {f: one.mean for f, t in parity.items() if (one := t.interval(f"{far.name}.accuracy"))}
     solved = [family for family in means if means[family] >= SOLVED]
     rest = [family for family in means if family not in solved]
-    said = [f"is solved by {style.listed(solved)}" if solved else "is solved by no family"]
+    trained, asked = ((one.seq_len or 1) - 1 for one in (near, far))
+    who = style.listed(solved) if solved else "no family"
+    said = [f"Parity at {asked} bits, trained on at most {trained}, is solved by {who}"]
     if rest:
         best = max(rest, key=lambda family: means[family])
         said.append(f"{best} has {means[best]:.2f} of the answers")
-    trained, asked = ((one.seq_len or 1) - 1 for one in (near, far))
-    return f"Parity at {asked} bits, trained on at most {trained}, {'; '.join(said)}"
+    return said
+
+
+def _solved(trials: list[Trial]) -> str:
+    """Who has .99 of the last answers of words at one depth or more."""
+    means = [(str(t["family"]), one.mean) for t in trials if (one := t.interval("x1.accuracy"))]
+    solved = list(dict.fromkeys(family for family, mean in means if mean >= SOLVED))
+    return f"words of {trials[0]['task']} by {style.listed(solved) if solved else 'no family'}"
 
 
 def _numbers(trial: Trial) -> dict[str, Any]:
