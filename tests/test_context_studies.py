@@ -11,7 +11,7 @@ from isoflop.figures import copying as copying_figure
 from isoflop.figures import mad as mad_figure
 from isoflop.figures import recall as recall_figure
 from isoflop.figures import state_tracking as state_figure
-from isoflop.sim.compare.contexts import means
+from isoflop.sim.compare.contexts import Contexts, means
 from isoflop.sim.compare.trials import chosen
 from isoflop.sim.records.metrics import Metric
 from isoflop.sim.records.store import Row, read_rows
@@ -135,6 +135,12 @@ def test_longer_contexts_of_larger_models_are_judged_by_recall_and_by_position(m
     found = judge(recalls(most), late(power))
     assert found.holds is holds
     assert f"dense at 512: {power:z.2f} [" in found.result
+
+
+def test_a_context_of_fewer_than_eight_tokens_has_no_early_and_late():
+    short = [Row(labels=row.labels | {"context": 4}, record=row.record) for row in late(0.0)]
+    assert Contexts(short).late_slopes("dense") == {}
+    assert list(Contexts(late(0.0)).late_slopes("dense")) == [128, 512]
 
 
 def test_copying_is_judged_and_drawn_by_the_steps_it_takes(tmp_path):

@@ -26,6 +26,8 @@ def test_depth_follows_width_unless_told(family):
     assert [len(zoo.FAMILIES[family](width).blocks) for width in WIDTHS] == [2, 2, 4, 8]
     assert len(zoo.FAMILIES[family](64, 3).blocks) == 3
     assert zoo.FAMILIES[family](64, vocab_size=300).vocab_size == 300
+    with pytest.raises(UserError, match=r"depth=0 \(of width=64\) must be between 1 and"):
+        zoo.FAMILIES[family](64, 0)
 
 
 def sources(family: str) -> list[str]:

@@ -103,8 +103,8 @@ def apply(
     if distil is not None:
         whole = config(run[0], runs)[1]
         chosen.append(t.Distil(
-            student=model(distil, width or whole.d_model, depth or len(whole.blocks),
-                          whole.vocab_size),
+            student=model(distil, whole.d_model if width is None else width,
+                          len(whole.blocks) if depth is None else depth, whole.vocab_size),
             steps=steps, share=taught, teacher=teacher,
             rate=1.0 if rate is None else rate,
         ))  # fmt: skip

@@ -78,7 +78,7 @@ def layered(
 
     Raises UserError for a depth outside 1 … LAYERS_MAX.
     """
-    depth = depth or depth_for(width)
+    depth = depth_for(width) if depth is None else depth
     if not 1 <= depth <= LAYERS_MAX:
         raise UserError(
             f"depth={depth} (of width={width}) must be between 1 and {LAYERS_MAX} layers; "

@@ -126,13 +126,16 @@ class Contexts:
     def late_slopes(self, family: str) -> dict[int, Slope]:
         """By context, the power of N with which the mean loss of its second half, over that of its
         first eighth, changes at most tokens: below 0 where late positions gain more from size. Left
-        out where fewer than two sizes were trained.
+        out where fewer than two sizes were trained, and below 8 tokens, which have no eighth.
         """
         found = {}
         for n in self.cells:
-            rows = self._of_most_tokens(family, n)
-            ratios = [mean_loss(row, n // 2, n) / mean_loss(row, 0, n // 8) for row in rows]
-            sizes = [row.record.params[COUNT] for row in rows]
+            known = [
+                (row.record.params[COUNT], late / early)
+                for row in self._of_most_tokens(family, n)
+                if (early := _mean_loss(row, 0, n // 8)) and (late := _mean_loss(row, n // 2, n))
+            ]
+            sizes, ratios = [size for size, _ in known], [ratio for _, ratio in known]
             if line := slope(sizes, ratios, window=(0, math.inf)):
                 found[n] = line
         return found
@@ -155,11 +158,14 @@ def means(rows: Sequence[Row]) -> dict[int, float]:
     return {first: sum(values) / len(values) for first, values in sorted(found.items())}
 
 
-def mean_loss(row: Row, first: int, end: int) -> float:
-    """Of the buckets of positions that lie from `first` to before `end`, by their tokens."""
+def _mean_loss(row: Row, first: int, end: int) -> float | None:
+    """Of the buckets of positions that lie from `first` to before `end`, by their tokens; None
+    where there is none.
+    """
     parts = [
         metric
         for name, metric in row.record.metrics.items()
         if name.startswith("loss_at_") and first <= int(name.removeprefix("loss_at_")) < end
     ]
-    return sum(part.value * part.count for part in parts) / sum(part.count for part in parts)
+    tokens = sum(part.count for part in parts)
+    return sum(part.value * part.count for part in parts) / tokens if tokens else None
