@@ -43,11 +43,12 @@ def draw(rows: list[Row], out: Path) -> list[Path]:
 def finding(found: dict[str, dict[int, float]]) -> str:
     """Who copies the longest strings, and in how many steps."""
     longest = max(length for steps in found.values() for length in steps)
-    needed = {family: steps.get(longest, math.inf) for family, steps in found.items()}
-    able = sorted((f for f in found if math.isfinite(needed[f])), key=lambda f: needed[f])
-    if not able:
+    needed: dict[float, list[str]] = {}
+    for family, steps in found.items():
+        needed.setdefault(steps.get(longest, math.inf), []).append(family)
+    never = needed.pop(math.inf, [])
+    if not needed:
         return f"No family copies {longest} letters within these steps"
-    said = style.listed(f"{family} from {needed[family]:g} steps on" for family in able)
-    rest = [family for family in found if family not in able]
-    never = f"; {style.listed(rest)} not within these steps" if rest else ""
-    return f"Strings of {longest} letters are copied by {said}{never}"
+    said = style.listed(f"from {n:g} on by {style.listed(needed[n])}" for n in sorted(needed))
+    rest = f"; not within these steps by {style.listed(never)}" if never else ""
+    return f"Strings of {longest} letters are copied, in steps: {said}{rest}"

@@ -151,7 +151,7 @@ def test_copying_is_judged_and_drawn_by_the_steps_it_takes(tmp_path):
     assert verdict.holds is True
     assert "dense: 500 at 8, 500 at 16; mamba: 1000 at 8" in verdict.result
     said = title(copying_figure.draw(found, tmp_path))
-    assert "16 letters are copied by dense from 500 steps on" in said
+    assert "16 letters are copied, in steps: from 500 on by dense" in said
 
 
 def test_mad_scores_are_ranked_beside_the_ladder(tmp_path):
