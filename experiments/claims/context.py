@@ -205,8 +205,9 @@ def optimum_falls_with_context(rows: list[Row]) -> Finding:
     Reproduced if dense's 90 % interval at the longest context lies wholly below that at the
     shortest and Mamba's does not; not reproduced if dense's lies wholly above; else not resolved.
     """
-    contexts = Contexts(rows, draws=DRAWS)
-    found = {family: contexts.optimum(family) for family in ("dense", "mamba")}
+    pair = ("dense", "mamba")
+    contexts = Contexts([row for row in rows if row.labels["family"] in pair], draws=DRAWS)
+    found = {family: contexts.optimum(family) for family in pair}
     if any(len(by_context) < len(contexts.cells) for by_context in found.values()):
         return Finding(None, "N* is not identifiable at every context")
     short, long = min(found["dense"]), max(found["dense"])
