@@ -357,8 +357,8 @@ def _recalls_more(narrow: Trial, wide: Trial) -> bool | None:
     (surely, perhaps), (low, high) = (recalled(trial, 0.9) for trial in (narrow, wide))
     if low > perhaps:
         return True
-    asked_for_more = 0 < surely < max(pairs_of(wide.rows))
-    return False if asked_for_more and high <= surely else None
+    could_tell = 0 < surely < max(pairs_of(wide.rows))
+    return False if could_tell and high <= surely else None
 
 
 def _agreed(answers: Iterable[bool | None]) -> bool | None:
