@@ -67,16 +67,21 @@ def _finish(panels: list[Axes], found: Contexts) -> None:
 
 
 def finding(numbers: dict[str, Any]) -> str:
-    """How each family's loss changes from the shortest context to the longest."""
-    drops = {f: told["loss"] for f, told in numbers.items() if len(told["loss"]) > 1}
-    if not drops:
+    """How loss changes from the shortest to the longest context, of families trained at both."""
+    lengths = [length for told in numbers.values() for length in told["loss"]]
+    ends = (min(lengths), max(lengths)) if lengths else ()
+    changes = {
+        family: told["loss"][ends[1]] - told["loss"][ends[0]]
+        for family, told in numbers.items()
+        if len(set(ends) & told["loss"].keys()) == 2
+    }
+    if not changes:
         return "Loss against the training context"
-    falls = {f: loss[min(loss)] - loss[max(loss)] for f, loss in drops.items()}
-    most, least = max(falls, key=lambda f: falls[f]), min(falls, key=lambda f: falls[f])
-    short, long = (style.tokens(end(drops[most])) for end in (min, max))
+    least, most = (end(changes, key=lambda f: changes[f]) for end in (min, max))
+    short, long = map(style.tokens, ends)
     return (
         f"From {short} to {long} tokens of context the loss at equal tokens changes by "
-        f"{_signed(-falls[most])} nats ({most}) to {_signed(-falls[least])} ({least})"
+        f"{_signed(changes[least])} nats ({least}) to {_signed(changes[most])} ({most})"
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 import synthetic
 
 from isoflop.experiments import claims, context_training, copying, mad, recall, state_tracking
+from isoflop.figures import context_training as context_figure
 from isoflop.figures import copying as copying_figure
 from isoflop.figures import mad as mad_figure
 from isoflop.figures import recall as recall_figure
@@ -147,6 +148,30 @@ def test_pairs_on_which_seeds_disagree_are_recalled_perhaps_and_decide_nothing()
     assert told["mamba", 24] == (0, 0)
     judge = next(c for c in claims.claims() if c.name == "larger_keeps_longer_contexts").judge
     assert judge(recalls(most, 0.2), late(-0.05)).holds is None
+
+
+def at(context, *families):
+    """Rows of a known surface, whose optimum is inside the sizes, with a label of their context."""
+    grid = synthetic.grid(families, ((24, 2), (40, 2), (64, 2), (96, 4)), (2000, 8000, 32000))
+    return [Row(labels=row.labels | {"context": context}, record=row.record) for row in grid]
+
+
+def test_optima_are_those_of_the_families_that_the_claim_names():
+    pair = [*at(128, "dense", "mamba"), *at(512, "dense", "mamba")]
+    judge = JUDGES["optimum_falls_with_context"]
+    alone = judge(pair)
+    assert alone.numbers.keys() == {"dense", "mamba"}
+    smaller = [row for row in at(128, "linear") if row.labels["width"] < 96]
+    assert judge([*pair, *smaller]) == alone
+
+
+def test_contexts_are_compared_by_the_families_trained_at_both_ends(tmp_path):
+    changes = {"dense": {128: 1.4, 512: 1.5}, "mamba": {128: 1.4, 512: 1.3}, "linear": {128: 1.0}}
+    told = "the loss at equal tokens changes by −0.10 nats (mamba) to +0.10 (dense)"
+    found = context_figure.finding({family: {"loss": loss} for family, loss in changes.items()})
+    assert found == f"From 128 to 512 tokens of context {told}"
+    drawn = [*at(128, "dense", "linear"), *at(512, "dense")]
+    assert "(dense) to" in title(context_figure.draw(drawn, tmp_path))
 
 
 def test_a_context_of_fewer_than_eight_tokens_has_no_early_and_late():
