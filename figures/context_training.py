@@ -69,19 +69,20 @@ def _finish(panels: list[Axes], found: Contexts) -> None:
 def finding(numbers: dict[str, Any]) -> str:
     """How loss changes from the shortest to the longest context, of families trained at both."""
     lengths = [length for told in numbers.values() for length in told["loss"]]
-    ends = (min(lengths), max(lengths)) if lengths else ()
+    short, long = min(lengths), max(lengths)
     changes = {
-        family: told["loss"][ends[1]] - told["loss"][ends[0]]
+        family: told["loss"][long] - told["loss"][short]
         for family, told in numbers.items()
-        if len(set(ends) & told["loss"].keys()) == 2
+        if {short, long} <= told["loss"].keys()
     }
     if not changes:
         return "Loss against the training context"
-    least, most = (end(changes, key=lambda f: changes[f]) for end in (min, max))
-    short, long = map(style.tokens, ends)
+    order = sorted(changes, key=lambda family: changes[family])
+    ends = dict.fromkeys((order[0], order[-1]))
+    said = " to ".join(f"{_signed(changes[family])} nats ({family})" for family in ends)
     return (
-        f"From {short} to {long} tokens of context the loss at equal tokens changes by "
-        f"{_signed(changes[least])} nats ({least}) to {_signed(changes[most])} ({most})"
+        f"From {style.tokens(short)} to {style.tokens(long)} tokens of context the loss at equal "
+        f"tokens changes by {said}"
     )
 
 

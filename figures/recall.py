@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from isoflop.figures import style
-from isoflop.sim.compare.trials import Threshold, Trial, chosen, pairs_of, threshold
+from isoflop.sim.compare.trials import Threshold, Trial, by_pairs, chosen, pairs_of, threshold
 from isoflop.sim.records.store import Row
 
 REACHED = 0.9
@@ -16,7 +16,7 @@ REACHED = 0.9
 
 def draw(rows: list[Row], out: Path) -> list[Path]:
     """One picture; none without a trial of two seeds or more."""
-    trials = chosen(rows)
+    trials = [trial for trial in chosen(rows) if by_pairs(trial)]
     pairs = pairs_of(rows)
     if not trials or not pairs:
         return []
@@ -49,13 +49,13 @@ def _panel(axes: Axes, trials: list[Trial], families: list[str], pairs: int) -> 
         line = [
             (trial, one)
             for trial in _of(trials, family)
-            if (one := trial.interval(f"pairs{pairs}.accuracy")) is not None
+            if (one := by_pairs(trial).get(pairs)) is not None
         ]
         x, y = [trial.state_bytes for trial, _ in line], [one.mean for _, one in line]
         shown += x
         axes.plot(x, y, "-", color=look.colour, linewidth=1)
         for trial, one in line:
-            low, high = (max(one.low or 0.0, 0.0), min(one.high or 1.0, 1.0))
+            low, high = max(one.low or 0.0, 0.0), 1.0 if one.high is None else min(one.high, 1.0)
             axes.plot([trial.state_bytes] * 2, [low, high], "-", color=look.colour, linewidth=0.8)
             face = "white" if trial.edge else look.colour
             axes.plot(trial.state_bytes, one.mean, look.marker, mfc=face, mec=look.colour)

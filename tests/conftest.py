@@ -3,15 +3,17 @@
 import os
 
 import jax
+import jaxtyping
 import pytest
-from jaxtyping import install_import_hook
+import quick
+import typecheck
 
-# most of the suite's time is compiling; the flag is read when JAX starts its backend
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick.FLAGS}"
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # in processes that tests start
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-install_import_hook(["isoflop"], "typecheck.checked")
+jaxtyping.jaxtyped = typecheck.jaxtyped
+jaxtyping.install_import_hook(["isoflop"], "typecheck.checked")
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # the tests import the names alone, and have one device
-    os.environ["XLA_FLAGS"] = (
-        "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    )
+    import quick
+
+    os.environ["XLA_FLAGS"] = quick.devices(8)
 
 import jax
 import numpy as np

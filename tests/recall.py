@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 if __name__ == "__main__":
-    os.environ["XLA_FLAGS"] = (
-        "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    )
+    import quick
+
+    os.environ["XLA_FLAGS"] = quick.devices(8)
 
 import jax
 import numpy as np

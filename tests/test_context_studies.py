@@ -12,6 +12,7 @@ from isoflop.figures import copying as copying_figure
 from isoflop.figures import mad as mad_figure
 from isoflop.figures import recall as recall_figure
 from isoflop.figures import state_tracking as state_figure
+from isoflop.models.errors import UserError
 from isoflop.sim.compare.contexts import Contexts, means
 from isoflop.sim.compare.trials import chosen, recalled
 from isoflop.sim.records.metrics import Metric
@@ -167,11 +168,24 @@ def test_optima_are_those_of_the_families_that_the_claim_names():
 
 def test_contexts_are_compared_by_the_families_trained_at_both_ends(tmp_path):
     changes = {"dense": {128: 1.4, 512: 1.5}, "mamba": {128: 1.4, 512: 1.3}, "linear": {128: 1.0}}
-    told = "the loss at equal tokens changes by −0.10 nats (mamba) to +0.10 (dense)"
+    told = "the loss at equal tokens changes by −0.10 nats (mamba) to +0.10 nats (dense)"
     found = context_figure.finding({family: {"loss": loss} for family, loss in changes.items()})
     assert found == f"From 128 to 512 tokens of context {told}"
     drawn = [*at(128, "dense", "linear"), *at(512, "dense")]
-    assert "(dense) to" in title(context_figure.draw(drawn, tmp_path))
+    assert "nats (dense)" in title(context_figure.draw(drawn, tmp_path))
+
+
+def test_runs_that_all_diverged_are_one_line_or_no_picture(tmp_path):
+    drawn = [
+        *at(128, "dense"),
+        *at(512, "dense"),
+        *recalls({"dense": {24: 4, 64: 8}, "mamba": {24: 4, 64: 4}}),
+    ]
+    lost = {"status": "diverged", "reason": "loss is nan", "metrics": {}}
+    rows = [Row(labels=r.labels, record=r.record.model_copy(update=lost)) for r in drawn]
+    with pytest.raises(UserError, match="share no executed FLOPs"):
+        context_figure.draw([row for row in rows if "context" in row.labels], tmp_path)
+    assert recall_figure.draw([row for row in rows if "lr" in row.labels], tmp_path) == []
 
 
 def test_a_context_of_fewer_than_eight_tokens_has_no_early_and_late():

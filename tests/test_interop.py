@@ -46,7 +46,7 @@ FIXTURES = {
 }
 every_family = pytest.mark.parametrize("name", FIXTURES)
 SLOW = {"jamba", "qwen3_next"}  # seconds to compile; their parts are in the others
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 LLAMA = {
     "model_type": "llama",
     "hidden_size": 4096,

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -57,11 +56,7 @@ def test_a_lesson_has_its_contract_a_prediction_a_bad_design_and_folded_answers(
 
 @pytest.fixture(scope="module")
 def truths():
-    jaxtyping.config.update("jaxtyping_disable", True)  # half a million calls of lesson 8's queue
-    try:
-        return {name: {q.name: q.truth(None) for q in asked} for name, asked in EXERCISES.items()}
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+    return {name: {q.name: q.truth(None) for q in asked} for name, asked in EXERCISES.items()}
 
 
 def mark(lesson, answer, tmp_path, capsys, *more):

@@ -51,7 +51,8 @@ def test_it_begins_with_the_loss_that_its_parent_ended_with_to_the_last_bit(trai
 def test_it_learns_on_from_there(trained):
     store, ((parent, _), _) = trained
     budget = BUDGET.model_copy(update={"steps": 40})
-    child = Run(**dict(parent) | {"start": parent, "budget": budget, "optim": LEARNS})
+    optim = LEARNS.model_copy(update={"lr": 0.01})
+    child = Run(**dict(parent) | {"start": parent, "budget": budget, "optim": optim})
     execute([Cell(run=child)], store.root, train)
     record = store.load(child.key)
     assert record.loss < store.load(parent.key).loss

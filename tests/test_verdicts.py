@@ -11,6 +11,7 @@ from isoflop.experiments.cli.main import main
 from isoflop.models.errors import UserError
 from isoflop.sim.compare.verdicts import (
     ACCOUNT,
+    NOT_RESOLVED,
     NOT_RUN,
     Finding,
     Verdict,
@@ -51,6 +52,16 @@ def test_an_answer_becomes_the_words_of_its_kind(answer, word, tmp_path):
     assert judged_by(answer).verdict(tmp_path).word == word
     own = {"reproduced": "held", "not reproduced": "refuted"}.get(word, word)
     assert judged_by(answer, words=ACCOUNT).verdict(tmp_path).word == own
+
+
+def test_records_too_few_for_a_rule_resolve_nothing_and_keep_the_table(tmp_path):
+    @claim("the moon is round", source="folklore", setting="none")
+    def moon() -> Finding:
+        """Reproduced if it is."""
+        raise UserError("the contexts share no executed FLOPs")
+
+    verdict = moon.verdict(tmp_path)
+    assert (verdict.word, verdict.result) == (NOT_RESOLVED, "the contexts share no executed FLOPs")
 
 
 def test_a_claim_is_not_run_until_all_of_its_records_are_there(tmp_path):

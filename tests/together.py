@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
+    import quick
+
     devices = 4 if "ISOFLOP_PROCESS" in os.environ else 1
-    os.environ["XLA_FLAGS"] = (
-        f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    )
+    os.environ["XLA_FLAGS"] = quick.devices(devices)
 
 from eight import BATCH, BLOCKS, LENGTH, WIDTH
 

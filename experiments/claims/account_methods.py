@@ -116,6 +116,8 @@ def larger_is_less_stable(rows: list[Row]) -> Finding:
     wide in half of the families or more; else not resolved. Two widths are far from 1B to 70B.
     """
     lost = {w: [r.record.status != "ok" for r in rows if r.labels["width"] == w] for w in (32, 64)}
+    if not all(lost.values()):
+        return Finding(None, "one of the two widths was not trained")
     share = {w: sum(v) / len(v) for w, v in lost.items()}
     names = sorted({str(r.labels["family"]) for r in rows})
     wide = {w: {n: _window([r for r in rows if r.labels["family"] == n and r.labels["width"] == w])

@@ -10,7 +10,15 @@ from isoflop.sim.compare.contexts import Contexts
 from isoflop.sim.compare.rankings import rank_correlation
 from isoflop.sim.compare.slopes import slopes
 from isoflop.sim.compare.study import Study
-from isoflop.sim.compare.trials import Trial, chosen, pairs_of, steps_to, task_scores, threshold
+from isoflop.sim.compare.trials import (
+    Trial,
+    by_pairs,
+    chosen,
+    pairs_of,
+    steps_to,
+    task_scores,
+    threshold,
+)
 from isoflop.sim.compare.verdicts import Finding, above, all_of, claim, told
 from isoflop.sim.records.store import Row
 
@@ -115,8 +123,7 @@ def _solves(trials: list[Trial], family: str) -> Finding:
     if not found:
         return Finding(None, f"no run of {family} at width {WIDEST}")
     (trial,) = found
-    means = {n: trial.interval(f"pairs{n}.accuracy") for n in pairs_of(trial.rows)}
-    known = {n: one.mean for n, one in means.items() if one is not None}
+    known = {n: one.mean for n, one in by_pairs(trial).items()}
     if not known:
         return Finding(False, f"every run of {family} diverged")
     holds = True if min(known.values()) >= SOLVED else None if trial.edge else False

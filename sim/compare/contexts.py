@@ -56,7 +56,8 @@ class Contexts:
             for by_family in self.cells.values()
             for group in by_family.values()
         ]
-        low, high = max(map(min, spans)), min(map(max, spans))
+        low = max(map(min, spans), default=0.0)
+        high = min(map(max, spans), default=0.0)
         if low >= high:
             raise UserError(
                 "the contexts share no executed FLOPs; train more sizes or lengths at each"

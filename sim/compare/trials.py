@@ -114,12 +114,17 @@ def pairs_of(rows: Iterable[Row]) -> list[int]:
     return sorted(int(name.removeprefix("pairs")) for name in names)
 
 
+def by_pairs(trial: Trial) -> dict[int, Interval]:
+    """The accuracy of recall by the number of pairs."""
+    found = {n: trial.interval(f"pairs{n}.accuracy") for n in pairs_of(trial.rows)}
+    return {n: one for n, one in found.items() if one is not None}
+
+
 def recalled(trial: Trial, accuracy: float) -> tuple[int, int]:
     """The most pairs that are recalled with an accuracy: surely, its interval at or above it, and
     perhaps, its interval reaching it. 0 for none that was asked.
     """
-    found = {n: trial.interval(f"pairs{n}.accuracy") for n in pairs_of(trial.rows)}
-    known = {n: one for n, one in found.items() if one is not None}
+    known = by_pairs(trial)
     surely = [n for n, one in known.items() if one.low is not None and one.low >= accuracy]
     perhaps = [n for n, one in known.items() if one.high is None or one.high >= accuracy]
     return max(surely, default=0), max(perhaps, default=0)

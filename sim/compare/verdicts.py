@@ -64,7 +64,11 @@ class Claim:
         missing = [name for name in self.records if not (results / f"{name}.jsonl").is_file()]
         if missing:
             return Verdict(self, NOT_RUN, f"no records of {', '.join(missing)}", {})
-        found = self.judge(*(read(results / f"{name}.jsonl") for name in self.records))
+        tables = [read(results / f"{name}.jsonl") for name in self.records]
+        try:
+            found = self.judge(*tables)
+        except UserError as error:  # the records are too few for what the rule asks
+            found = Finding(None, str(error))
         own = {True: self.words.yes, False: self.words.no, None: NOT_RESOLVED}[found.holds]
         return Verdict(self, found.word or own, found.result, found.numbers)
 
