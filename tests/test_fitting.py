@@ -187,6 +187,15 @@ def test_a_design_that_cannot_answer_is_refused_as_data(name):
     assert fit.json()["params"] == {}
 
 
+def test_seeds_of_a_configuration_determine_no_more_of_a_law_than_one_does():
+    n, d = np.repeat([1e4, 3e4, 1e5, 1e5], 2), np.repeat([1e7, 1e6, 3e6, 1e7], 2)
+    columns = {"N": n, "D": d, "loss": TRUTH(n, d) * np.tile([0.999, 1.001], 4)}
+    fit = Chinchilla.fit(columns, draws=20)
+    assert (fit.status, fit.law) == ("unidentifiable", None)
+    assert "only 4 configurations for 5 free parameters" in fit.reason
+    assert Chinchilla.fit(columns, draws=20, asymptote=False, held_out=()).law is not None
+
+
 def test_noise_above_the_effect_is_refused():
     fit = Chinchilla.fit(lab(noise=3.0), draws=20)
     assert fit.status == "unidentifiable"

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from isoflop.models.errors import UserError
 from isoflop.sim.compare.points import COUNT, Point, columns
 from isoflop.sim.cost.names import named
 from isoflop.sim.laws.fit import Fit
@@ -83,7 +84,10 @@ def surface(group: Sequence[Point], **options: Any) -> Fit:
     resampled together. `options` are those of `Chinchilla.fit`.
     """
     stated = {"which N": COUNT, "which FLOPs": "executed"}
-    return Chinchilla.fit(columns(group), stated=stated, **options)
+    try:
+        return Chinchilla.fit(columns(group), stated=stated, **options)
+    except UserError as error:  # executed FLOPs grow with both: these runs do not show how
+        return Fit(None, "unidentifiable", str(error), n_points=len(group))
 
 
 def line(edge: Sequence[Point], convention: str, draws: int) -> Fit:

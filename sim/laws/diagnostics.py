@@ -9,7 +9,7 @@ from dataclasses import fields
 import numpy as np
 
 from isoflop.sim.laws.law import Law
-from isoflop.sim.laws.resample import Floats, Form, ranks
+from isoflop.sim.laws.resample import Floats, Form, cells_of, ranks
 
 PLAIN = {"N": "model size", "D": "token count", "C": "budget", "D/N": "D/N value"}
 
@@ -19,7 +19,9 @@ def distinct(values: Floats) -> int:
     return int(ranks(values).max()) + 1
 
 
-def unidentifiable(cls: type[Law], x: Sequence[Floats], y: Floats) -> str:
+def unidentifiable(
+    cls: type[Law], x: Sequence[Floats], y: Floats, *, asymptote: bool = True
+) -> str:
     """What the design lacks, before anything is fitted; y is log L."""
     p = len(fields(cls))
     if len(y) < p + 1:
@@ -41,6 +43,12 @@ def unidentifiable(cls: type[Law], x: Sequence[Floats], y: Floats) -> str:
                 f"N and D move together (corr(log N, log D) = {r:.3f}), so their exponents cannot "
                 "be told apart: vary D at fixed N"
             )
+    cells, free = int(cells_of(by, cls.inputs).max()) + 1, p if asymptote else p - 1
+    if cells < free:
+        return (
+            f"only {cells} configurations for {free} free parameters, and seeds add none: at least "
+            f"{free} different ({', '.join(cls.inputs)}) are needed"
+        )
     return ""
 
 

@@ -131,7 +131,7 @@ class Fittable(Law):
         checklist = _checklist(cls, table, x, cost, delta, stated or {})
         common: dict[str, Any] = {"n_points": len(y), "dropped": table.dropped}
         common |= {"checklist": checklist, "floored": cls.floored(x, y)}
-        if reason := unidentifiable(cls, x, y):
+        if reason := unidentifiable(cls, x, y, asymptote=asymptote):
             return Fit(None, "unidentifiable", reason, **common)
 
         log = residual == "log"

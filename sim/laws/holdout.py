@@ -51,7 +51,7 @@ def leave_largest_out(
     train = cost <= cost.max() * cut * (1 + 1e-9)
     sizes = (cut, int(train.sum()), int((~train).sum()))
     inside, outside = [v[train] for v in x], [v[~train] for v in x]
-    if reason := unidentifiable(cls, inside, y[train]):
+    if reason := unidentifiable(cls, inside, y[train], asymptote=asymptote):
         return HeldOut(*sizes, reason=reason)
     errors = {}
     for kind in {asymptote, False}:
