@@ -7,8 +7,9 @@ compute-optimal N against T (xLSTM's scaling laws, 2510.02228, find that attenti
 with T and a recurrence's does not). Contexts of 512 are the ladder's question beside that of 128.
 
 Command:   isoflop run context_training --workers 14 && isoflop figures context_training
-Duration:  97 minutes of one busy core for --steps 125 250 500, whose records are committed; the
-           whole grid was not timed
+Duration:  97 minutes of one busy core for --steps 125 250 500, and 95 beside other work for the
+           other four families of the ladder, --families moe mamba2 linear lstm --lengths 128 512;
+           their records are committed, and the whole grid was not timed
 Expected:  every family's loss at equal tokens falls with T, mostly before 512; dense's falls most,
            so that recurrences' gains over it fall with T at equal tokens and, its attention being
            charged, less at equal FLOPs

@@ -11,6 +11,7 @@ from isoflop.experiments import families, quickstart
 from isoflop.experiments.cli import readme
 from isoflop.models.checkpoints.formats import LAYOUTS
 from isoflop.sim.compare.gains import compare
+from isoflop.sim.compare.rankings import rank_correlation
 from isoflop.sim.compare.rates import tuned
 from isoflop.sim.cost.flops import param_counts, training_flops
 from isoflop.sim.records.store import Row, read_rows, read_table
@@ -106,6 +107,22 @@ def test_gains_of_both_studies():
         ("mamba", "hybrid", "gated_deltanet", "mamba2"), (0, 2, 4, 4), strict=True
     ):
         agree(written[ends : ends + 2], [before[family], after[family]])
+
+
+def test_the_ladder_in_longer_contexts():
+    path = readme.ROOT / "figures/out/context_training/context_training.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert len(found) == WORDS["eight"]
+    losses = [[told["loss"][length] for told in found.values()] for length in ("128", "512")]
+    rho, _ = rank_correlation(*losses)
+    gain = {name: told["gain"] for name, told in found.items()}
+    agree(
+        told(
+            "(rank correlation N# of their losses), and Mamba's gain is N# instead of N#, the "
+            "LSTM's N# instead of N# ("
+        ),
+        [rho, *(gain[name][n][0] for name in ("mamba", "lstm") for n in ("512", "128"))],
+    )
 
 
 def test_gains_in_seconds():
