@@ -1,7 +1,7 @@
 """The type checker of the tests: beartype, with int accepted for float as PEP 484 has it.
 
 jaxtyping's decorator binds the arguments of every call to compare their shapes; where a function
-has types and no shapes, which is most of them, beartype's alone checks the same in a tenth of the
+has types and no shapes, which is most of them, beartype alone checks the same in a twentieth of the
 time.
 """
 
