@@ -41,11 +41,12 @@ def draw(rows: list[Row], out: Path) -> list[Path]:
 
 
 def finding(found: dict[str, dict[int, float]]) -> str:
-    """Who copies the longest strings, and in how many steps."""
+    """Who copies the longest strings, and in how many steps, of those trained on them."""
     longest = max(length for steps in found.values() for length in steps)
     needed: dict[float, list[str]] = {}
     for family, steps in found.items():
-        needed.setdefault(steps.get(longest, math.inf), []).append(family)
+        if longest in steps:
+            needed.setdefault(steps[longest], []).append(family)
     never = needed.pop(math.inf, [])
     if not needed:
         return f"No family copies {longest} letters within these steps"

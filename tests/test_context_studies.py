@@ -1,6 +1,7 @@
 """Studies on tasks and contexts: from rows of their grids to figures and verdicts."""
 
 import json
+import math
 from functools import cache
 
 import pytest
@@ -201,8 +202,12 @@ def test_copying_is_judged_and_drawn_by_the_steps_it_takes(tmp_path):
     verdict = JUDGES["attention_copies_sooner"](found)
     assert verdict.holds is True
     assert "dense: 500 at 8, 500 at 16; mamba: 1000 at 8" in verdict.result
+    apart = [r for r in found if (r.labels["family"] == "dense") == (r.labels["length"] == 16)]
+    assert JUDGES["attention_copies_sooner"](apart).holds is None
     said = title(copying_figure.draw(found, tmp_path))
     assert "16 letters are copied, in steps: from 500 on by dense" in said
+    steps = {"dense": {16: 250, 32: 250}, "mamba": {16: 1000, 32: math.inf}, "lstm": {16: 1000}}
+    assert copying_figure.finding(steps).endswith("on by dense; not within these steps by mamba")
 
 
 def test_mad_scores_are_ranked_beside_the_ladder(tmp_path):

@@ -248,10 +248,10 @@ def attention_copies_sooner(rows: list[Row]) -> Finding:
     not reproduced if more; not resolved if they are within the same two runs, or neither reaches.
     """
     found = {family: steps_to(rows, family) for family in ("dense", "mamba")}
-    if not all(found.values()):
-        return Finding(None, "dense or Mamba was not trained")
-    longest = max(found["dense"])
-    dense, mamba = (found[family].get(longest, math.inf) for family in ("dense", "mamba"))
+    both = found["dense"].keys() & found["mamba"].keys()
+    if not both:
+        return Finding(None, "dense and Mamba were not trained on strings of one length")
+    dense, mamba = (found[family][max(both)] for family in ("dense", "mamba"))
     holds = None if dense == mamba else dense < mamba
     said = "; ".join(
         f"{family}: " + ", ".join(f"{_steps(count)} at {n}" for n, count in steps.items())
