@@ -8,8 +8,9 @@ in bytes is what the width and the mixer make it. Hybrids have 0 (`mamba`), 1 (`
 seed chooses, the other two report (sim/compare/trials.py).
 
 Command:   isoflop run recall --workers 14 && isoflop figures recall
-Duration:  10 minutes on an H100 with 16 cores without gla and rwkv7; on 2 CPU cores --families gla
-           --widths 32 took 40 minutes beside other work, and is committed with them
+Duration:  10 minutes on an H100 with 16 cores without gla and rwkv7; on 2 CPU cores beside other
+           work --families gla --widths 24 32 took 100 minutes and --families rwkv7 --widths 32 took
+           52, which are committed with them
 Expected:  dense .99 or more at every number of pairs; of the others, those with a state of fixed
            size reach 90 % only from a number of bytes on that grows with the pairs; the first
            attention layer of the hybrid restores .99

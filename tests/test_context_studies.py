@@ -229,7 +229,7 @@ def test_mad_scores_are_ranked_beside_the_ladder(tmp_path):
 def test_the_committed_recall_is_drawn_with_who_reaches_and_who_does_not(tmp_path):
     committed = read_rows(claims.RESULTS / "recall.jsonl")
     said = title(recall_figure.draw(committed, tmp_path))
-    assert "At 16 pairs 5 of 9 families reach 90 %, gated_deltanet with the least state" in said
+    assert "At 16 pairs 6 of 10 families reach 90 %, rwkv7 with the least state" in said
     assert JUDGES["attention_recalls"](committed).holds is True
 
 
