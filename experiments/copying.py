@@ -7,8 +7,8 @@ length; shorter runs are branches of longer ones. Judged on strings of its own l
 that, which no run was trained on.
 
 Command:   isoflop run copying --workers 14 && isoflop figures copying
-Duration:  40 minutes of one busy core for --lengths 8 16 --steps 250 500 1000, whose records are
-           committed; the whole grid was not timed
+Duration:  40 minutes of one busy core for --lengths 8 16 --steps 250 500 1000, and an hour beside
+           other work for --lengths 32; their records are committed, the whole grid was not timed
 Expected:  dense reaches 95 % first at every length, in a number of steps that hardly grows; Mamba's
            grows with the length
 Rule:      steps to 95 % lie between the longest run whose mean accuracy over seeds is below .95 and
