@@ -11,19 +11,19 @@ from isoflop.sim.records.store import Row
 
 
 def draw(rows: list[Row], out: Path) -> list[Path]:
-    """One picture; none without runs."""
+    """One picture; none without finished runs."""
     looks = style.styles(str(row.labels["family"]) for row in rows)
-    found = {family: steps_to(rows, family) for family in looks}
+    found = {family: steps for family in looks if (steps := steps_to(rows, family))}
     if not found:
         return []
     tried = sorted({row.record.run.budget.steps for row in rows})
     never = 2 * tried[-1]
     lengths = sorted({length for steps in found.values() for length in steps})
     with style.sheet(1, 1, 6.4, 4.4) as (figure, (axes,)):
-        for i, (family, look) in enumerate(looks.items()):
-            apart = 1 + 0.01 * (2 * i + 1 - len(looks))  # equal ones show
-            x = [length * apart for length in found[family]]
-            y = [never if math.isinf(count) else count for count in found[family].values()]
+        for i, (family, steps) in enumerate(found.items()):
+            look, apart = looks[family], 1 + 0.01 * (2 * i + 1 - len(found))  # equal ones show
+            x = [length * apart for length in steps]
+            y = [never if math.isinf(count) else count for count in steps.values()]
             axes.plot(x, y, f"{look.marker}-", color=look.colour, label=style.label(family))
         axes.set(xscale="log", yscale="log", ylim=style.margins([tried[0], never], 0.1))
         axes.set_xticks(lengths, [str(length) for length in lengths])

@@ -55,8 +55,9 @@ def _panel(axes: Axes, trials: list[Trial], families: list[str], pairs: int) -> 
         shown += x
         axes.plot(x, y, "-", color=look.colour, linewidth=1)
         for trial, one in line:
-            low, high = max(one.low or 0.0, 0.0), 1.0 if one.high is None else min(one.high, 1.0)
-            axes.plot([trial.state_bytes] * 2, [low, high], "-", color=look.colour, linewidth=0.8)
+            if one.low is not None and one.high is not None:
+                ends = [max(one.low, 0.0), min(one.high, 1.0)]
+                axes.plot([trial.state_bytes] * 2, ends, "-", color=look.colour, linewidth=0.8)
             face = "white" if trial.edge else look.colour
             axes.plot(trial.state_bytes, one.mean, look.marker, mfc=face, mec=look.colour)
         axes.plot([], [], f"{look.marker}-", color=look.colour, label=style.label(family))

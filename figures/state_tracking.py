@@ -70,8 +70,9 @@ def _dot(axes: Axes, x: float, trial: Trial, metric: str, look: style.Style) -> 
     one = trial.interval(metric)
     if one is None:
         return
-    ends = [max(one.low or 0.0, 0.0), min(one.high or 1.0, 1.0)]
-    axes.plot([x, x], ends, "-", color=look.colour, linewidth=0.8)
+    if one.low is not None and one.high is not None:
+        ends = [max(one.low, 0.0), min(one.high, 1.0)]
+        axes.plot([x, x], ends, "-", color=look.colour, linewidth=0.8)
     face = "white" if trial.edge else look.colour
     axes.plot(x, one.mean, look.marker, mfc=face, mec=look.colour)
 

@@ -8,7 +8,6 @@ logits, so neither on the rows beside it nor on how much is written after.
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +17,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from isoflop.models.errors import UserError
+
+COLDEST = 1e-30  # below it logits over the temperature leave fp32
 
 
 class Sampling(NamedTuple):
@@ -33,8 +34,11 @@ class Sampling(NamedTuple):
     def check(self, vocab_size: int) -> None:
         """Raise UserError for what no text can be sampled by."""
         heat, k, p = self.temperature, self.top_k, self.top_p
-        if heat is not None and not 0 < heat < math.inf:
-            raise UserError(f"temperature={heat} must be a finite number above 0, or 0 for greedy")
+        if heat is not None and not COLDEST <= heat <= 1 / COLDEST:
+            raise UserError(
+                f"temperature={heat} must be a finite number above 0, from {COLDEST:g} to "
+                f"{1 / COLDEST:g}, or 0 for greedy"
+            )
         if heat is None and (k is not None or p is not None):
             name = "top_k" if k is not None else "top_p"
             raise UserError(

@@ -233,3 +233,17 @@ def test_models_and_ways_to_read_them_look_different(found):
     colours = re.findall(r"--family-\d+: (#\w+);", text)[: len(names)]
     assert len(set(zip(drawn, colours, strict=True))) == len(names)
     assert len(set(colours[: len(study.models)])) == len(study.models)
+
+
+def test_losses_of_other_sequences_are_told_apart():
+    row = {"place": 64, "loss": 2.0, "loss_low": 1.9, "loss_high": 2.1}
+    rows = [
+        row | {"model": name, "loss": loss} for name, loss in (("a", 2.0), ("b", 3.0), ("c", 1.0))
+    ]
+    pairs = [{"model": "b", "over": "a"}]
+    found = context_study.ContextStudy({}, rows, pairs, [], [], [], [], [], [])
+    said = page.finding(found)
+    assert said[0].startswith("Late in the context a has the lowest loss, 2")
+    assert "b the highest" in said[0]
+    assert said[1].startswith("Late in its context (from place 64) c has a loss of 1")
+    assert len(said) == 2

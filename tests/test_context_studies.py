@@ -8,6 +8,7 @@ import pytest
 import synthetic
 
 from isoflop.experiments import claims, context_training, copying, mad, recall, state_tracking
+from isoflop.experiments.cli.main import main
 from isoflop.figures import context_training as context_figure
 from isoflop.figures import copying as copying_figure
 from isoflop.figures import mad as mad_figure
@@ -187,6 +188,47 @@ def test_runs_that_all_diverged_are_one_line_or_no_picture(tmp_path):
     with pytest.raises(UserError, match="share no executed FLOPs"):
         context_figure.draw([row for row in rows if "context" in row.labels], tmp_path)
     assert recall_figure.draw([row for row in rows if "lr" in row.labels], tmp_path) == []
+
+
+def test_losses_at_equal_tokens_are_of_one_size_and_length_at_every_context():
+    rows = [*at(128, "dense"), *at(512, "dense")]
+    short = [
+        row
+        for row in rows
+        if row.labels["context"] == 128 or (row.labels["width"] < 96 and row.record.tokens < 2e7)
+    ]
+    found = Contexts(short).at_equal_tokens("dense")
+    assert len({(point.width, point.tokens) for point in found.values()}) == 1
+    assert found[512].width == 64
+    apart = [row for row in rows if (row.labels["context"] == 128) == (row.labels["width"] == 96)]
+    assert Contexts(apart).at_equal_tokens("dense") == {}
+
+
+def test_runs_that_failed_say_nothing_of_their_model(tmp_path):
+    def failed(rows):
+        lost = {"status": "failed", "reason": "no time", "metrics": {}}
+        return [Row(labels=r.labels, record=r.record.model_copy(update=lost)) for r in rows]
+
+    copied = failed(rows(copying.cells(families=("dense",), lengths=(8,)), lambda of, run: 1.0))
+    assert copying_figure.draw(copied, tmp_path) == []
+    scored = failed(rows(mad.cells(seeds=1), lambda of, run: 1.0))
+    assert mad_figure.draw(scored, tmp_path) == []
+    assert chosen(failed(recalls({"dense": {24: 4, 64: 16}, "mamba": {24: 0, 64: 8}}))) == []
+
+
+def test_steps_are_compared_where_both_were_tried():
+    cells = copying.cells(families=("dense", "mamba"), lengths=(8,), seeds=1)
+    found = rows(cells, lambda of, run: float(run.budget.steps > 500))
+    judge = JUDGES["attention_copies_sooner"]
+    assert "dense: 1000 at 8; mamba: 1000 at 8" in judge(found).result
+    less = [r for r in found if r.labels["family"] == "dense" or r.record.run.budget.steps == 250]
+    assert judge(less).holds is None
+
+
+def test_another_experiment_s_records_are_told_by_the_label_they_lack(tmp_path, capsys):
+    file = str(claims.RESULTS / "recall.jsonl")
+    assert main(["figures", "copying", "--records", file, "--out", str(tmp_path)]) == 2
+    assert "recall.jsonl lacks 'length', which figures of copying" in capsys.readouterr().err
 
 
 def test_a_context_of_fewer_than_eight_tokens_has_no_early_and_late():

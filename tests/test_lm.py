@@ -310,6 +310,8 @@ def test_a_token_is_chosen_as_often_as_its_share_of_what_is_kept(sampling, kept)
     ("sampling", "message"),
     [
         ({"temperature": -1.0}, "temperature=-1.0 must be a finite number above 0"),
+        ({"temperature": 1e-40}, "temperature=1e-40 must be a finite number above 0, from 1e-30"),
+        ({"temperature": 1e39}, r"must be a finite number above 0, from 1e-30 to 1e\+30"),
         ({"temperature": math.nan}, "temperature=nan must be"),
         ({"top_k": 3}, "top_k needs a temperature above 0"),
         ({"top_p": 0.5}, "top_p needs a temperature above 0"),

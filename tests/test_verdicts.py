@@ -64,6 +64,18 @@ def test_records_too_few_for_a_rule_resolve_nothing_and_keep_the_table(tmp_path)
     assert (verdict.word, verdict.result) == (NOT_RESOLVED, "the contexts share no executed FLOPs")
 
 
+def test_records_of_other_runs_than_a_rule_asks_for_resolve_nothing(tmp_path):
+    @claim("the moon is round", source="folklore", setting="none", records=("one",))
+    def moon(rows: list) -> Finding:
+        """Reproduced if it is."""
+        return Finding({row["family"]: True for row in rows}["dense"], "")
+
+    write_table(tmp_path / "one.jsonl", [{"family": "mamba"}])
+    verdict = moon.verdict(tmp_path)
+    assert verdict.word == NOT_RESOLVED
+    assert verdict.result == "the records lack what the rule asks for: 'dense'"
+
+
 def test_a_claim_is_not_run_until_all_of_its_records_are_there(tmp_path):
     found = judged_by(True, records=("one", "two"))
     write_table(tmp_path / "one.jsonl", [{"a": 1}])

@@ -251,6 +251,12 @@ def attention_copies_sooner(rows: list[Row]) -> Finding:
     both = found["dense"].keys() & found["mamba"].keys()
     if not both:
         return Finding(None, "dense and Mamba were not trained on strings of one length")
+    tried = [
+        {r.record.run.budget.steps for r in rows if r.labels["family"] == family}
+        for family in found
+    ]
+    if tried[0] != tried[1]:
+        return Finding(None, "dense and Mamba were not trained for the same numbers of steps")
     dense, mamba = (found[family][max(both)] for family in ("dense", "mamba"))
     holds = None if dense == mamba else dense < mamba
     said = "; ".join(

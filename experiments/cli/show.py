@@ -35,7 +35,13 @@ def figures(args: Sequence[str]) -> int:
     experiment, flags, rows = _records("figures", figures.__doc__, args, FigureFlags)
     if flags.metric != "loss":
         return _standard(experiment.name, flags, rows)
-    written = _drawing(experiment)(rows, flags.out / experiment.name)
+    try:
+        written = _drawing(experiment)(rows, flags.out / experiment.name)
+    except KeyError as error:  # a label, of rows that another experiment left
+        raise Usage(
+            f"{flags.records or flags.runs} lacks {error}, which figures of {experiment.name} are "
+            "drawn by; name the records of that experiment"
+        ) from None
     if not written:
         raise Usage(_none(experiment, flags))
     _print_paths(written, flags.json)

@@ -117,16 +117,21 @@ HEADINGS = {
 def finding(found: ContextStudy) -> list[str]:
     """Sentences, computed."""
     late = {row["model"]: row for row in found.positions}  # the last bucket of each
-    order = sorted(late, key=lambda name: late[name]["loss"])
-    first = late[order[0]]
-    told = f"{_interval(first, 'loss')} nats per token"
-    if len(order) == 1:
-        said = [
-            f"Late in its context (from place {first['place']:,}) {order[0]} has a loss of {told}."
-        ]
-    else:
+    told = {name: f"{_interval(row, 'loss')} nats per token" for name, row in late.items()}
+    paired = {name for row in found.differences for name in (row["model"], row["over"])}
+    order = sorted(paired, key=lambda name: late[name]["loss"])  # they read the same sequences
+    said = []
+    if order:
         last = f"{order[-1]} the highest, {_interval(late[order[-1]], 'loss')}"
-        said = [f"Late in the context {order[0]} has the lowest loss, {told}, and {last}."]
+        said.append(
+            f"Late in the context {order[0]} has the lowest loss, {told[order[0]]}, and {last}."
+        )
+    said += [
+        f"Late in its context (from place {late[name]['place']:,}) {name} has a loss of "
+        f"{told[name]}."
+        for name in late
+        if name not in paired
+    ]
     for name in found.models:
         plain, best = _beyond(found, name)
         if plain is None:

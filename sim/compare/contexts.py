@@ -106,23 +106,25 @@ class Contexts:
         return found
 
     def at_equal_tokens(self, family: str) -> dict[int, Point]:
-        """The largest model with most tokens, by context."""
-        return {
-            n: max(group, key=lambda point: (point.params["total"], point.tokens))
+        """The largest model with most tokens that was trained at every context, by context."""
+        sizes = {
+            n: {(point.params["total"], point.tokens): point for point in by_family[family]}
             for n, by_family in self.cells.items()
-            for name, group in by_family.items()
-            if name == family
+            if family in by_family
         }
+        shared = set.intersection(*map(set, sizes.values())) if sizes else set()
+        return {n: found[max(shared)] for n, found in sizes.items()} if shared else {}
 
     def by_position(self, family: str, context: int) -> dict[int, float]:
-        """Mean loss over seeds of the largest model with most tokens, by the first place of each
-        bucket of positions (sim/records/metrics.py).
+        """Mean loss over seeds of the model of `at_equal_tokens`, by the first place of each bucket
+        of positions (sim/records/metrics.py).
         """
         point = self.at_equal_tokens(family).get(context)
         if point is None:
             return {}
-        own = self._of_most_tokens(family, context)
-        return means([row for row in own if row.labels["width"] == point.width])
+        size = point.params["total"], point.tokens
+        own = self._of(family, context)
+        return means([r for r in own if (r.record.params["total"], r.record.tokens) == size])
 
     def late_slopes(self, family: str) -> dict[int, Slope]:
         """By context, the power of N with which the mean loss of its second half, over that of its
@@ -142,11 +144,18 @@ class Contexts:
         return found
 
     def _of_most_tokens(self, family: str, context: int) -> list[Row]:
-        own = [
-            r for r in self.rows if (r.labels["family"], r.labels["context"]) == (family, context)
+        own = self._of(family, context)
+        most = max((row.record.tokens for row in own), default=0)
+        return [row for row in own if row.record.tokens == most]
+
+    def _of(self, family: str, context: int) -> list[Row]:
+        """Runs with a loss."""
+        return [
+            row
+            for row in self.rows
+            if (row.labels["family"], row.labels["context"]) == (family, context)
+            and row.record.loss is not None
         ]
-        most = max((row.record.tokens for row in own if row.record.loss is not None), default=0)
-        return [row for row in own if row.record.tokens == most and row.record.loss is not None]
 
 
 def means(rows: Sequence[Row]) -> dict[int, float]:

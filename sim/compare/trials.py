@@ -49,14 +49,20 @@ class Trial:
 
 def chosen(rows: Iterable[Row]) -> list[Trial]:
     """One trial for each cell that was trained at one rate or more, with two seeds or more, in the
-    order of the rows. A rate that was not trained with every seed of its cell is left out.
+    order of the rows. A rate that was not trained with every seed of its cell is left out, and a
+    run that failed was not trained.
     """
     cells: dict[tuple, dict[float, dict[int, Row]]] = {}
-    for row in rows:
+    for row in _trained(rows):
         labels = tuple((k, v) for k, v in row.labels.items() if k not in TUNED)
         rate = float(row.labels["lr"])
         cells.setdefault(labels, {}).setdefault(rate, {})[row.record.run.seed] = row
     return [trial for labels, rates in cells.items() if (trial := _chosen(dict(labels), rates))]
+
+
+def _trained(rows: Iterable[Row]) -> list[Row]:
+    """Without runs that failed, which say nothing of the model; those that diverged do."""
+    return [row for row in rows if row.record.final]
 
 
 def _chosen(labels: dict, rates: dict[float, dict[int, Row]]) -> Trial | None:
@@ -135,7 +141,7 @@ def steps_to(rows: list[Row], family: str, accuracy: float = 0.95) -> dict[int, 
     accuracy; infinite where none does.
     """
     found: dict[int, dict[int, list[float]]] = {}
-    for row in rows:
+    for row in _trained(rows):
         if row.labels["family"] == family:
             length, steps = int(row.labels["length"]), row.record.run.budget.steps
             value = row.record.value("accuracy")
@@ -153,7 +159,7 @@ def steps_to(rows: list[Row], family: str, accuracy: float = 0.95) -> dict[int, 
 def task_scores(rows: list[Row]) -> dict[str, dict[str, float]]:
     """Mean accuracy over seeds by family and task; families that lack a task are left out."""
     found: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
+    for row in _trained(rows):
         tasks = found.setdefault(str(row.labels["family"]), {})
         tasks.setdefault(str(row.labels["task"]), []).append(row.record.value("accuracy") or 0.0)
     every = {task for tasks in found.values() for task in tasks}

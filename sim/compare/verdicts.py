@@ -69,6 +69,8 @@ class Claim:
             found = self.judge(*tables)
         except UserError as error:  # the records are too few for what the rule asks
             found = Finding(None, str(error))
+        except LookupError as error:  # … or others than those
+            found = Finding(None, f"the records lack what the rule asks for: {error}")
         own = {True: self.words.yes, False: self.words.no, None: NOT_RESOLVED}[found.holds]
         return Verdict(self, found.word or own, found.result, found.numbers)
 
