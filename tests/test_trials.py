@@ -80,8 +80,10 @@ def test_a_threshold_lies_between_the_largest_state_that_fails_and_the_smallest_
 
     assert threshold(trials(0.2, 0.95, 1.0), "x.accuracy") == Threshold(2400, 3200)
     assert threshold(trials(0.2, 0.3, 0.4), "x.accuracy") == Threshold(6400, None)
-    assert threshold(trials(0.9, 0.3, 1.0), "x.accuracy") == Threshold(None, 2400)
+    assert threshold(trials(0.9, 0.3, 1.0), "x.accuracy") == Threshold(None, 2400, dips=True)
     assert str(threshold(trials(0.2, 0.95, 1.0), "x.accuracy")) == "2.4 kB to 3.2 kB"
+    dip = threshold(trials(0.9, 0.3, 1.0), "x.accuracy")
+    assert str(dip) == "at most 2.4 kB (not at a larger one)"
 
 
 def test_fewer_than_two_seeds_are_refused():

@@ -83,20 +83,22 @@ def _chosen(labels: dict, rates: dict[float, dict[int, Row]]) -> Trial | None:
 
 @dataclass(frozen=True)
 class Threshold:
-    """The least state that reaches an accuracy: between the largest that does not and the smallest
-    that does. `low` is None where all do, `high` where none does.
+    """The least state that reaches an accuracy: between the largest below it, which does not, and
+    the smallest that does. `low` is None where the smallest does, `high` where none does.
     """
 
     low: int | None
     high: int | None
     open: bool = False  # whether a smaller one's rate was at the edge of its sweep
+    dips: bool = False  # whether a larger one does not reach it
 
     def __str__(self) -> str:
         if self.high is None:
             return f"above {_bytes(self.low)}"
-        return f"at most {_bytes(self.high)}" if self.low is None else (
-            f"{_bytes(self.low)} to {_bytes(self.high)}"
-        )  # fmt: skip
+        beyond = " (not at a larger one)" if self.dips else ""
+        if self.low is None:
+            return f"at most {_bytes(self.high)}{beyond}"
+        return f"{_bytes(self.low)} to {_bytes(self.high)}{beyond}"
 
 
 def threshold(trials: Sequence[Trial], metric: str, accuracy: float = 0.9) -> Threshold | None:
@@ -111,7 +113,8 @@ def threshold(trials: Sequence[Trial], metric: str, accuracy: float = 0.9) -> Th
     first = passing[0] if passing else len(known)
     low = known[first - 1][0].state_bytes if first else None
     high = known[first][0].state_bytes if passing else None
-    return Threshold(low, high, any(trial.edge for trial, _ in known[:first]))
+    dips = len(passing) < len(known) - first
+    return Threshold(low, high, any(trial.edge for trial, _ in known[:first]), dips)
 
 
 def pairs_of(rows: Iterable[Row]) -> list[int]:
