@@ -231,6 +231,15 @@ def test_another_experiment_s_records_are_told_by_the_label_they_lack(tmp_path, 
     assert "recall.jsonl lacks 'length', which figures of copying" in capsys.readouterr().err
 
 
+def test_what_a_figure_lacks_is_said(tmp_path, capsys):
+    some = [r for r in read_rows(claims.RESULTS / "recall.jsonl") if r.record.run.seed == 0]
+    file = tmp_path / "some.jsonl"
+    file.write_text("".join(row.model_dump_json() + "\n" for row in some), encoding="utf-8")
+    assert main(["figures", "recall", "--records", str(file), "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert f"the {len(some)} runs of recall make no figure. One picture; none without a" in said
+
+
 def test_a_context_of_fewer_than_eight_tokens_has_no_early_and_late():
     short = [Row(labels=row.labels | {"context": 4}, record=row.record) for row in late(0.0)]
     assert Contexts(short).late_slopes("dense") == {}

@@ -35,13 +35,17 @@ def figures(args: Sequence[str]) -> int:
     experiment, flags, rows = _records("figures", figures.__doc__, args, FigureFlags)
     if flags.metric != "loss":
         return _standard(experiment.name, flags, rows)
+    draw = _drawing(experiment)
     try:
-        written = _drawing(experiment)(rows, flags.out / experiment.name)
+        written = draw(rows, flags.out / experiment.name)
     except KeyError as error:  # a label, of rows that another experiment left
         raise Usage(
             f"{flags.records or flags.runs} lacks {error}, which figures of {experiment.name} are "
             "drawn by; name the records of that experiment"
         ) from None
+    if not written and rows:
+        needs = (draw.__doc__ or "").partition("\n")[0]
+        raise Usage(f"the {len(rows)} runs of {experiment.name} make no figure. {needs}")
     if not written:
         raise Usage(_none(experiment, flags))
     _print_paths(written, flags.json)
