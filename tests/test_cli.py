@@ -583,3 +583,29 @@ def test_with_its_file_gone_a_run_is_still_reported_listed_and_exported(
         assert code == 0
         assert ("no other compressor is measured: own.txt must be" in err) == (words[0] == "report")
     assert "own.txt must be an existing file" in the_error(isoflop("records", "prose"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 8. TiB\nfor an array"),
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.\nmore"),
+        RuntimeError("another"),
+    ],
+)
+def test_what_does_not_fit_the_memory_is_one_line_and_another_error_is_raised(
+    error, monkeypatch, capsys
+):
+    def verb(*args):
+        raise error
+
+    monkeypatch.setitem(VERBS, "list", verb)
+    if "another" in str(error):
+        with pytest.raises(RuntimeError):
+            main(["list"])
+        return
+    assert main(["list"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "out of memory (" in said
+    assert "take fewer tokens" in said
