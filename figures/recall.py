@@ -55,11 +55,7 @@ def _panel(axes: Axes, trials: list[Trial], families: list[str], pairs: int) -> 
         shown += x
         axes.plot(x, y, "-", color=look.colour, linewidth=1)
         for trial, one in line:
-            if one.low is not None and one.high is not None:
-                ends = [max(one.low, 0.0), min(one.high, 1.0)]
-                axes.plot([trial.state_bytes] * 2, ends, "-", color=look.colour, linewidth=0.8)
-            face = "white" if trial.edge else look.colour
-            axes.plot(trial.state_bytes, one.mean, look.marker, mfc=face, mec=look.colour)
+            style.accuracy(axes, trial.state_bytes, one, look, hollow=trial.edge)
         axes.plot([], [], f"{look.marker}-", color=look.colour, label=style.label(family))
     axes.axhline(REACHED, color=style.LINE, linestyle=(0, (4, 3)), linewidth=0.8)
     axes.set(xscale="log", ylim=(-0.03, 1.03), title=f"{pairs} pairs", ylabel="accuracy")

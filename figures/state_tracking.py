@@ -67,14 +67,8 @@ def _words(axes: Axes, trials: list[Trial]) -> None:
 
 
 def _dot(axes: Axes, x: float, trial: Trial, metric: str, look: style.Style) -> None:
-    one = trial.interval(metric)
-    if one is None:
-        return
-    if one.low is not None and one.high is not None:
-        ends = [max(one.low, 0.0), min(one.high, 1.0)]
-        axes.plot([x, x], ends, "-", color=look.colour, linewidth=0.8)
-    face = "white" if trial.edge else look.colour
-    axes.plot(x, one.mean, look.marker, mfc=face, mec=look.colour)
+    if one := trial.interval(metric):
+        style.accuracy(axes, x, one, look, hollow=trial.edge)
 
 
 def _finish(axes: Axes, title: str, chance: float) -> None:

@@ -29,6 +29,7 @@ from matplotlib.ticker import (
 
 from isoflop.figures.palette import Style as Style
 from isoflop.figures.palette import styles as styles
+from isoflop.sim.compare.rankings import Interval
 from isoflop.sim.cost.names import named as named
 
 LINE = "#5c6370"  # of axes, of lines to compare with, and of notes
@@ -143,6 +144,15 @@ def margins(values: Iterable[float], share: float = 0.06) -> tuple[float, float]
     low, high = min(values), max(values)
     air = max((high / low) ** share, 1.02)
     return low / air, high * air
+
+
+def accuracy(axes: Axes, x: float, one: Interval, look: Style, *, hollow: bool) -> None:
+    """A mean accuracy at `x`, with the part of its interval from 0 to 1 where there is one."""
+    if one.low is not None and one.high is not None:
+        ends = [max(one.low, 0.0), min(one.high, 1.0)]
+        axes.plot([x, x], ends, "-", color=look.colour, linewidth=0.8)
+    face = "white" if hollow else look.colour
+    axes.plot(x, one.mean, look.marker, mfc=face, mec=look.colour)
 
 
 def short(value: float) -> str:

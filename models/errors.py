@@ -22,6 +22,13 @@ def check_multiple(name: str, value: int, of: str, base: int, otherwise: str = "
         )
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the host has no memory for it or, as XLA says it, the device."""
+    said = str(error)
+    no_room = "RESOURCE_EXHAUSTED" in said or "out of memory" in said.lower()
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and no_room)
+
+
 def printable(text: str) -> str:
     """The same text, control characters and line separators as their escapes: \\x1b, \\u2028."""
     if text.isprintable():

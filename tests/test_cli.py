@@ -589,6 +589,7 @@ def test_with_its_file_gone_a_run_is_still_reported_listed_and_exported(
     "error",
     [
         MemoryError("Unable to allocate 8. TiB\nfor an array"),
+        MemoryError(),
         RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.\nmore"),
         RuntimeError("another"),
     ],

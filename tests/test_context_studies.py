@@ -225,17 +225,40 @@ def test_steps_are_compared_where_both_were_tried():
     assert judge(less).holds is None
 
 
+def written(rows, folder):
+    file = folder / "rows.jsonl"
+    file.write_text("".join(row.model_dump_json() + "\n" for row in rows), encoding="utf-8")
+    return str(file)
+
+
+SOME = {"dense": {24: 4, 64: 16}, "mamba": {24: 0, 64: 8}}
+
+
 def test_another_experiment_s_records_are_told_by_the_label_they_lack(tmp_path, capsys):
-    file = str(claims.RESULTS / "recall.jsonl")
+    file = written(recalls(SOME), tmp_path)
     assert main(["figures", "copying", "--records", file, "--out", str(tmp_path)]) == 2
-    assert "recall.jsonl lacks 'length', which figures of copying" in capsys.readouterr().err
+    assert "rows.jsonl lacks 'length', which figures of copying" in capsys.readouterr().err
+
+
+def test_a_label_that_is_there_and_is_missed_is_a_bug_with_its_traceback(tmp_path, monkeypatch):
+    def draw(rows, out):
+        raise KeyError("width")
+
+    monkeypatch.setattr(recall_figure, "draw", draw)
+    file = written(recalls(SOME), tmp_path)
+    with pytest.raises(KeyError):
+        main(["figures", "recall", "--records", file, "--out", str(tmp_path)])
+
+
+def test_stability_is_judged_by_two_widths():
+    judge = next(c for c in claims.claims() if c.name == "larger_is_less_stable").judge
+    assert judge(synthetic.grid(("dense",), ((32, 2),), (500,))).holds is None
 
 
 def test_what_a_figure_lacks_is_said(tmp_path, capsys):
-    some = [r for r in read_rows(claims.RESULTS / "recall.jsonl") if r.record.run.seed == 0]
-    file = tmp_path / "some.jsonl"
-    file.write_text("".join(row.model_dump_json() + "\n" for row in some), encoding="utf-8")
-    assert main(["figures", "recall", "--records", str(file), "--out", str(tmp_path)]) == 2
+    some = [row for row in recalls(SOME) if row.record.run.seed == 0]
+    file = written(some, tmp_path)
+    assert main(["figures", "recall", "--records", file, "--out", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert f"the {len(some)} runs of recall make no figure. One picture; none without a" in said
 

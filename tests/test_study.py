@@ -13,8 +13,11 @@ import synthetic
 
 from isoflop.experiments.cli import readme
 from isoflop.figures import ladder
+from isoflop.models.errors import UserError
+from isoflop.sim.compare.family_fits import surface
 from isoflop.sim.compare.points import longest, points
 from isoflop.sim.compare.study import Study
+from isoflop.sim.laws import fit
 from isoflop.sim.laws.forms import Chinchilla, PowerLaw
 from isoflop.sim.records.store import join_step_seconds, read_rows, read_table
 
@@ -85,6 +88,20 @@ def test_a_cost_that_does_not_grow_with_n_is_told_and_the_others_stand(rows):
     assert told["mamba"]["status"] == "unidentifiable"
     assert "the cost must grow with N" in told["mamba"]["reason"]
     assert told["slow"]["ceg"]
+
+
+def test_a_surface_whose_cost_cannot_be_told_is_not_identifiable_and_ends_no_report(
+    rows, monkeypatch
+):
+    def refuse(*columns):
+        raise UserError("the cost must grow with N and with D")
+
+    monkeypatch.setattr(fit, "fit_cost", refuse)
+    found = surface(points(rows), draws=20)
+    assert (found.status, found.reason) == (
+        "unidentifiable",
+        "the cost must grow with N and with D",
+    )
 
 
 def test_state_bytes_are_compared_at_the_longest_runs_of_each_size(rows):

@@ -251,13 +251,12 @@ def attention_copies_sooner(rows: list[Row]) -> Finding:
     both = found["dense"].keys() & found["mamba"].keys()
     if not both:
         return Finding(None, "dense and Mamba were not trained on strings of one length")
-    tried = [
-        {r.record.run.budget.steps for r in rows if r.labels["family"] == family}
-        for family in found
-    ]
+    longest = max(both)
+    own = [row for row in rows if row.labels["length"] == longest]
+    tried = [{r.record.run.budget.steps for r in own if r.labels["family"] == f} for f in found]
     if tried[0] != tried[1]:
-        return Finding(None, "dense and Mamba were not trained for the same numbers of steps")
-    dense, mamba = (found[family][max(both)] for family in ("dense", "mamba"))
+        return Finding(None, f"{longest} letters: dense and Mamba had other numbers of steps")
+    dense, mamba = (steps[longest] for steps in found.values())
     holds = None if dense == mamba else dense < mamba
     said = "; ".join(
         f"{family}: " + ", ".join(f"{_steps(count)} at {n}" for n, count in steps.items())

@@ -54,7 +54,7 @@ def _told(error: Exception) -> str:
         return str(error)
     from pydantic import ValidationError
 
-    from isoflop.models.errors import UserError, shortened
+    from isoflop.models.errors import UserError, is_out_of_memory, shortened
     from isoflop.sim import userfile
     from isoflop.sim.records.store import brief
 
@@ -69,21 +69,17 @@ def _told(error: Exception) -> str:
             said = brief(error)
         case UserError():
             said = str(error)
-        case MemoryError() | RuntimeError() if _is_memory(error):
+        case _ if is_out_of_memory(error):
+            first, *_ = str(error).splitlines() or ["of this machine"]
             said = (
-                f"out of memory ({shortened(str(error).partition(chr(10))[0], 200)}); take fewer "
-                "tokens, shorter sequences or a smaller batch"
+                f"out of memory ({shortened(first, 200)}); take fewer tokens, shorter sequences or "
+                "a smaller batch"
             )
         case _ if where:
             said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         case _:
             return ""
     return f"{where}: {said}" if where else said
-
-
-def _is_memory(error: Exception) -> bool:
-    """Of the host or, as XLA says it, of the device."""
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _help() -> str:

@@ -38,7 +38,9 @@ def figures(args: Sequence[str]) -> int:
     draw = _drawing(experiment)
     try:
         written = draw(rows, flags.out / experiment.name)
-    except KeyError as error:  # a label, of rows that another experiment left
+    except KeyError as error:
+        if any(error.args[0] in getattr(row, "labels", row) for row in rows):
+            raise  # a bug: rows that another experiment left have no such label
         raise Usage(
             f"{flags.records or flags.runs} lacks {error}, which figures of {experiment.name} are "
             "drawn by; name the records of that experiment"

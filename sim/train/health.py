@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from isoflop.models.errors import UserError, shortened
+from isoflop.models.errors import UserError, is_out_of_memory, shortened
 from isoflop.sim.spec import Run
 from isoflop.sim.train.sharding import Layout
 
@@ -83,7 +83,7 @@ def smaller(error: jax.errors.JaxRuntimeError, layout: Layout, runs: Sequence[Ru
     Raises the error again if it is another, and UserError if the micro-batches cannot be halved.
     """
     said = str(error)
-    if "RESOURCE_EXHAUSTED" not in said and "out of memory" not in said.lower():
+    if not is_out_of_memory(error):
         raise error
     run = runs[0]
     half = layout.model_copy(update={"micro_batches": 2 * layout.micro_batches})
